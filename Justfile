@@ -1,0 +1,55 @@
+# What a maintainer repeats. `./just RECIPE` works on a machine with only bash and Python.
+
+set positional-arguments
+
+# List the recipes
+default:
+    @"{{ just_executable() }}" --list --unsorted
+
+# Make or update .venv from requirements.lock
+setup:
+    @./just --venv-only
+
+# The demo job, a few steps, from data to a reloaded adapter
+smoke *args: setup
+    .venv/bin/runner smoke demo-identity --max-steps 5 "$@"
+
+# Lint, types and all tests; arguments go to pytest
+test *args: lint
+    .venv/bin/python -m pytest -q "$@"
+
+# The tests that take seconds, nothing else; arguments go to pytest
+test-quick *args: setup
+    .venv/bin/python -m pytest -q -m "not slow" "$@"
+
+# Formatting, lint, shell scripts and types, changing nothing
+lint: setup
+    .venv/bin/ruff format --check
+    .venv/bin/ruff check
+    .venv/bin/shellcheck just .ci/run
+    .venv/bin/mypy
+
+# Format and fix what can be fixed
+format: setup
+    .venv/bin/ruff format
+    .venv/bin/ruff check --fix
+
+# Write jobs/job.schema.json, which editors read, from runner/job.py
+schema: setup
+    .venv/bin/python -m runner.job > jobs/.job.schema.json.tmp
+    mv jobs/.job.schema.json.tmp jobs/job.schema.json
+
+# Renew requirements.lock for pyproject.toml; versions stay unless given --upgrade or -P NAME
+lock *args: setup
+    #!/usr/bin/env bash
+    set -euo pipefail
+    # uv doesn't read pip's settings: hand it pip's index, if one is set, for this run only.
+    index=${PIP_INDEX_URL:-$(.venv/bin/pip config get global.index-url 2>/dev/null || true)}
+    if [[ $index ]]; then export UV_DEFAULT_INDEX=$index; fi
+    .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 \
+        --extra train --extra dev --no-sources --no-annotate --no-emit-index-url \
+        --custom-compile-command './just lock' --quiet "$@" -o requirements.lock
+
+# Build the wheel into dist/
+wheel: setup
+    .venv/bin/python -m pip wheel --no-deps --wheel-dir dist .

@@ -1,0 +1,90 @@
+"""Checkpoints as whole folders: sealed with a list of sizes and hashes, verified by it.
+
+Imports the standard library and runner.durable: the supervisor verifies without torch.
+A checkpoint is written in a staging folder, sealed, and renamed into place; what has no valid
+seal is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from runner import durable
+
+SEAL = "seal.json"
+SCHEMA_VERSION = 1
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+def seal(folder: Path) -> None:
+    """Flush every file of `folder` to disk and write the seal (path -> size, sha256)."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != SEAL:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                os.fsync(stream.fileno())
+            files[str(path.relative_to(folder))] = {
+                "size_bytes": path.stat().st_size,
+                "sha256": digest,
+            }
+    durable.write_json(folder / SEAL, {"schema_version": SCHEMA_VERSION, "files": files})
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Rename a sealed staging folder to its final name; an older one of that name gives way."""
+    if final.exists():
+        doomed = staged.parent / f"{final.name}.replaced"
+        final.rename(doomed)
+        staged.rename(final)
+        shutil.rmtree(doomed)
+    else:
+        staged.rename(final)
+    durable.fsync_folder(final.parent)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None where it is as it was sealed."""
+    record = durable.read_json(folder / SEAL)
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        return "it has no seal, so its save did not finish"
+    for name, facts in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["size_bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, not {facts['size_bytes']}"
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != facts["sha256"]:
+                return f"{name} was changed since it was sealed"
+    return None
+
+
+def step_of(folder: Path) -> int:
+    """The optimizer step of a checkpoint folder, from its name."""
+    match = _NAME.match(folder.name)
+    if not match:
+        raise ValueError(f"{folder.name} is not a checkpoint's name")
+    return int(match[1])
+
+
+def listed(folder: Path) -> list[Path]:
+    """The checkpoint folders in `folder`, lowest step first, whole or not."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.is_dir() and _NAME.match(p.name)), key=step_of)
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is as it was sealed, and a line for each newer damaged one."""
+    skipped: list[str] = []
+    for path in reversed(listed(folder)):
+        wrong = damage(path)
+        if wrong is None:
+            return path, skipped
+        skipped.append(f"{path.name} is passed over: {wrong}")
+    return None, skipped

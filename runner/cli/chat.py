@@ -1,0 +1,59 @@
+"""`runner chat`: starts the engine's chat in a process of its own; imports no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from runner.cli.output import Output
+from runner.cli.train import require_training_stack
+from runner.errors import RefusedError, UsageError
+from runner.folder import default_root, find_run
+from runner.report.run import require_plan
+
+
+def talk(
+    run: str,
+    prompt: str | None,
+    *,
+    base: bool,
+    max_new_tokens: int,
+    runs: Path | None,
+    as_json: bool,
+) -> int:
+    """Exit code of the chat."""
+    folder = find_run(run, runs or default_root())
+    require_plan(folder)
+    require_training_stack()
+    if not (folder.adapter / "adapter_model.safetensors").is_file() and not base:
+        raise RefusedError(
+            f"run {folder.name} has no finished adapter",
+            "runner report says how it ended; --base asks the base model",
+        )
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise UsageError("the prompt is empty")
+    if as_json and prompt is None:
+        raise UsageError("--json needs a prompt", "-p TEXT, or -p - to read it from stdin")
+    command = [
+        sys.executable,
+        "-m",
+        "runner.engine.chat",
+        str(folder.path),
+        "--max-new-tokens",
+        str(max_new_tokens),
+    ]
+    if base:
+        command.append("--base")
+    if prompt is None:
+        return subprocess.call(command)
+    done = subprocess.run(
+        [*command, "--prompt-from-stdin"], input=prompt, text=True, stdout=subprocess.PIPE
+    )
+    if done.returncode == 0:
+        record = json.loads(done.stdout)
+        Output(as_json=as_json).result({"run": folder.name, **record}, [record["answer"]])
+    return done.returncode

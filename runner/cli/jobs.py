@@ -1,0 +1,138 @@
+"""`runner jobs`, `show` and `render`: what reads job files and starts nothing. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from runner.cli.output import Output, field, table
+from runner.errors import RunnerError, UsageError, nearest
+from runner.facts import gather
+from runner.jobfile import LoadedJob, list_jobs, load_job
+from runner.plan import make_plan
+from runner.render import render
+from runner.units import format_bytes
+
+_SIZES = ("budget.gpu_memory", "budget.host_memory")
+
+
+def list_all(*, as_json: bool) -> None:
+    """Name, model and description of each job; a broken file is listed with what is wrong."""
+    records: list[dict[str, Any]] = []
+    for name, path in list_jobs().items():
+        try:
+            job = load_job(str(path)).job
+            records.append(
+                {
+                    "job": name,
+                    "file": str(path),
+                    "model": job.model,
+                    "method": job.method,
+                    "description": job.description,
+                }
+            )
+        except RunnerError as error:
+            records.append({"job": name, "file": str(path), "error": error.message})
+    rows = [
+        [
+            r["job"],
+            r.get("model", "-"),
+            r.get("method", "-"),
+            r.get("description") or f"BROKEN: {r.get('error')}",
+        ]
+        for r in records
+    ]
+    Output(as_json=as_json).result(records, table(["JOB", "MODEL", "METHOD", "DESCRIPTION"], rows))
+
+
+def show_job(name: str, sets: list[str], *, as_json: bool) -> None:
+    """Every field with its value and source, as YAML that is a job file again."""
+    loaded = load_job(name, sets)
+    record = loaded.job.model_dump(mode="json")
+    lines = [f"# {loaded.name}: {loaded.path}"]
+    _show(loaded, loaded.job, "", 0, lines)
+    Output(as_json=as_json).result(
+        {
+            "job": loaded.name,
+            "file": str(loaded.path),
+            "values": record,
+            "sources": _all_sources(loaded, record),
+        },
+        lines,
+    )
+
+
+def _source(loaded: LoadedJob, dotted: str) -> str:
+    """Where a value comes from: its own entry, or that of the block or list that holds it."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        source = loaded.sources.get(prefix)
+        if source is not None:
+            # a block that is in the file may still leave this field to its default
+            return source if length == len(parts) or source.startswith("--set") else "default"
+    return "default"
+
+
+def _all_sources(loaded: LoadedJob, record: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    out: dict[str, str] = {}
+    for key, value in record.items():
+        dotted = prefix + key
+        if isinstance(value, dict) and value and dotted not in ("data.labels", "data.placeholders"):
+            out |= _all_sources(loaded, value, dotted + ".")
+        else:
+            out[dotted] = _source(loaded, dotted)
+    return out
+
+
+def _show(loaded: LoadedJob, model: BaseModel, prefix: str, depth: int, lines: list[str]) -> None:
+    import yaml
+
+    for name in type(model).model_fields:
+        value, dotted, indent = getattr(model, name), prefix + name, "  " * depth
+        if isinstance(value, BaseModel):
+            lines.append(f"{indent}{name}:")
+            _show(loaded, value, dotted + ".", depth + 1, lines)
+            continue
+        if dotted in _SIZES and value is not None:
+            shown = format_bytes(value).replace(" ", "") if value % (1 << 20) == 0 else f"{value}B"
+            if f"{value / (1 << 30):.2f}GiB" == shown and value % (1 << 30) == 0:
+                shown = f"{value >> 30}GiB"
+        else:
+            shown = (
+                yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+                .removesuffix("...\n")
+                .strip()
+            )
+        lines.append(f"{f'{indent}{name}: {shown}':<58}  # {_source(loaded, dotted)}")
+
+
+def render_job(
+    job: str,
+    sets: list[str],
+    *,
+    max_steps: int | None,
+    smoke: bool,
+    name: str,
+    as_json: bool,
+) -> None:
+    """Print one rendered file; notes on what the machine lacks go to stderr."""
+    loaded = load_job(job, sets)
+    facts = gather(loaded)
+    plan = make_plan(loaded, facts, "smoke" if smoke else "train", max_steps)
+    files = render(plan)
+    if name not in files:
+        near = nearest(name, files)
+        raise UsageError(
+            f"no rendered file {name!r} for this job; there are {', '.join(files)}",
+            f"nearest: {near}" if near else None,
+        )
+    out = Output(as_json=as_json)
+    for line in plan.substitutions:
+        out.say(field("note", f"substituted: {line}"))
+    if not facts.model.present and not smoke:
+        out.say(field("note", f"the weights of {facts.model.id} are not on this machine yet"))
+    if not facts.train.present and not smoke:
+        out.say(field("note", f"data.train is not on this machine: {facts.train.path}"))
+    out.result({"plan_hash": plan.hash, "files": files}, [files[name].rstrip("\n")])

@@ -1,0 +1,26 @@
+"""`runner report RUN`: what a run did, how it ended and why, in text or JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runner.cli.output import Output
+from runner.folder import RunFolder, default_root, find_run
+from runner.report.run import read_report, report_lines, verdict
+
+
+def report_run(run: str, *, runs: Path | None, as_json: bool) -> None:
+    """Print the report."""
+    folder = find_run(run, runs or default_root())
+    report = read_report(folder)
+    Output(as_json=as_json).result(report, report_lines(report))
+
+
+def verdict_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
+    """The verdict that `train` ends with; a run without one is described as it is."""
+    return (
+        verdict(read_report(folder))
+        if not record
+        else verdict({"run": folder.name, "state": record.get("reason"), "termination": record})
+    )

@@ -1,0 +1,132 @@
+"""`runner smoke`: each job for a few steps, end to end, in a folder of its own, then one table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from runner import durable
+from runner.cli.output import Output, field, table
+from runner.cli.train import (
+    fetch_builtin,
+    require_training_stack,
+    start,
+    start_and_follow,
+)
+from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
+from runner.facts import gather, require_data
+from runner.jobfile import LoadedJob, list_jobs, load_job
+from runner.plan import SMOKE_DEFAULT_STEPS
+from runner.units import format_bytes
+
+
+def smoke_jobs(
+    names: list[str], sets: list[str], *, max_steps: int | None, runs: Path | None, as_json: bool
+) -> int:
+    """0 where every job passed, 1 where one did not, 130 after Ctrl-C; each one is in the table."""
+    out = Output(as_json=as_json)
+    chosen = names or list(list_jobs())
+    if not chosen:
+        raise UsageError("there are no jobs here", "runner jobs lists them")
+    # a wrong name or field is answered before anything starts
+    loaded = [(name, load_job(name, sets)) for name in chosen]
+    require_training_stack()
+    records: list[dict[str, Any]] = []
+    for number, (name, job) in enumerate(loaded, start=1):
+        out.say(f"\n[{number}/{len(loaded)}] {job.name}")
+        began = time.monotonic()
+        try:
+            records.append(_smoke(job, max_steps, runs, out))
+        except RunnerError as error:
+            for line in error.lines():
+                out.say(line)
+            records.append(
+                {"job": name, "passed": False, "verdict": "refused", "why": error.message}
+            )
+        records[-1]["seconds"] = round(time.monotonic() - began, 1)
+        if records[-1].get("exit_code") == EXIT_INTERRUPTED:
+            break
+    passed = len(records) == len(loaded) and all(record["passed"] for record in records)
+    lines = [
+        "",
+        *table(
+            ["JOB", "SUBSTITUTED", "STEPS", "LOSS", "PEAK", "SECONDS", "VERDICT"],
+            [_row(record) for record in records],
+        ),
+    ]
+    for record in records:
+        lines += [
+            field("SUBSTITUTE", f"{record['job']}: {text}")
+            for text in record.get("substitutions") or []
+        ]
+    left = len(loaded) - len(records)
+    good = sum(record["passed"] for record in records)
+    lines.append(f"{good} of {len(loaded)} passed" + (f", {left} not run" if left else ""))
+    out.result({"schema_version": 1, "passed": passed, "jobs": records}, lines)
+    if records and records[-1].get("exit_code") == EXIT_INTERRUPTED:
+        return EXIT_INTERRUPTED
+    return 0 if passed else 1
+
+
+def _smoke(job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output) -> dict[str, Any]:
+    fetch_builtin(job, out, required=False)
+    facts = gather(job)
+    if facts.sample is None or not facts.sample.present:
+        require_data(job, facts)
+    plan, folder = start(job, "smoke", max_steps or SMOKE_DEFAULT_STEPS, runs, out)
+    for line in plan.substitutions:
+        out.say(field("SUBSTITUTE", line))
+    out.say(field("run", str(folder.path)))
+    code = start_and_follow(folder, plan, out)
+    end = durable.read_json(folder.termination) or {}
+    result = durable.read_json(folder.engine_result) or {}
+    reached = end.get("steps") == plan.training.max_steps
+    reloaded = bool((result.get("checks") or {}).get("reload", {}).get("loaded"))
+    passed = code == 0 and end.get("reason") == "completed" and reached and reloaded
+    why = end.get("message", "there is no verdict") if not passed else ""
+    if not passed:
+        out.say(field("failed", str(why)))
+        out.say(field("log", str(folder.train_log)))
+    return {
+        "job": job.name,
+        "run": folder.name,
+        "passed": passed,
+        "substitutions": list(plan.substitutions),
+        "steps": end.get("steps"),
+        "first_loss": end.get("first_loss"),
+        "last_loss": end.get("last_loss"),
+        "eval_loss": end.get("eval_loss"),
+        "peak_bytes": end.get("peak_bytes"),
+        "peak_source": end.get("peak_source"),
+        "verdict": end.get("reason", "lost"),
+        "why": why,
+        "exit_code": code,
+    }
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    first, last = record.get("first_loss"), record.get("last_loss")
+    losses = "-" if first is None or last is None else f"{first:.3f} → {last:.3f}"
+    verdict = "passed" if record["passed"] else f"FAILED: {record['verdict']}"
+    return [
+        record["job"],
+        _kinds(record.get("substitutions") or []),
+        str(record.get("steps") or 0),
+        losses,
+        format_bytes(record.get("peak_bytes")),
+        f"{record['seconds']:.0f}",
+        verdict,
+    ]
+
+
+def _kinds(substitutions: list[str]) -> str:
+    """The substitutions in a word each, for the table; the lines under it say them whole."""
+    if not substitutions:
+        return "nothing"
+    words = {"random": "model", "budget": "budget", "CPU": "GPU", "fp32": "precision"}
+    found = [
+        next((word for sign, word in words.items() if sign in text), "data")
+        for text in substitutions
+    ]
+    return ", ".join(dict.fromkeys(found))

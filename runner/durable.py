@@ -1,0 +1,109 @@
+"""Files that outlive a process: written whole (temporary + fsync + rename) or appended by the line.
+
+Imports only the standard library. Every other module writes its records through here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `content`, whole or not at all.
+
+    Raises OSError (disk full, no permission); then `path` is as it was and no temporary is left.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    fsync_folder(path.parent)
+
+
+def write_text(path: Path, content: str, *, mode: int = 0o644) -> None:
+    """`write_bytes` for UTF-8 text."""
+    write_bytes(path, content.encode(), mode=mode)
+
+
+def write_json(path: Path, record: object) -> None:
+    """`write_bytes` for one JSON document, indented, keys as given. NaN is refused (ValueError)."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON document at `path`, or None where there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+class JsonlWriter:
+    """Appends one JSON object a line; each line reaches the kernel in one write."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        os.write(self._descriptor, line.encode())
+
+    def close(self) -> None:
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL file; a torn last line (a kill in mid-write) is passed over."""
+    try:
+        stream = path.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    with stream:
+        for line in stream:
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    yield record
+
+
+def last_jsonl(path: Path) -> dict[str, Any] | None:
+    """The last whole record of a JSONL file, read from its end; None where there is none."""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - 64 * 1024))
+            tail = stream.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(tail):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                return record
+    return None

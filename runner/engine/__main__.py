@@ -1,0 +1,105 @@
+"""`python -m runner.engine RUN_FOLDER [--resume]`: one training process of a run.
+
+`--prepare` only readies the folder (launch.sh calls it once before the processes start).
+Imports torch only after the signals are taken over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from runner import durable
+from runner.engine.control import STOPPED_EXIT_CODE, SUPERVISOR_VARIABLE, Control, Stopped
+from runner.errors import RunnerError
+from runner.folder import RunFolder
+from runner.render import read_plan
+
+
+def main() -> int:
+    """The exit code: 0 completed, 143 stopped on request, 2 or 3 refused, 1 failed."""
+    parser = argparse.ArgumentParser(prog="python -m runner.engine", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the run's folder, with plan.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--prepare", action="store_true", help="ready the folder, then end")
+    arguments = parser.parse_args()
+    folder = RunFolder(arguments.folder.absolute())
+    if arguments.prepare:
+        return _prepare(folder, resume=arguments.resume)
+    rank = int(os.environ.get("RANK", "0"))
+    control = Control(folder, rank)
+    try:
+        plan = read_plan(folder.plan)
+        control.install()
+        from runner.engine.train import train
+
+        return train(plan, folder, control, resume=arguments.resume)
+    except Stopped:
+        print("runner: stopped before the first step", file=sys.stderr)
+        return STOPPED_EXIT_CODE
+    except RunnerError as error:
+        print("\n".join(error.lines()), file=sys.stderr)
+        _record_failure(folder, rank, "refused", error.message)
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        kind, message = _explain(error)
+        _record_failure(folder, rank, kind, message)
+        return 1
+
+
+def _prepare(folder: RunFolder, *, resume: bool) -> int:
+    try:
+        plan = read_plan(folder.plan)
+    except RunnerError as error:
+        print("\n".join(error.lines()), file=sys.stderr)
+        return error.exit_code
+    if not os.environ.get(SUPERVISOR_VARIABLE) and not resume:
+        moved = folder.set_aside_results()
+        if moved is not None:
+            print(f"runner: the earlier results are now in {moved}", file=sys.stderr)
+    for inner in (folder.logs, folder.checkpoints, folder.engine):
+        inner.mkdir(exist_ok=True)
+    for line in plan.substitutions:
+        print(f"runner: SUBSTITUTED {line}", file=sys.stderr)
+    return 0
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """The failure's kind and a sentence, from the exception alone."""
+    from runner.engine.watch import NonFiniteLoss
+
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0]
+    if isinstance(error, NonFiniteLoss):
+        return "non_finite_loss", first
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+        return "cuda_oom", first
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+        return "host_oom", first
+    if isinstance(error, OSError) and error.errno == 28:
+        return "disk_full", f"the disk is full: {first}"
+    return "failed", f"{type(error).__name__}: {first}"
+
+
+def _record_failure(folder: RunFolder, rank: int, kind: str, message: str) -> None:
+    if rank == 0 or not folder.engine_failure.exists():
+        try:
+            durable.write_json(
+                folder.engine_failure,
+                {"schema_version": 1, "rank": rank, "kind": kind, "message": message},
+            )
+        except OSError as error:
+            print(f"runner: the failure can't be recorded: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after an ordinary end of training, library threads and process groups can hang
+    # in their own clean-up and hold the GPU; everything of ours is on disk by now.
+    os._exit(code)

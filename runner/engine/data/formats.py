@@ -1,0 +1,418 @@
+"""Turn rows of the known data formats into chat messages; refuse what does not fit.
+
+Imports the standard library, `runner.errors` and this package's `read`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, NoReturn, TypedDict, get_args
+
+from runner.engine.data.read import shorten
+from runner.errors import Problem, SpecError, nearest
+
+Format = Literal["messages", "conversations", "alpaca", "text_label"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+# A format fits a row that has all of these keys.
+REQUIRED_KEYS: Mapping[Format, tuple[str, ...]] = MappingProxyType(
+    {
+        "messages": ("messages",),
+        "conversations": ("conversations",),
+        "alpaca": ("instruction", "output"),
+        "text_label": ("text", "label"),
+    }
+)
+
+SAMPLE_ROWS = 100
+MAX_PROBLEMS = 5
+
+_MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
+_ROLES: Mapping[str, str] = MappingProxyType(
+    {
+        "system": "system",
+        "user": "user",
+        "human": "user",
+        "assistant": "assistant",
+        "gpt": "assistant",
+    }
+)
+_TOOL_ROLES = frozenset({"tool", "tools", "function", "function_call", "observation", "ipython"})
+_PLACEHOLDER = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Message(TypedDict):
+    """One turn, in the form chat templates take."""
+
+    role: str  # system, user or assistant
+    content: str
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """What a job says about its rows beyond their format."""
+
+    # The system turn of rows that bring none of their own; None: no system turn is added.
+    system: str | None = None
+    # text_label: the user turn; every {text} in it is replaced by the row's text.
+    prompt: str = "{text}"
+    # text_label: what to answer for each label, keyed by the label as text. None: labels must be
+    # strings already and are the answers.
+    labels: Mapping[str, str] | None = None
+    # What replaces {{name}} in contents. Empty: contents are left as they are.
+    placeholders: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Which format the sampled rows have, and why that was concluded."""
+
+    format: Format
+    because: str  # a short sentence for the user
+    # Keys that hold images, video or audio in some sampled row: the text engine has no use for
+    # them, so a caller must route or refuse such rows.
+    media: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Rows as messages, and the numbers of those left out."""
+
+    rows: list[tuple[int, list[Message]]]  # (line or row number in the source, messages)
+    dropped_empty: list[int]  # numbers of the rows with an empty assistant answer
+
+
+def detect(
+    rows_sample: Sequence[Mapping[str, Any]], where: str = "data", field: str = "data.format"
+) -> Detection:
+    """The format of the first SAMPLE_ROWS rows, told by their keys alone.
+
+    Raises SpecError where no format fits every row, or more than one does: the keys seen and the
+    nearest format are in it. `where` names the source, `field` what the user should set.
+    """
+    rows = rows_sample[:SAMPLE_ROWS]
+    if not rows:
+        raise SpecError([Problem(where, field, "no rows to tell the format from")])
+    seen: dict[str, int] = {}
+    for row in rows:
+        for key in row:
+            seen[key] = seen.get(key, 0) + 1
+    keys_shown = "keys seen: " + shorten(
+        ", ".join(
+            k if n == len(rows) else f"{k} ({n} of {len(rows)} rows)" for k, n in seen.items()
+        )
+        or "none",
+        300,
+    )
+    fitting = [name for name in FORMATS if all(_fits(row, name) for row in rows)]
+    if len(fitting) > 1:
+        raise SpecError(
+            [
+                Problem(
+                    where,
+                    field,
+                    f"more than one format fits: {' and '.join(fitting)}",
+                    keys_shown,
+                    f"{field} set to the one that is meant",
+                )
+            ]
+        )
+    if not fitting:
+        partly = max(FORMATS, key=lambda name: sum(_fits(row, name) for row in rows))
+        count = sum(_fits(row, partly) for row in rows)
+        raise SpecError(
+            [
+                Problem(
+                    where,
+                    field,
+                    f"only {count} of the first {len(rows)} rows fit {partly}"
+                    if count
+                    else "no known format fits the rows",
+                    keys_shown,
+                    "; ".join(f"{n} ({', '.join(REQUIRED_KEYS[n])})" for n in FORMATS),
+                    partly if count else _nearest_format(seen),
+                )
+            ]
+        )
+    name = fitting[0]
+    subject = "every row has" if len(rows) < SAMPLE_ROWS else f"the first {len(rows)} rows have"
+    media = tuple(key for key in _MEDIA_KEYS if any(row.get(key) for row in rows))
+    return Detection(name, f"{subject} {' and '.join(REQUIRED_KEYS[name])}", media)
+
+
+def to_messages(
+    row: Mapping[str, Any],
+    format: Format,  # noqa: A002 - the word the job file uses
+    options: FormatOptions,
+    *,
+    where: str = "row",
+    field: str = "data.train",
+) -> list[Message]:
+    """The row as messages: an optional system turn, then user and assistant in turn.
+
+    An assistant turn may be empty here: `convert_rows` drops and counts such rows. Raises SpecError
+    with one Problem (at `where`, "file:line") where the row does not have what its format asks for,
+    has tool turns, turns out of order or no assistant turn, or holds a placeholder not filled.
+    """
+    _check_options(format, options, where)
+    row_problems = _RowProblems(where, field)
+    if row.get("tools"):
+        row_problems.fail("tools", "tool calls are not supported", row["tools"], "rows without")
+    if format == "alpaca":
+        messages = _from_alpaca(row, row_problems)
+    elif format == "text_label":
+        messages = _from_text_label(row, options, row_problems)
+    else:
+        messages = _from_turns(row, format, row_problems)
+    _place_system(messages, row, options, row_problems)
+    _check_order(messages, row_problems)
+    for message in messages:
+        if options.placeholders:
+            message["content"] = _fill(message["content"], options.placeholders, row_problems)
+        if lone := _SURROGATE.search(message["content"]):
+            row_problems.fail(
+                "content",
+                f"half of a surrogate pair (U+{ord(lone[0]):04X}), which is no character",
+                message["content"],
+                "text that can be written as UTF-8",
+            )
+    return messages
+
+
+def convert_rows(
+    rows: Iterable[tuple[int, Mapping[str, Any]]],
+    format: Format,  # noqa: A002 - the word the job file uses
+    options: FormatOptions,
+    *,
+    source: str = "data",
+    field: str = "data.train",
+) -> Converted:
+    """All rows as messages; rows with an empty assistant answer are left out and named.
+
+    Raises SpecError with up to MAX_PROBLEMS problems, one for each bad row met.
+    """
+    _check_options(format, options, source)
+    kept: list[tuple[int, list[Message]]] = []
+    empty: list[int] = []
+    problems: list[Problem] = []
+    for number, row in rows:
+        try:
+            messages = to_messages(row, format, options, where=f"{source}:{number}", field=field)
+        except SpecError as error:
+            problems.extend(error.problems)
+            if len(problems) >= MAX_PROBLEMS:
+                break
+            continue
+        # nothing to learn but silence: such an answer would train the end of the turn alone
+        if any(m["role"] == "assistant" and not m["content"].strip() for m in messages):
+            empty.append(number)
+        else:
+            kept.append((number, messages))
+    if problems:
+        raise SpecError(problems)
+    return Converted(kept, empty)
+
+
+@dataclass(frozen=True)
+class _RowProblems:
+    """Raises for one row, so that the functions below say only what is wrong."""
+
+    where: str
+    field: str
+
+    def fail(
+        self,
+        key: str,
+        problem: str,
+        value: object | None,
+        expected: str,
+        near: str | None = None,
+    ) -> NoReturn:
+        shown = None if value is None else shorten(value)
+        name = f"{self.field} -> {key}"
+        raise SpecError([Problem(self.where, name, problem, shown, expected, near)])
+
+    def text(self, row: Mapping[str, Any], key: str, name: str) -> str:
+        """The string under `key`, which must be there; `name` is what the user is shown."""
+        if key not in row:
+            self.fail(name, "is missing", sorted(row)[:8], "a string", nearest(key, row))
+        value = row[key]
+        if not isinstance(value, str):
+            self.fail(name, "is not a string", value, "a string")
+        return value
+
+
+def _check_options(name: Format, options: FormatOptions, where: str) -> None:
+    if name == "text_label" and "{text}" not in options.prompt:
+        raise SpecError(
+            [
+                Problem(
+                    where,
+                    "data.prompt",
+                    "has no {text}: every row would ask the same",
+                    shorten(options.prompt),
+                    "a prompt with {text} where the row's text goes",
+                )
+            ]
+        )
+
+
+def _fits(row: Mapping[str, Any], name: Format) -> bool:
+    return all(key in row for key in REQUIRED_KEYS[name])
+
+
+def _nearest_format(seen: Iterable[str]) -> str | None:
+    """The format most of whose keys were seen, or whose key is spelled most like one seen."""
+    keys = list(seen)
+    shared = {name: sum(key in keys for key in REQUIRED_KEYS[name]) for name in FORMATS}
+    best = max(FORMATS, key=lambda name: shared[name])
+    if shared[best]:
+        missing = [key for key in REQUIRED_KEYS[best] if key not in keys]
+        return f"{best}, which also needs {' and '.join(missing)}"
+    owners = {key: name for name in FORMATS for key in REQUIRED_KEYS[name]}
+    for key in keys:
+        meant = nearest(key, owners)
+        if meant:
+            return f"{owners[meant]}, if {key} is its {meant}"
+    return None
+
+
+def _from_turns(row: Mapping[str, Any], key: Format, problems: _RowProblems) -> list[Message]:
+    if key not in row:
+        problems.fail(key, "is missing", sorted(row)[:8], "a list of turns", nearest(key, row))
+    turns = row[key]
+    if not isinstance(turns, list) or not turns:
+        problems.fail(key, "is not a list of turns", turns, "a list with at least two turns")
+    messages: list[Message] = []
+    for index, turn in enumerate(turns):
+        name = f"{key}[{index}]"
+        if not isinstance(turn, Mapping):
+            problems.fail(name, "is not an object", turn, "role and content")
+        pair = ("role", "content")
+        # ShareGPT's names; "messages" is only ever role and content
+        if key == "conversations" and "role" not in turn and "from" in turn:
+            pair = ("from", "value")
+        role = problems.text(turn, pair[0], f"{name}.{pair[0]}")
+        known = _ROLES.get(role)
+        if role in _TOOL_ROLES or turn.get("tool_calls"):
+            problems.fail(
+                name, "tool turns are not supported", role, "system, user and assistant turns only"
+            )
+        if known is None:
+            problems.fail(
+                f"{name}.{pair[0]}",
+                "is not a known role",
+                role,
+                ", ".join(_ROLES),
+                nearest(role, _ROLES),
+            )
+        content = problems.text(turn, pair[1], f"{name}.{pair[1]}")
+        messages.append({"role": known, "content": content})
+    return messages
+
+
+def _from_alpaca(row: Mapping[str, Any], problems: _RowProblems) -> list[Message]:
+    messages: list[Message] = []
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        problems.fail("history", "is not a list", history, "a list of [question, answer] pairs")
+    for index, pair in enumerate(history):
+        if (
+            not isinstance(pair, list | tuple)
+            or len(pair) != 2
+            or not all(isinstance(text, str) for text in pair)
+        ):
+            problems.fail(f"history[{index}]", "is not a pair", pair, "[question, answer], strings")
+        messages.append({"role": "user", "content": pair[0]})
+        messages.append({"role": "assistant", "content": pair[1]})
+    prompt = problems.text(row, "instruction", "instruction")
+    # parquet and CSV writers turn an absent input into null or ""
+    if row.get("input") is not None and (extra := problems.text(row, "input", "input")).strip():
+        prompt = f"{prompt}\n\n{extra}" if prompt.strip() else extra
+    messages.append({"role": "user", "content": prompt})
+    messages.append({"role": "assistant", "content": problems.text(row, "output", "output")})
+    return messages
+
+
+def _from_text_label(
+    row: Mapping[str, Any], options: FormatOptions, problems: _RowProblems
+) -> list[Message]:
+    text = problems.text(row, "text", "text")
+    if "label" not in row:
+        problems.fail("label", "is missing", sorted(row)[:8], "a label", nearest("label", row))
+    label = row["label"]
+    if options.labels is None:
+        if not isinstance(label, str):
+            problems.fail(
+                "label",
+                "is not a string, and data.labels says no answer for it",
+                label,
+                'a string, or data.labels such as {"0": "negative", "1": "positive"}',
+            )
+        answer = label
+    else:
+        if str(label) not in options.labels:
+            problems.fail(
+                "label",
+                "has no answer in data.labels",
+                label,
+                "one of " + shorten(", ".join(options.labels), 200),
+                nearest(str(label), options.labels),
+            )
+        answer = options.labels[str(label)]
+    return [
+        {"role": "user", "content": options.prompt.replace("{text}", text)},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def _place_system(
+    messages: list[Message], row: Mapping[str, Any], options: FormatOptions, problems: _RowProblems
+) -> None:
+    """Put the system turn first: the row's turn, else the row's `system` key, else the option."""
+    if messages[0]["role"] == "system":
+        return
+    system = options.system
+    if row.get("system"):
+        system = problems.text(row, "system", "system")
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+
+
+def _check_order(messages: Sequence[Message], problems: _RowProblems) -> None:
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    shown = " ".join(roles[:8])
+    if "assistant" not in turns:
+        problems.fail("turns", "no assistant turn to learn from", shown, "user, then assistant")
+    for index, role in enumerate(turns):
+        expected = ("user", "assistant")[index % 2]
+        if role != expected:
+            problems.fail(
+                "turns",
+                f"turn {index + 1} is {role} where {expected} should be",
+                shown,
+                "an optional system turn, then user and assistant in turn",
+            )
+
+
+def _fill(content: str, placeholders: Mapping[str, str], problems: _RowProblems) -> str:
+    """The content with its {{name}} placeholders replaced, in one pass."""
+
+    def replaced(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in placeholders:
+            problems.fail(
+                "content",
+                f"placeholder {found[0]} is not filled",
+                content,
+                "data.placeholders with " + shorten(", ".join([*placeholders, name]), 200),
+                nearest(name, placeholders),
+            )
+        return placeholders[name]
+
+    return _PLACEHOLDER.sub(replaced, content)

@@ -1,0 +1,586 @@
+"""Token ids and labels of conversations: only what the assistant says carries loss.
+
+Imports the standard library and this package's `formats`; the tokenizer is passed in.
+
+Why not the chat template's own markers: almost no template has {% generation %}, and without it
+the mask is silently all zero. Here a conversation is rendered once and tokenized once, and the
+assistant's characters are found by rendering prefixes of it: what stands between
+render(turns before, add_generation_prompt=True) and render(turns up to and with the answer) is
+what a model has to write at that place. Labels follow positions, never ids, so a pad token that is
+the end-of-turn token too masks nothing, and template-like text in a user turn stays untrained.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+from typing import Any
+
+from runner.engine.data.formats import Message
+from runner.errors import Problem, RefusedError, RunnerError, SpecError
+
+# What cross-entropy ignores, in torch and everywhere downstream of it.
+IGNORED_LABEL = -100
+
+ROWS_AT_ONCE = 512
+TAILS_KEPT = 64
+
+# A word no template holds, to see what a template writes after an answer.
+_PROBE = "runnerprobe"
+
+# The space before an answer is rendered with it, not with the generation prompt: tokenizers join
+# a space to the word that follows, and a prompt that ends in one would cut that token in two.
+_PLAIN_TEMPLATE = (
+    "%(bos)s"
+    "{%% for message in messages %%}"
+    "{%% if message['role'] == 'assistant' %%}"
+    "{{ 'Assistant: ' + message['content'] + eos_token + '\\n' }}"
+    "{%% else %%}"
+    "{{ message['role'] | capitalize + ': ' + message['content'] + '\\n' }}"
+    "{%% endif %%}"
+    "{%% endfor %%}"
+    "{%% if add_generation_prompt %%}{{ 'Assistant:' }}{%% endif %%}"
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as a model takes it. `input_ids` and `labels` have the same length."""
+
+    input_ids: list[int]
+    labels: list[int]  # the token id where trained, IGNORED_LABEL elsewhere; not shifted
+    truncated: bool  # tokens were cut off the end to fit max_length
+    supervised: int  # tokens that carry loss
+    prompt_tokens: int = 0  # tokens before the first trained one, before truncation
+    turns: int = 0  # assistant turns that carry loss, before truncation
+    # Assistant turns left untrained, since the template writes them otherwise once others follow.
+    skipped_turns: int = 0
+    # Turns whose first token mixes header and answer, and could not be parted: that token is out.
+    straddled_turns: int = 0
+    end_of_turn_id: int | None = None  # what ends an assistant turn; None: no special token does
+    end_of_turn_trained: bool = False  # the last trained turn still has its end, trained
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """All rows of one side of the data, and what was lost on the way. Lists run in parallel."""
+
+    rows: list[Encoded]
+    lines: list[int]  # each row's line or row number in its source
+    messages: list[Sequence[Message]]  # each row's conversation, for the audit
+    lost: list[int]  # numbers of the rows dropped because truncation took every trained token
+    truncated_count: int  # rows cut, the lost ones included
+    skipped_turns: int  # over all rows, see Encoded
+    straddled_turns: int
+    max_length: int | None  # tokens
+    longest_prompt: int  # tokens
+    template: str  # name of the chat template, for messages
+    notes: list[str] = field(default_factory=list)  # sentences for the user
+
+    @property
+    def end_of_turn_id(self) -> int | None:
+        return next((r.end_of_turn_id for r in self.rows if r.end_of_turn_id is not None), None)
+
+    @property
+    def end_of_turn_trained(self) -> bool:
+        """Whether the end of the turn is trained in some row: without, no model learns to stop."""
+        return any(row.end_of_turn_trained for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of rendered text of which all or nothing carries loss."""
+
+    text: str
+    trained: bool
+
+
+def encode(tokenizer: Any, messages: Sequence[Message], max_length: int | None) -> Encoded:
+    """One conversation's ids and labels; `max_length` (tokens) cuts the end, None cuts nothing.
+
+    Raises RefusedError where the tokenizer has no chat template, gives no offsets, its template
+    refuses the conversation, or no assistant turn can be found in what it renders.
+    """
+    encoder = _Encoder(tokenizer)
+    return encoder.finish(encoder.label([messages])[0], max_length)
+
+
+def encode_all(
+    tokenizer: Any, rows: Iterable[tuple[int, Sequence[Message]]], max_length: int | None
+) -> EncodedSet:
+    """Encode (line, messages) rows; `lost` names those that truncation leaves without a label.
+
+    Raises RefusedError as `encode` does, naming the line; SpecError where no row is left.
+    """
+    encoder = _Encoder(tokenizer)
+    kept: list[Encoded] = []
+    lines: list[int] = []
+    conversations: list[Sequence[Message]] = []
+    lost: list[int] = []
+    truncated = skipped = straddled = longest_prompt = 0
+    shortest_prompt: int | None = None
+    for chunk in _chunks(rows):
+        for (line, messages), labelled in zip(chunk, encoder.label_rows(chunk), strict=True):
+            row = encoder.finish(labelled, max_length)
+            truncated += row.truncated
+            skipped += row.skipped_turns
+            straddled += row.straddled_turns
+            longest_prompt = max(longest_prompt, row.prompt_tokens)
+            shortest_prompt = min(shortest_prompt or row.prompt_tokens, row.prompt_tokens)
+            if row.supervised:
+                kept.append(row)
+                lines.append(line)
+                conversations.append(messages)
+            else:
+                lost.append(line)
+    if not kept and shortest_prompt is None:
+        raise SpecError([Problem("data", "data.train", "no rows to train on")])
+    if not kept:
+        raise SpecError(
+            [
+                Problem(
+                    "data",
+                    "training.max_length",
+                    f"truncation removes every answer: none of {len(lost)} rows has a token left "
+                    "to train on",
+                    f"max_length {max_length}",
+                    f"more than {longest_prompt}, the longest prompt's tokens "
+                    f"(the shortest has {shortest_prompt})",
+                )
+            ]
+        )
+    encoded = EncodedSet(
+        kept,
+        lines,
+        conversations,
+        lost,
+        truncated,
+        skipped,
+        straddled,
+        max_length,
+        longest_prompt,
+        encoder.template_name,
+    )
+    encoded.notes.extend(_notes(encoded))
+    return encoded
+
+
+def segments(
+    tokenizer: Any, messages: Sequence[Message], max_length: int | None
+) -> tuple[Encoded, list[Segment]]:
+    """The row, and the text its tokens stand for, in alternating trained and untrained stretches.
+
+    Joined, the segments are the rendered conversation, up to where `max_length` cuts it. They are
+    cut from the rendered text by the tokens' offsets: tokens of byte-level vocabularies hold parts
+    of characters, and decoding them one by one would show replacement marks.
+    """
+    encoder = _Encoder(tokenizer)
+    labelled = encoder.label([messages])[0]
+    row = encoder.finish(labelled, max_length)
+    out: list[Segment] = []
+    start = 0
+    trained = False
+    for index, label in enumerate(row.labels):
+        if (label != IGNORED_LABEL) != trained:
+            if labelled.starts[index] > start:
+                out.append(Segment(labelled.text[start : labelled.starts[index]], trained))
+            start, trained = labelled.starts[index], not trained
+    end = labelled.ends[len(row.labels) - 1] if row.labels else 0
+    if len(row.labels) == len(labelled.ids):
+        end = len(labelled.text)  # characters that left no token, if any, belong to the text still
+    if end > start:
+        out.append(Segment(labelled.text[start:end], trained))
+    return row, out
+
+
+def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Ids that should stop generation: eos, then what the chat template ends a turn with."""
+    ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    encoder = _Encoder(tokenizer)
+    if encoder.dummy is not None:
+        ending = encoder.finish(encoder.label([encoder.dummy])[0], None).end_of_turn_id
+        if ending is not None and ending not in ids:
+            ids.append(ending)
+    return tuple(ids)
+
+
+def ensure_chat_template(tokenizer: Any) -> str | None:
+    """Give a tokenizer without a chat template a plain one; returns a sentence that says so.
+
+    Returns None, and changes nothing, where there is a template. The plain template writes
+    "User: ...\\nAssistant: ...<eos>\\n"; a beginning-of-sequence token is written where the
+    tokenizer would add one by itself. Raises RefusedError where there is no eos token either: a
+    model trained so could not learn to stop.
+    """
+    if tokenizer.chat_template:
+        return None
+    name = _tokenizer_name(tokenizer)
+    if not tokenizer.eos_token:
+        raise RefusedError(
+            f"the tokenizer {name} has neither a chat template nor an eos token",
+            "set eos_token in its tokenizer_config.json, or take a model with a chat template",
+        )
+    probe = list(tokenizer("x")["input_ids"])
+    adds_bos = tokenizer.bos_token_id is not None and probe[:1] == [tokenizer.bos_token_id]
+    tokenizer.chat_template = _PLAIN_TEMPLATE % {"bos": "{{ bos_token }}" if adds_bos else ""}
+    return (
+        f"{name} has no chat template; a plain one is used instead: "
+        f'"User: …", "Assistant: …{tokenizer.eos_token}", one turn on each line'
+    )
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where an assistant turn stands in the rendered text, in characters."""
+
+    start: int  # behind the generation prompt
+    end: int  # behind all the template writes for the turn
+    content_end: int | None  # behind the answer, before what ends the turn; None: not known
+
+
+@dataclass(frozen=True)
+class _Layout:
+    text: str
+    spans: list[_Span]
+    skipped: int  # assistant turns with no span
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Token ids with their characters: starts[i] to ends[i] is what ids[i] stands for."""
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    text: str
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+    trained: list[range]  # token ranges, one for each trained turn
+    endings: list[int | None]  # index of each trained turn's end-of-turn token
+    skipped: int
+    straddled: int
+
+
+class _Encoder:
+    """A tokenizer with what is asked of its template only once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.template_name = f"the chat template of {_tokenizer_name(tokenizer)}"
+        if not tokenizer.chat_template:
+            raise RefusedError(
+                f"the tokenizer {_tokenizer_name(tokenizer)} has no chat template",
+                "ensure_chat_template installs a plain one",
+            )
+        if not tokenizer.is_fast:
+            raise RefusedError(
+                f"the tokenizer {_tokenizer_name(tokenizer)} gives no character offsets, which "
+                "the loss mask is built from",
+                "use its fast version (a tokenizer.json)",
+            )
+        self.special_ids = frozenset(
+            [int(i) for i in tokenizer.all_special_ids]
+            + [int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+        )
+        self.tail_ids: dict[str, list[int]] = {}
+        self.dummy, self.turn_suffix = self._probe_template()
+
+    def label_rows(self, rows: Sequence[tuple[int, Sequence[Message]]]) -> list[_Labelled]:
+        """`label` for numbered rows; an error names the row it comes from."""
+        try:
+            return self.label([messages for _, messages in rows])
+        except RunnerError:
+            for line, messages in rows:
+                try:
+                    self.label([messages])
+                except RunnerError as error:
+                    raise RefusedError(f"row {line}: {error.message}", error.hint) from error
+            raise
+
+    def label(self, conversations: Sequence[Sequence[Message]]) -> list[_Labelled]:
+        layouts = [self._lay_out(messages) for messages in conversations]
+        tokens = self._tokenize([layout.text for layout in layouts])
+        return [
+            self._find_trained(layout, row) for layout, row in zip(layouts, tokens, strict=True)
+        ]
+
+    def finish(self, row: _Labelled, max_length: int | None) -> Encoded:
+        """Cut to `max_length` tokens and write the labels."""
+        length = len(row.ids) if max_length is None else min(max_length, len(row.ids))
+        ids = row.ids[:length]
+        labels = [IGNORED_LABEL] * length
+        for turn in row.trained:
+            labels[turn.start : min(turn.stop, length)] = ids[turn.start : turn.stop]
+        last = row.endings[-1]
+        return Encoded(
+            input_ids=ids,
+            labels=labels,
+            truncated=length < len(row.ids),
+            supervised=sum(max(0, min(t.stop, length) - t.start) for t in row.trained),
+            prompt_tokens=row.trained[0].start,
+            turns=len(row.trained),
+            skipped_turns=row.skipped,
+            straddled_turns=row.straddled,
+            end_of_turn_id=None if last is None else row.ids[last],
+            end_of_turn_trained=last is not None and last < length,
+        )
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except Exception as error:  # templates raise whatever they like
+            raise RefusedError(
+                f"{self.template_name} refuses the conversation: {error}",
+                "roles: " + " ".join(message["role"] for message in messages[:8]),
+            ) from error
+        return str(text)
+
+    def _probe_template(self) -> tuple[list[Message] | None, str | None]:
+        """A conversation the template takes, and what it writes behind an answer ("<|im_end|>\\n").
+
+        None for what is not known: the template refuses both tries, or hides the answer.
+        """
+        dummy: list[Message] = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": _PROBE},
+        ]
+        system: Message = {"role": "system", "content": "Be brief."}
+        for messages in (dummy, [system, *dummy]):  # some templates insist on a system turn
+            try:
+                _, found, suffix = self._render(messages, False).rpartition(_PROBE)
+            except RefusedError:
+                continue
+            return (messages, suffix) if found else (messages, None)
+        return None, None
+
+    def _lay_out(self, messages: Sequence[Message]) -> _Layout:
+        """Render the conversation and find its assistant turns by rendering prefixes of it.
+
+        A turn counts only if its prompt is the start of the text up to its end, and that the start
+        of the whole. Templates that rewrite earlier turns (Qwen3 drops their thinking) break this:
+        those turns are skipped, for in the whole text they are not what the model would write.
+        """
+        whole = self._render(messages, False)
+        spans: list[_Span] = []
+        skipped = 0
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._render(messages[:index], True)
+            last = index == len(messages) - 1
+            shown = whole if last else self._render(messages[: index + 1], False)
+            if shown.startswith(prompt) and whole.startswith(shown):
+                end = self._content_end(shown, len(prompt), message["content"])
+                spans.append(_Span(len(prompt), len(shown), end))
+            else:
+                skipped += 1
+        if not spans:
+            raise RefusedError(
+                f"{self.template_name} hides where the assistant's answer begins: its generation "
+                "prompt is not the start of the text with the answer, for any turn",
+                "a model trained on this text would be asked differently when it is served; "
+                "give the tokenizer a template whose add_generation_prompt matches its turns",
+            )
+        return _Layout(whole, spans, skipped)
+
+    def _content_end(self, shown: str, start: int, content: str) -> int | None:
+        suffix = self.turn_suffix
+        if suffix is not None and shown.endswith(suffix) and len(shown) - len(suffix) >= start:
+            return len(shown) - len(suffix)
+        if shown.startswith(content, start):
+            return start + len(content)
+        return None
+
+    def _tokenize(self, texts: list[str]) -> list[_Tokens]:
+        batch = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [
+            _Tokens(list(ids), *_edges(offsets))
+            for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+        ]
+
+    def _ids_of(self, text: str) -> list[int]:
+        batch = self.tokenizer(
+            [text], add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return list(batch["input_ids"][0])
+
+    def _find_trained(self, layout: _Layout, tokens: _Tokens) -> _Labelled:
+        cuts = [
+            span.start
+            for span in layout.spans
+            if not self._prompt_stands_alone(layout.text, tokens, span.start)
+        ]
+        if cuts:
+            tokens = self._part(layout.text, tokens, cuts)
+        trained: list[range] = []
+        endings: list[int | None] = []
+        straddled = 0
+        for span in layout.spans:
+            first = _first_token(tokens, span.start)
+            if first is None:
+                straddled += 1
+                first = bisect_left(tokens.starts, span.start)
+            ending = self._ending(tokens, first, span)
+            if ending is not None:
+                stop = ending + 1
+            else:
+                # no token to stop at: all that is written for the turn, but nothing that reaches
+                # into the next one
+                stop = first
+                while stop < len(tokens.ids) and tokens.ends[stop] <= span.end:
+                    stop += 1
+            trained.append(range(first, stop))
+            endings.append(ending)
+        return _Labelled(
+            layout.text,
+            tokens.ids,
+            tokens.starts,
+            tokens.ends,
+            trained,
+            endings,
+            layout.skipped,
+            straddled,
+        )
+
+    def _ending(self, tokens: _Tokens, first: int, span: _Span) -> int | None:
+        """Index of the special token that ends the turn: the first one behind the answer.
+
+        Where the answer's end is not known, the last one of the turn, since an answer may hold the
+        text of special tokens itself.
+        """
+        found = None
+        for index in range(first, len(tokens.ids)):
+            if tokens.starts[index] >= span.end:
+                break
+            if tokens.ids[index] not in self.special_ids:
+                continue
+            if span.content_end is None:
+                found = index
+            elif tokens.ends[index] > span.content_end:
+                return index
+        return found
+
+    def _prompt_stands_alone(self, text: str, tokens: _Tokens, start: int) -> bool:
+        """Whether the tokens before character `start` are those of the text before it alone.
+
+        A token may reach over the place; or the tokenizer looked ahead: GPT-2's rule parts two
+        newlines before a word, and joins them at the end of a text. Special tokens part a text for
+        good, so only what stands behind the last one is looked at: for most templates the same few
+        characters ("assistant\\n") in every row.
+        """
+        first = _first_token(tokens, start)
+        if first is None:
+            return False
+        behind = first
+        while behind and tokens.ids[behind - 1] not in self.special_ids:
+            behind -= 1
+        tail = text[tokens.ends[behind - 1] if behind else 0 : start]
+        alone = self.tail_ids.get(tail)
+        if alone is None:
+            alone = self._ids_of(tail) if tail else []
+            if len(self.tail_ids) < TAILS_KEPT:
+                self.tail_ids[tail] = alone
+        return tokens.ids[behind:first] == alone
+
+    def _part(self, text: str, tokens: _Tokens, cuts: list[int]) -> _Tokens:
+        """Tokenize anew in pieces, parted where an answer begins.
+
+        When a model is served, the prompt is tokenized alone. Where an answer begins with a
+        newline, say, one token would hold the prompt's newline and the answer's: a token that
+        never follows the prompt in use. Each turn is parted so, as it is while it is written; a
+        server that tokenizes the whole history anew may join earlier turns again. Tokenizers whose
+        pieces do not add up to the same text (those that put a space before each piece) keep the
+        first tokens.
+        """
+        edges = [0, *cuts, len(text)]
+        parts = self._tokenize([text[a:b] for a, b in pairwise(edges)])
+        joined = _Tokens([], [], [])
+        for offset, part in zip(edges, parts, strict=False):
+            joined.ids.extend(part.ids)
+            joined.starts.extend(offset + start for start in part.starts)
+            joined.ends.extend(offset + end for end in part.ends)
+        same = self._decode(joined.ids) == self._decode(tokens.ids)
+        return joined if same else tokens
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(
+            self.tokenizer.decode(
+                ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
+
+def _edges(offsets: Iterable[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Starts and ends of tokens, without the gaps that tokenizers leave.
+
+    Some (Llama 3) trim white space from a token's offsets, to nothing for a token of white space
+    alone; the gap is given to the token behind it. Tokens that are parts of one character all
+    start and end with it.
+    """
+    starts: list[int] = []
+    ends: list[int] = []
+    reached = 0
+    for start, end in offsets:
+        starts.append(start if start < reached else reached)
+        if end > reached:
+            reached = end
+        ends.append(reached)
+    return starts, ends
+
+
+def _first_token(tokens: _Tokens, start: int) -> int | None:
+    """Index of the token that begins exactly at character `start`; None if one reaches over it."""
+    index = bisect_left(tokens.starts, start)
+    if index and tokens.ends[index - 1] > start:
+        return None
+    if index < len(tokens.ids) and tokens.starts[index] != start:
+        return None
+    return index
+
+
+def _chunks(
+    rows: Iterable[tuple[int, Sequence[Message]]],
+) -> Iterator[list[tuple[int, Sequence[Message]]]]:
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, ROWS_AT_ONCE)):
+        yield chunk
+
+
+def _notes(encoded: EncodedSet) -> list[str]:
+    notes = []
+    if encoded.skipped_turns:
+        notes.append(
+            f"{encoded.skipped_turns} earlier assistant turns are not trained: {encoded.template} "
+            "writes them differently once others follow"
+        )
+    if encoded.straddled_turns:
+        notes.append(
+            f"in {encoded.straddled_turns} turns the first token mixes header and answer, and is "
+            "not trained"
+        )
+    if encoded.end_of_turn_id is None:
+        notes.append(
+            f"{encoded.template} ends no assistant turn with a special token: the model will not "
+            "learn to stop"
+        )
+    return notes
+
+
+def _tokenizer_name(tokenizer: Any) -> str:
+    return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)

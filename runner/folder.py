@@ -1,0 +1,237 @@
+"""RunFolder: the one place that knows the file names in a run, and how a RUN is found.
+
+Imports the standard library and runner.durable/errors. Creates folders; judges nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner import durable
+from runner.errors import RunnerError, UsageError, nearest
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_STAMP = re.compile(r"^\d{8}-\d{6}-[0-9a-f]{7}")
+
+
+def default_root() -> Path:
+    """Where runs go unless --runs says otherwise: $RUNNER_RUNS, else ./runs."""
+    return Path(os.environ.get("RUNNER_RUNS") or "runs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder and the names of all that lies in it."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """JOB/TIME-HASH, as `runner` prints it and takes it as a RUN."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.yaml"
+
+    @property
+    def sources(self) -> Path:
+        """Where each value of the job came from."""
+        return self.path / "sources.json"
+
+    @property
+    def launch_script(self) -> Path:
+        return self.path / "launch.sh"
+
+    @property
+    def deepspeed_config(self) -> Path:
+        return self.path / "deepspeed.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def memory(self) -> Path:
+        return self.path / "memory.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """What the guard warned of and did, as it happens."""
+        return self.path / "events.jsonl"
+
+    @property
+    def termination(self) -> Path:
+        return self.path / "termination.json"
+
+    @property
+    def data_report(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def train_log(self) -> Path:
+        """Everything that launch.sh and the trainer print."""
+        return self.logs / "train.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.logs / "supervisor.log"
+
+    @property
+    def engine(self) -> Path:
+        """What the trainer's processes say of themselves."""
+        return self.path / "engine"
+
+    def engine_status(self, rank: int) -> Path:
+        return self.engine / f"rank-{rank}.json"
+
+    @property
+    def engine_failure(self) -> Path:
+        return self.engine / "failure.json"
+
+    @property
+    def engine_result(self) -> Path:
+        return self.engine / "result.json"
+
+    @property
+    def supervisor(self) -> Path:
+        """pid and start time of the supervisor, by which a lost run is known."""
+        return self.path / "supervisor.json"
+
+    @property
+    def earlier(self) -> Path:
+        return self.path / "earlier"
+
+    def results(self) -> list[Path]:
+        """What a run leaves, beside the rendered files and the logs."""
+        return [
+            self.metrics,
+            self.memory,
+            self.events,
+            self.termination,
+            self.data_report,
+            self.checkpoints,
+            self.adapter,
+            self.engine,
+        ]
+
+    def set_aside_results(self) -> Path | None:
+        """Move an earlier start's results to earlier/N, so that nothing is overwritten.
+
+        Returns that folder, or None where there was nothing to move.
+        """
+        existing = [path for path in self.results() if path.exists()]
+        existing = [p for p in existing if not (p.is_dir() and not any(p.iterdir()))]
+        if not existing:
+            return None
+        self.earlier.mkdir(exist_ok=True)
+        number = 1 + max(
+            (int(p.name) for p in self.earlier.iterdir() if p.name.isdigit()), default=0
+        )
+        target = self.earlier / str(number)
+        target.mkdir()
+        for path in existing:
+            path.rename(target / path.name)
+        durable.fsync_folder(self.path)
+        return target
+
+
+def create(
+    root: Path,
+    job: str,
+    short_hash: str,
+    variant: str,
+    files: Mapping[str, str],
+    now: float | None = None,
+) -> RunFolder:
+    """Make the folder of a new run and write the rendered files into it.
+
+    The folder's name is new: where two runs start in one second, the second gets "-2".
+    Raises RunnerError where the disk refuses.
+    """
+    slug = _UNSAFE.sub("_", job).strip("._-") or "job"
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    base = f"{stamp}-{short_hash}" + ("-smoke" if variant == "smoke" else "")
+    try:
+        (root / slug).mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            path = (root / slug / (base if attempt == 1 else f"{base}-{attempt}")).absolute()
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                continue
+        folder = RunFolder(path)
+        for name, text in files.items():
+            mode = 0o755 if name.endswith(".sh") else 0o644
+            durable.write_text(path / name, text, mode=mode)
+        for inner in (folder.logs, folder.checkpoints, folder.engine):
+            inner.mkdir()
+    except OSError as error:
+        raise RunnerError(
+            f"the run folder can't be made under {root}: {error.strerror}",
+            "free disk space or give another place with --runs DIR",
+        ) from None
+    return folder
+
+
+def all_runs(root: Path) -> list[RunFolder]:
+    """Every run under `root`, oldest first."""
+    found = [
+        RunFolder(path.absolute())
+        for path in root.glob("*/*")
+        if path.is_dir() and _STAMP.match(path.name)
+    ]
+    return sorted(found, key=lambda run: (run.path.name[:15], _created(run.path), run.name))
+
+
+def _created(path: Path) -> float:
+    plan = path / "plan.yaml"
+    return plan.stat().st_mtime if plan.exists() else path.stat().st_mtime
+
+
+def find_run(text: str, root: Path) -> RunFolder:
+    """The run that a RUN argument means: its folder, name, a unique prefix, or @last.
+
+    Raises UsageError naming what there is and the nearest.
+    """
+    path = Path(text)
+    if text != "@last" and (path / "plan.yaml").is_file():
+        return RunFolder(path.absolute())
+    runs = all_runs(root)
+    if text == "@last":
+        if not runs:
+            raise UsageError(
+                f"there is no run under {root}", "runner train demo-identity makes one"
+            )
+        return runs[-1]
+    matches = [run for run in runs if text in (run.name, run.path.name)] or [
+        run for run in runs if run.name.startswith(text) or run.path.name.startswith(text)
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(run.name for run in matches[-5:])
+        raise UsageError(f"{text!r} fits {len(matches)} runs: {names}", "give more of the name")
+    near = nearest(text, [run.name for run in runs] + [run.path.name for run in runs])
+    raise UsageError(
+        f"no run {text!r} under {root} ({len(runs)} there)",
+        f"nearest: {near}" if near else "a RUN is a folder, a name, a unique prefix, or @last",
+    )

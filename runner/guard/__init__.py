@@ -1,0 +1,7 @@
+"""The memory guard: sees what a run's processes use, decides by a pure policy, and acts on them.
+
+Knows processes, devices and bytes, never a job. Importing the package imports nothing else.
+
+records (values) · nvml (the only importer of pynvml) · sampler (readings with their attribution)
+· policy (a pure state machine) · enforcer (signals).
+"""

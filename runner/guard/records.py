@@ -1,0 +1,90 @@
+"""What the guard saw, as values: device readings and memory samples. Imports only the stdlib.
+
+Bytes are int, and None means unknown. A failed reading is never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+SAMPLE_SCHEMA_VERSION = 1
+
+
+class Attribution(StrEnum):
+    """How it is known that memory belongs to the run, strongest first."""
+
+    CGROUP = "cgroup_limit"  # the driver's own limit for the container, read back
+    NVML_PID = "nvml_pid"  # NVML lists a process of the run
+    CONTAINER_PID = "container_pid"  # NVML lists a process in the run's container
+    TRAINER = "trainer_reported"  # the trainer's own count plus its measured overhead
+    DEVICE_DELTA = "device_delta"  # card total minus what was there before; nobody else on it
+    HOST_TREE = "host_process_tree"  # host memory of the run's processes
+    NONE = "unattributed"
+
+    @property
+    def enforceable(self) -> bool:
+        """Whether a run may be stopped on a figure of this kind."""
+        return self is not Attribution.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProcess:
+    """A process that NVML lists on a card. Bytes are None where the driver does not tell."""
+
+    pid: int
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReading:
+    """One card at one moment. Whatever the driver could not say is None."""
+
+    index: int
+    uuid: str | None
+    name: str | None
+    total_bytes: int | None
+    used_bytes: int | None  # under memory API 1 this includes what the driver reserves
+    free_bytes: int | None
+    reserved_bytes: int | None  # held by the driver; None under memory API 1
+    memory_api: Literal[1, 2] | None
+    utilization_percent: int | None
+    temperature_celsius: int | None
+    power_watts: float | None
+    lost: bool  # fallen off the bus, or in need of a reset: terminal for this card
+    processes: tuple[DeviceProcess, ...] | None  # None: the list itself could not be read
+
+
+class DeviceSource(Protocol):
+    """Where device readings come from: `nvml.Nvml`, or a stand-in in tests."""
+
+    def devices(self) -> list[tuple[int, str | None]]: ...
+
+    def read(self, index: int) -> DeviceReading: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The run's memory at one moment: one line of memory.jsonl."""
+
+    time_unix_seconds: float
+    monotonic_seconds: float
+    kind: Literal["gpu", "host"]
+    own_bytes: int | None  # gpu: on the card where the run uses most, since budgets are per card
+    attribution: Attribution
+    free_bytes: int | None  # gpu: of the tightest of the run's cards
+    total_bytes: int | None  # gpu: of the card that own_bytes speaks of
+    devices: tuple[DeviceReading, ...]
+    processes: int  # live processes of the run
+    failure: str | None  # what could not be read
+    measure: Literal["pss", "rss", "nvml"] | None  # None: unknown, or counted by the trainer
+
+    @property
+    def gpu_lost(self) -> bool:
+        """Whether one of the run's cards is gone."""
+        return any(device.lost for device in self.devices)
+
+    def to_record(self) -> dict[str, Any]:
+        """The sample, ready for JSON."""
+        return {"schema_version": SAMPLE_SCHEMA_VERSION, **asdict(self)}

@@ -1,0 +1,315 @@
+"""How much memory the run uses now, and how that is known: on cards by NVML, on the host by /proc.
+
+May import the stdlib, psutil and the guard's records and nvml. A sampler never raises for what it
+could not read: the sample says so, with own_bytes None.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from runner.guard.nvml import NvmlFailed
+from runner.guard.records import Attribution, DeviceReading, DeviceSource, Sample
+from runner.units import MIB
+
+# Without a process on it a card's use still moves a little as the driver comes and goes.
+IDLE_SLACK_BYTES = 64 * MIB
+_CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_SHORTEST_CONTAINER_ID = 12
+
+
+class Schedule:
+    """Absolute deadlines on the monotonic clock, so that slow samples don't shift later ones.
+
+    Deadlines that had passed before they were waited for are skipped and counted in `overruns`.
+    """
+
+    def __init__(self, start_seconds: float) -> None:
+        self._deadline_seconds = start_seconds
+        self.overruns = 0
+
+    def wait_seconds(self, now_seconds: float, interval_seconds: float) -> float:
+        """Move to the next deadline; how long it is until then. The interval may change."""
+        self._deadline_seconds += interval_seconds
+        late = now_seconds - self._deadline_seconds
+        if late > 0:
+            missed = math.ceil(late / interval_seconds)
+            self.overruns += missed
+            self._deadline_seconds += missed * interval_seconds
+        return max(0.0, self._deadline_seconds - now_seconds)
+
+
+class HostSampler:
+    """The host memory of the run's processes: their proportional set sizes (PSS), added up.
+
+    PSS shares a page among those who map it, so forked workers are not counted twice. Where the
+    kernel does not tell it, RSS stands in for that process and `measure` says "rss": too large a
+    figure where memory is shared.
+    """
+
+    def __init__(self, members: Callable[[], list[psutil.Process]]) -> None:
+        self._members = members
+
+    def sample(self) -> Sample:
+        """One sample now. Takes about a millisecond per process."""
+        own: int | None = None
+        measure: Literal["pss", "rss"] | None = None
+        count = 0
+        failure = None
+        free = total = None
+        try:
+            for process in self._members():
+                found = _host_bytes(process)
+                if found is None:
+                    continue  # ended since it was listed
+                size, kind = found
+                own = size if own is None else own + size
+                measure = "rss" if "rss" in (measure, kind) else "pss"
+                count += 1
+            if own is None:
+                failure = "no live process of the run"
+            memory = psutil.virtual_memory()
+            free, total = memory.available, memory.total
+        except (psutil.Error, OSError) as error:
+            own = measure = None
+            failure = f"host memory can't be read: {error}"
+        return Sample(
+            time_unix_seconds=time.time(),
+            monotonic_seconds=time.monotonic(),
+            kind="host",
+            own_bytes=own,
+            attribution=Attribution.NONE if own is None else Attribution.HOST_TREE,
+            free_bytes=free,
+            total_bytes=total,
+            devices=(),
+            processes=count,
+            failure=failure,
+            measure=measure,
+        )
+
+
+def _host_bytes(process: psutil.Process) -> tuple[int, Literal["pss", "rss"]] | None:
+    """One process's memory and how it was measured; None where it has ended."""
+    try:
+        try:
+            return int(process.memory_full_info().pss), "pss"
+        except (psutil.AccessDenied, AttributeError, NotImplementedError):
+            return int(process.memory_info().rss), "rss"
+    except psutil.NoSuchProcess:  # a zombie as well: it holds no memory
+        return None
+
+
+def take_baseline(source: DeviceSource, device_indices: Iterable[int]) -> dict[int, DeviceReading]:
+    """Readings of the cards before the run starts, by index; a card that can't be read is left out.
+
+    They tell who was there before, and how much was in use.
+    """
+    baseline = {}
+    for index in device_indices:
+        try:
+            baseline[index] = source.read(index)
+        except NvmlFailed:
+            continue
+    return baseline
+
+
+class NvmlSampler:
+    """The run's memory on its cards, by the strongest attribution that this machine gives.
+
+    For each card: the processes that NVML lists and that are members, or are in the container
+    (`container_id`, at least 12 digits of it); else what the trainer reports (`reported`: bytes on
+    its fullest card with its overhead, None where it has said nothing lately); else the card's
+    total less the baseline, only where NVML shows the run's processes without their bytes and has
+    never shown another's. Else the memory is unattributed, own_bytes is None, and nothing must be
+    stopped for it.
+    """
+
+    def __init__(
+        self,
+        nvml: DeviceSource,
+        device_indices: Iterable[int],
+        members: Callable[[], list[psutil.Process]],
+        baseline: Mapping[int, DeviceReading],
+        container_id: str | None = None,
+        reported: Callable[[], int | None] | None = None,
+    ) -> None:
+        self._nvml = nvml
+        self._indices = tuple(device_indices)
+        if not self._indices:
+            raise ValueError("expected at least one device index")
+        if container_id is not None and len(container_id) < _SHORTEST_CONTAINER_ID:
+            raise ValueError(f"expected a container id of {_SHORTEST_CONTAINER_ID} digits or more")
+        self._members = members
+        self._baseline = baseline
+        self._container_id = container_id
+        self._reported = reported
+        self._once_ours: set[int] = set()
+        # Cards that somebody else used, before or since: their totals say nothing about us.
+        self._shared = {index for index in self._indices if _occupied(baseline.get(index))}
+
+    def sample(self) -> Sample:
+        """One sample now: about 10 microseconds per card besides the listing of members."""
+        readings: list[DeviceReading] = []
+        failures: list[str] = []
+        try:
+            members = {process.pid for process in self._members()}
+        except (psutil.Error, OSError) as error:
+            members = set()
+            failures.append(f"the run's processes can't be listed: {error}")
+        # Without knowing the run's processes, none that NVML lists can be called another's.
+        known = bool(members) or self._container_id is not None
+        for index in self._indices:
+            try:
+                readings.append(self._nvml.read(index))
+            except NvmlFailed as error:
+                failures.append(str(error))
+        failures += [f"GPU {reading.index} is lost" for reading in readings if reading.lost]
+
+        figures: list[tuple[int, Attribution, int | None]] = []  # own, how, card's total
+        unresolved: list[DeviceReading] = []
+        for reading in readings:
+            if not known and any(
+                process.pid not in self._once_ours for process in reading.processes or ()
+            ):
+                self._shared.add(reading.index)  # by whom, nobody can say
+            found = self._by_process(reading, members) if known else None
+            if found is None:
+                unresolved.append(reading)
+            else:
+                figures.append((*found, reading.total_bytes))
+        if len(figures) < len(self._indices):
+            stand_in, unattributed = self._otherwise(unresolved)
+            figures += stand_in
+            failures += unattributed
+
+        own, attribution, total = max(
+            figures, key=lambda figure: figure[0], default=(None, Attribution.NONE, None)
+        )
+        free = [reading.free_bytes for reading in readings if reading.free_bytes is not None]
+        return Sample(
+            time_unix_seconds=time.time(),
+            monotonic_seconds=time.monotonic(),
+            kind="gpu",
+            own_bytes=own,
+            attribution=attribution,
+            free_bytes=min(free, default=None),
+            total_bytes=total,
+            devices=tuple(readings),
+            processes=len(members),
+            failure="; ".join(failures) or None,
+            measure=None if own is None or attribution is Attribution.TRAINER else "nvml",
+        )
+
+    def _by_process(
+        self, reading: DeviceReading, members: set[int]
+    ) -> tuple[int, Attribution] | None:
+        """The run's bytes on a card by the processes that NVML lists, or None.
+
+        Zero is a figure too, but only where the list is seen to work: NVML gives host pids, and
+        inside a container its list is empty, or full of pids that are not there.
+        """
+        if reading.lost or reading.processes is None:
+            return None
+        own: int | None = 0
+        listed = False
+        by_container = False
+        hidden = False
+        for process in reading.processes:
+            if process.pid in members or self._left_behind(process.pid):
+                self._once_ours.add(process.pid)
+            elif self._in_container(process.pid):
+                by_container = True
+            else:
+                self._shared.add(reading.index)
+                hidden = hidden or not psutil.pid_exists(process.pid)
+                continue
+            listed = True
+            # A known part of an unknown whole would read as a low figure: unknown, then.
+            if own is None or process.used_bytes is None:
+                own = None
+            else:
+                own += process.used_bytes
+        how = Attribution.CONTAINER_PID if by_container else Attribution.NVML_PID
+        if listed:
+            return None if own is None else (own, how)
+        if hidden:
+            return None
+        if reading.processes:
+            return 0, how  # others are on the card, the run is not
+        before = self._baseline.get(reading.index)
+        if before is None or before.used_bytes is None or reading.used_bytes is None:
+            return None
+        idle = reading.used_bytes <= before.used_bytes + IDLE_SLACK_BYTES
+        return (0, how) if idle else None
+
+    def _left_behind(self, pid: int) -> bool:
+        """A process of the run that has ended while its memory is still on the card."""
+        return pid in self._once_ours and not psutil.pid_exists(pid)
+
+    def _in_container(self, pid: int) -> bool:
+        """Whether a host process belongs to the run's container, by its cgroup's path (no root)."""
+        if self._container_id is None:
+            return False
+        try:
+            text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        return in_container(text, self._container_id)
+
+    def _otherwise(
+        self, unresolved: list[DeviceReading]
+    ) -> tuple[list[tuple[int, Attribution, int | None]], list[str]]:
+        """Figures for cards on which NVML's list does not settle it, and what stays unknown."""
+        reported = None if self._reported is None else self._reported()
+        if reported is not None:
+            totals = {reading.total_bytes for reading in unresolved}
+            total = totals.pop() if len(totals) == 1 else None
+            return [(reported, Attribution.TRAINER, total)], []
+        figures: list[tuple[int, Attribution, int | None]] = []
+        unknown: list[str] = []
+        for reading in unresolved:
+            delta = self._delta(reading)
+            if delta is not None:
+                figures.append((delta, Attribution.DEVICE_DELTA, reading.total_bytes))
+            elif not reading.lost:
+                unknown.append(f"GPU {reading.index}: memory can't be told to be the run's own")
+        return figures, unknown
+
+    def _delta(self, reading: DeviceReading) -> int | None:
+        """The card's total less what was there before, only where nobody else is or was on it.
+
+        That needs a list that shows the run's own processes: an empty one, as inside a container,
+        shows no neighbours either. (A watchdog on bare totals once killed a healthy neighbour.)
+        """
+        before = self._baseline.get(reading.index)
+        # What is listed and not the run's own has put the card among the shared ones.
+        if reading.index in self._shared or before is None or not reading.processes:
+            return None
+        if reading.used_bytes is None or before.used_bytes is None:
+            return None
+        if reading.memory_api != before.memory_api:
+            return None  # one counts the driver's share and the other does not
+        return max(0, reading.used_bytes - before.used_bytes)
+
+
+def _occupied(reading: DeviceReading | None) -> bool:
+    """Whether somebody is known, or can't be ruled out, to have been on a card before the run."""
+    return reading is None or reading.processes is None or bool(reading.processes)
+
+
+def in_container(cgroup_text: str, container_id: str) -> bool:
+    """Whether the text of a /proc/PID/cgroup names the container, by its id or the id's start.
+
+    Docker, containerd and podman all put the 64 hexadecimal digits into the path, in cgroup v1
+    and v2, with and without systemd.
+    """
+    return any(
+        found.startswith(container_id.lower()) for found in _CONTAINER_ID.findall(cgroup_text)
+    )

@@ -1,0 +1,148 @@
+"""Outcome: why a run ended and with what figures; the contents of termination.json.
+
+Pure; imports the standard library and the exit codes of runner.errors.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from runner import errors
+
+SCHEMA_VERSION = 1
+
+
+class Reason(StrEnum):
+    """Why a run ended. `lost` is never written: it is a run without a verdict or a supervisor."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CUDA_OOM = "cuda_oom"
+    HOST_OOM = "host_oom"
+    OVER_BUDGET = "over_budget"
+    NON_FINITE_LOSS = "non_finite_loss"
+    GPU_LOST = "gpu_lost"
+    STOPPED = "stopped"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class SentSignal:
+    """A signal the supervisor sent, to whom and why."""
+
+    time_unix_seconds: float
+    signal: str
+    pids: tuple[int, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The verdict on a run."""
+
+    reason: Reason
+    exit_code: int
+    message: str
+    budget_bytes: int | None = None
+    peak_bytes: int | None = None
+    peak_source: str | None = None
+    enforcement: str = "none"
+    signals: tuple[SentSignal, ...] = ()
+    checkpoint: str | None = None
+    """The newest verified checkpoint, relative to the run folder."""
+    steps: int = 0
+    max_steps: int | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    eval_loss: float | None = None
+    adapter_sha256: str | None = None
+    adapter_bytes: int | None = None
+    trainer_exit_code: int | None = None
+    started_unix_seconds: float = 0.0
+    ended_unix_seconds: float = 0.0
+    substitutions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run."""
+        return max(0.0, self.ended_unix_seconds - self.started_unix_seconds)
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON-ready, schema_version first."""
+        record = asdict(self)
+        version = record.pop("schema_version")
+        return {"schema_version": version, **record, "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known when the trainer's processes are gone."""
+
+    exit_code: int
+    """Of launch.sh: 0-255, or negative for a signal, as subprocess reports it."""
+    engine_failure: dict[str, Any] | None
+    """engine/failure.json: {kind, message, step}, where the engine named its own failure."""
+    engine_completed: bool
+    """The engine said that it reached its last step and saved the adapter."""
+    cause: str | None
+    """Why the guard ended it (policy.Cause), where it did."""
+    checkpoint: str | None
+    host_oom_kills: int
+    """Processes that the kernel killed for memory in this cgroup since the start."""
+    interrupted: bool
+    """The stop was asked for by Ctrl-C rather than by a signal from elsewhere."""
+
+
+def judge(evidence: Evidence) -> tuple[Reason, int, str]:
+    """Reason, the run's exit code and a sentence, from what is known.
+
+    The guard's own cause comes first: what it ended did not fail by itself. A run that had already
+    completed when it was asked to stop has completed. Exit codes: docs/exit-codes.md.
+    """
+    if evidence.engine_completed and evidence.exit_code == 0:
+        return Reason.COMPLETED, 0, "all steps done, adapter saved"
+    saved = f"checkpoint {evidence.checkpoint}" if evidence.checkpoint else "no checkpoint"
+    if evidence.cause == "over_budget":
+        code = (
+            errors.EXIT_OVER_BUDGET_WITH_CHECKPOINT
+            if evidence.checkpoint
+            else errors.EXIT_OVER_BUDGET_WITHOUT_CHECKPOINT
+        )
+        return Reason.OVER_BUDGET, code, f"stopped by the guard over its memory budget; {saved}"
+    if evidence.cause == "gpu_lost":
+        return Reason.GPU_LOST, errors.EXIT_GPU_LOST, f"the GPU was lost; {saved}"
+    if evidence.cause == "timeout":
+        return Reason.TIMEOUT, 128 + signal.SIGTERM, f"its time was up; {saved}"
+    if evidence.cause == "stop_requested":
+        code = errors.EXIT_INTERRUPTED if evidence.interrupted else 128 + signal.SIGTERM
+        return Reason.STOPPED, code, f"stopped on request; {saved}"
+    code = evidence.exit_code if evidence.exit_code >= 0 else 128 - evidence.exit_code
+    failure = evidence.engine_failure
+    if failure is not None:
+        reason = {
+            "cuda_oom": Reason.CUDA_OOM,
+            "non_finite_loss": Reason.NON_FINITE_LOSS,
+            "bad_data": Reason.FAILED,
+        }.get(str(failure.get("kind")), Reason.FAILED)
+        return reason, code or 1, f"{failure.get('message', 'the engine failed')}; {saved}"
+    if evidence.host_oom_kills:
+        return Reason.HOST_OOM, code or 137, f"the kernel killed it for host memory; {saved}"
+    if code > 128:
+        name = _signal_name(code - 128)
+        return Reason.FAILED, code, f"ended by {name}, which runner did not send; {saved}"
+    if code == 0:
+        return Reason.FAILED, 1, f"the trainer exited before its last step; {saved}"
+    return Reason.FAILED, code, f"the trainer exited with code {code}; {saved}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

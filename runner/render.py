@@ -1,0 +1,213 @@
+"""Plan -> the files of a run: plan.yaml, launch.sh, accelerate.yaml, deepspeed.json.
+
+Pure: returns texts, writes nothing. Imports jinja2, pyyaml and runner.plan. Values reach the
+script only through the filters `quote` (shlex) and `comment` (one line, no control characters).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from runner import __version__
+from runner.errors import RunnerError
+from runner.packaged import templates_folder
+from runner.plan import Plan
+from runner.units import format_bytes
+
+SCHEMA_VERSION = 1
+_ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+def render(plan: Plan) -> dict[str, str]:
+    """Name -> text of every file that is rendered for `plan`."""
+    files = {
+        "plan.yaml": plan_yaml(plan),
+        "launch.sh": launch_script(plan),
+        "accelerate.yaml": accelerate_config(plan),
+    }
+    if plan.launch.deepspeed != "none":
+        files["deepspeed.json"] = deepspeed_config(plan)
+    return files
+
+
+def plan_yaml(plan: Plan) -> str:
+    """The plan as YAML, its hash first."""
+    record = {"plan_hash": plan.hash, **plan.model_dump(mode="json")}
+    return yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan that `plan_yaml` wrote.
+
+    Raises RunnerError where the file is missing, damaged or edited (its hash no longer fits).
+    """
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stated = record.pop("plan_hash")
+        plan = Plan.model_validate(record)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunnerError(f"{path} can't be read: {error}") from None
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunnerError(f"{path} is not a plan of this runner: {reason}") from None
+    if plan.hash != stated:
+        raise RunnerError(
+            f"{path} was edited: it says plan {stated[:7]}, its contents are {plan.short_hash}",
+            "change the job and render it anew, so that the hash names what runs",
+        )
+    return plan
+
+
+def launch_script(plan: Plan) -> str:
+    """launch.sh: what runs, for people to read and for bash to run."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates_folder()),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - shell, not HTML; every value goes through quote or comment
+    )
+    environment.filters["quote"] = shlex.quote
+    environment.filters["comment"] = comment
+    local_rows = plan.train_rows.kind == "file" and (
+        plan.eval_rows is None or plan.eval_rows.kind == "file"
+    )
+    return environment.get_template("launch.sh.j2").render(
+        plan=plan,
+        version=__version__,
+        title=f"{plan.job} ({plan.variant})"
+        + (f": {plan.description}" if plan.description else ""),
+        model_line=model_line(plan),
+        method_line=method_line(plan),
+        data_line=data_line(plan),
+        steps_line=steps_line(plan),
+        budget_line=budget_line(plan),
+        offline=plan.model.kind != "hub" and local_rows,
+    )
+
+
+def comment(text: str) -> str:
+    """Text for a comment line: no line break or other control character can end the comment."""
+    return "".join(character if character.isprintable() else " " for character in str(text)).strip()
+
+
+def model_line(plan: Plan) -> str:
+    model = plan.model
+    name = f"{model.id}@{model.revision}" if model.revision else model.id
+    if model.kind == "standin":
+        return f"stand-in for {name}: tiny random {model.model_type}"
+    return name if model.kind in ("hub", "folder") else f"{name} (built in)"
+
+
+def method_line(plan: Plan) -> str:
+    modules = plan.lora.target_modules
+    shown = modules if isinstance(modules, str) else ",".join(modules)
+    return f"{plan.method} r {plan.lora.r} alpha {plan.lora.lora_alpha:g} on {shown}"
+
+
+def data_line(plan: Plan) -> str:
+    rows = plan.train_rows
+    return str(rows.path) if rows.kind == "file" else f"hub:{rows.id}"
+
+
+def steps_line(plan: Plan) -> str:
+    training = plan.training
+    length = (
+        f"{training.max_steps} steps"
+        if training.max_steps is not None
+        else f"{training.num_train_epochs:g} epochs"
+    )
+    batch = (
+        training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * plan.launch.num_processes
+    )
+    return (
+        f"{length}, batch {training.per_device_train_batch_size} x accumulation "
+        f"{training.gradient_accumulation_steps} x processes {plan.launch.num_processes} = "
+        f"{batch}, learning rate {training.learning_rate:g}, {plan.precision} on "
+        f"{plan.launch.device}"
+    )
+
+
+def budget_line(plan: Plan) -> str:
+    if plan.budget.limit_bytes is None:
+        return "no budget"
+    place = "on each GPU" if plan.budget.kind == "gpu" else "of the host, all processes"
+    return f"budget {format_bytes(plan.budget.limit_bytes)} {place}"
+
+
+def accelerate_config(plan: Plan) -> str:
+    """accelerate's config file for this plan (the keys of accelerate 1.x)."""
+    launch = plan.launch
+    kind = "NO"
+    if launch.deepspeed != "none":
+        kind = "DEEPSPEED"
+    elif launch.num_processes > 1:
+        # ranks on CPU too: with ACCELERATE_USE_CPU=true the multi-GPU launcher keeps them all,
+        # where accelerate's own CPU launcher needs MPI and otherwise starts a single process
+        kind = "MULTI_GPU"
+    record: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "debug": False,
+        "distributed_type": kind,
+        "downcast_bf16": "no",
+        "machine_rank": 0,
+        "main_training_function": "main",
+        "mixed_precision": {"bf16": "bf16", "fp16": "fp16", "fp32": "no"}[plan.precision],
+        "num_machines": 1,
+        "num_processes": launch.num_processes,
+        "rdzv_backend": "static",
+        "same_network": True,
+        "use_cpu": launch.device == "cpu" and kind == "NO",
+    }
+    if launch.num_processes > 1 or kind == "DEEPSPEED":
+        record["main_process_port"] = 0  # a free port, so that two runs never meet
+    return yaml.dump(record, Dumper=_Dumper, sort_keys=False)
+
+
+def deepspeed_config(plan: Plan) -> str:
+    """DeepSpeed's config: "auto" values are filled in by transformers from the plan.
+
+    There is no "optimizer" block: torch's AdamW is wrapped, so that nothing has to be compiled.
+    """
+    stage = _ZERO_STAGES[plan.launch.deepspeed]
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": plan.launch.device == "cuda",
+        "contiguous_gradients": True,
+    }
+    if stage == 3:
+        # 0: every parameter is sharded; "auto" sizes come out fractional and newer DeepSpeed
+        # refuses them
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    record = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "steps_per_print": 1_000_000,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": plan.precision == "bf16"},
+        "fp16": {"enabled": plan.precision == "fp16"},
+        "zero_optimization": zero,
+    }
+    return json.dumps(record, indent=2) + "\n"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style, no aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True

@@ -1,0 +1,285 @@
+"""A run in words, from its folder alone: what it was, how it ended and why.
+
+Imports runner.folder, runner.durable, runner.render and the checkpoints' files; no torch. A run
+whose supervisor is gone without a verdict is `lost`, and what can be told of it is told.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from runner import checkpoints, durable
+from runner.engine.control import start_ticks
+from runner.errors import RunnerError
+from runner.folder import RunFolder
+from runner.outcome import Reason
+from runner.plan import Plan
+from runner.render import budget_line, method_line, model_line, read_plan, steps_line
+from runner.units import format_bytes, format_duration
+
+_LABEL = 12
+
+
+def read_report(folder: RunFolder) -> dict[str, Any]:
+    """Everything the report says, JSON-ready.
+
+    Raises RunnerError where the folder has no readable plan.
+    """
+    plan = read_plan(folder.plan)
+    losses = [line for line in durable.read_jsonl(folder.metrics) if "loss" in line]
+    evaluations = [line for line in durable.read_jsonl(folder.metrics) if "eval_loss" in line]
+    termination = durable.read_json(folder.termination)
+    state = str(termination.get("reason")) if isinstance(termination, dict) else live_state(folder)
+    report: dict[str, Any] = {
+        "schema_version": 1,
+        "run": folder.name,
+        "folder": str(folder.path),
+        "job": plan.job,
+        "variant": plan.variant,
+        "plan_hash": plan.hash,
+        "state": state,
+        "plan": {
+            "model": model_line(plan),
+            "method": method_line(plan),
+            "training": steps_line(plan),
+            "budget": budget_line(plan),
+            "substitutions": list(plan.substitutions),
+        },
+        "data": durable.read_json(folder.data_report),
+        "result": durable.read_json(folder.engine_result),
+        "failure": durable.read_json(folder.engine_failure),
+        "losses": _losses(losses),
+        "eval_loss": evaluations[-1].get("eval_loss") if evaluations else None,
+        "events": [
+            event
+            for event in durable.read_jsonl(folder.events)
+            if event.get("kind") in ("warning", "notice", "signal")
+        ],
+        "checkpoints": [path.name for path in checkpoints.listed(folder.checkpoints)],
+        "termination": termination,
+    }
+    if state in (Reason.LOST, "by_hand"):
+        report |= _traces(folder, plan, losses)
+    return report
+
+
+def live_state(folder: RunFolder) -> str:
+    """State of a run without a verdict: running, lost, by_hand (launch.sh alone), or not_started.
+
+    A supervisor is known by pid and start time, so a reused pid is not taken for it.
+    """
+    supervisor = durable.read_json(folder.supervisor)
+    if isinstance(supervisor, dict):
+        ticks = start_ticks(int(supervisor.get("pid", 0)))
+        alive = ticks is not None and ticks == supervisor.get("start_ticks")
+        return "running" if alive else Reason.LOST.value
+    if any(folder.engine.glob("rank-*.json")):
+        return "by_hand"
+    return "not_started"
+
+
+def living_engines(folder: RunFolder) -> list[int]:
+    """pids of training processes of this run that still live."""
+    out = []
+    for path in folder.engine.glob("rank-*.json"):
+        status = durable.read_json(path) or {}
+        pid = int(status.get("pid", 0))
+        ticks = start_ticks(pid)
+        if ticks is not None and ticks == status.get("start_ticks"):
+            out.append(pid)
+    return sorted(out)
+
+
+def _traces(folder: RunFolder, plan: Plan, losses: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a run without a verdict left behind."""
+    checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
+    step = int(losses[-1]["step"]) if losses else 0
+    saved = checkpoints.step_of(checkpoint) if checkpoint else 0
+    status = durable.read_json(folder.engine_status(0)) or {}
+    return {
+        "last_phase": status.get("phase"),
+        "last_sign_unix_seconds": max(
+            (
+                p.stat().st_mtime
+                for p in (folder.metrics, folder.memory, folder.train_log)
+                if p.exists()
+            ),
+            default=None,
+        ),
+        "whole_checkpoint": checkpoint.name if checkpoint else None,
+        "damaged_checkpoints": skipped,
+        "steps_logged": step,
+        "steps_lost": max(0, step - saved),
+        "living_engines": living_engines(folder),
+        "max_steps": plan.training.max_steps,
+    }
+
+
+def _losses(losses: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if not losses:
+        return None
+    rates = sorted(float(line.get("tokens_per_second") or 0) for line in losses)
+    return {
+        "logged_steps": len(losses),
+        "first": losses[0]["loss"],
+        "last": losses[-1]["loss"],
+        "last_step": losses[-1]["step"],
+        "median_tokens_per_second": rates[len(rates) // 2],
+        "curve": sparkline([line["loss"] for line in losses]),
+    }
+
+
+def sparkline(values: list[float | None], width: int = 60) -> str:
+    """A line of bars; several values share a bar by their mean. None (not finite) shows as !."""
+    if not values:
+        return ""
+    count = min(width, len(values))
+    groups = [
+        values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)
+    ]
+    means = [
+        None
+        if any(v is None for v in group)
+        else sum(v for v in group if v is not None) / len(group)
+        for group in groups
+    ]
+    finite = [mean for mean in means if mean is not None]
+    if not finite:
+        return "!" * count
+    low, high = min(finite), max(finite)
+    bars = "▁▂▃▄▅▆▇█"
+    scale = (len(bars) - 1) / (high - low) if high > low else 0.0
+    return "".join("!" if mean is None else bars[round((mean - low) * scale)] for mean in means)
+
+
+def report_lines(report: dict[str, Any]) -> list[str]:
+    """The report for people."""
+    plan = report["plan"]
+    out = [
+        _line("run", f"{report['run']}   plan {report['plan_hash'][:7]}"),
+        _line("model", plan["model"]),
+        _line("method", plan["method"]),
+        _line("training", plan["training"]),
+        _line("memory", plan["budget"]),
+    ]
+    out += [_line("SUBSTITUTE", text) for text in plan["substitutions"]]
+    data = report["data"]
+    if data:
+        train = data["train"]
+        ending = train["end_of_turn"]
+        out.append(
+            _line(
+                "data",
+                f"{data['rows_read']:,} rows read ({data['format']}) · "
+                f"{data['train_rows']:,} train / {data['eval_rows']:,} eval · "
+                f"{train['supervised_share']:.0%} of tokens supervised · "
+                f"longest {train['longest']['tokens']} tokens · end of turn "
+                + (f"{ending['text']!r} trained" if ending["trained"] else "NOT trained"),
+            )
+        )
+    losses = report["losses"]
+    if losses:
+        out.append(
+            _line(
+                "loss", f"{_figure(losses['first'])} → {_figure(losses['last'])}  {losses['curve']}"
+            )
+        )
+        out.append(_line("speed", f"{losses['median_tokens_per_second']:,.0f} tokens/s (median)"))
+    if report["checkpoints"]:
+        names = report["checkpoints"]
+        out.append(_line("checkpoints", f"{len(names)}: {', '.join(names[-3:])}"))
+    for event in report["events"]:
+        clock = time.strftime("%H:%M:%S", time.localtime(event["time_unix_seconds"]))
+        out.append(_line(event["kind"], f"{clock} {event['text']}"))
+    return [*out, "", *verdict(report)]
+
+
+def verdict(report: dict[str, Any]) -> list[str]:
+    """How it ended, in a few lines that could be pasted into a chat."""
+    state, termination = report["state"], report.get("termination")
+    if isinstance(termination, dict):
+        return _ended(report["run"], termination)
+    if state == "running":
+        return [
+            _line("running", "no verdict yet"),
+            _line("next", f"runner monitor {report['run']}"),
+        ]
+    if state == "not_started":
+        return [_line("not started", "the folder was made, and nothing ran in it")]
+    if state == "by_hand":
+        result = report.get("result") or {}
+        done = "completed" if result.get("completed") else "did not complete"
+        return [_line("by hand", f"launch.sh was run without the guard and {done}")]
+    lines = [
+        _line(
+            "lost",
+            "the supervisor is gone without a verdict (killed, or the machine "
+            "went down); nothing after its end is known",
+        )
+    ]
+    seen = report.get("last_sign_unix_seconds")
+    if seen:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen))
+        lines.append(
+            _line(
+                "last sign",
+                f"{when}, phase {report.get('last_phase')}, step {report.get('steps_logged')}",
+            )
+        )
+    checkpoint = report.get("whole_checkpoint")
+    lines.append(_line("kept", f"{checkpoint} is whole" if checkpoint else "no whole checkpoint"))
+    lines.append(_line("lost work", f"{report.get('steps_lost')} steps"))
+    lines += [_line("damaged", text) for text in report.get("damaged_checkpoints", [])]
+    if report.get("living_engines"):
+        lines.append(
+            _line(
+                "STILL ALIVE",
+                f"pids {report['living_engines']}: they save and end by "
+                "themselves within two minutes",
+            )
+        )
+    if checkpoint:
+        lines.append(_line("next", f"bash {report['folder']}/launch.sh --resume"))
+    return lines
+
+
+def _ended(run: str, end: dict[str, Any]) -> list[str]:
+    steps = f"{end['steps']}" + (f" of {end['max_steps']}" if end.get("max_steps") else "")
+    figures = [f"{steps} steps in {format_duration(float(end['seconds']))}"]
+    if end.get("first_loss") is not None or end.get("last_loss") is not None:
+        figures.append(f"loss {_figure(end.get('first_loss'))} → {_figure(end.get('last_loss'))}")
+    if end.get("eval_loss") is not None:
+        figures.append(f"eval {_figure(end['eval_loss'])}")
+    if end.get("peak_bytes") is not None:
+        budget = f" of {format_bytes(end['budget_bytes'])}" if end.get("budget_bytes") else ""
+        figures.append(f"peak {format_bytes(end['peak_bytes'])}{budget} ({end['peak_source']})")
+    if end.get("adapter_sha256"):
+        figures.append(
+            f"adapter {format_bytes(end['adapter_bytes'])} sha256 {end['adapter_sha256'][:12]}…"
+        )
+    lines = [_line(end["reason"], " · ".join(figures))]
+    if end["reason"] != Reason.COMPLETED:
+        lines.append(_line("why", f"{end['message']} (exit code {end['exit_code']})"))
+    lines += [_line("SUBSTITUTE", text) for text in end.get("substitutions", [])]
+    if end["reason"] == Reason.COMPLETED:
+        lines.append(_line("next", f"runner chat {run} · runner report {run}"))
+    else:
+        lines.append(_line("next", f"runner report {run} · {run}/logs/train.log"))
+    return lines
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:<{_LABEL}}{text}"
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def require_plan(folder: RunFolder) -> Plan:
+    """The plan of a run that a command needs whole (chat, say)."""
+    try:
+        return read_plan(folder.plan)
+    except RunnerError as error:
+        raise RunnerError(f"run {folder.name}: {error.message}", error.hint) from None

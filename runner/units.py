@@ -1,0 +1,57 @@
+"""Byte sizes and durations as people write and read them. Imports only the standard library."""
+
+from __future__ import annotations
+
+import re
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+
+_FACTORS = {
+    "": 1,
+    "B": 1,
+    "KIB": KIB,
+    "MIB": MIB,
+    "GIB": GIB,
+    "TIB": 1024**4,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+SIZE_EXPECTED = "a size with its unit, such as 12GiB, 900MiB or 16GB"
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as "12GiB" (binary units) or "16GB" (decimal units).
+
+    Raises ValueError where the text is no size, has no unit, or is not above zero.
+    """
+    match = _SIZE.fullmatch(text)
+    if not match or match[2].upper() not in _FACTORS or not match[2]:
+        raise ValueError(f"expected {SIZE_EXPECTED}")
+    size = int(float(match[1]) * _FACTORS[match[2].upper()])
+    if size <= 0:
+        raise ValueError(f"expected {SIZE_EXPECTED}, above zero")
+    return size
+
+
+def format_bytes(size: int | None) -> str:
+    """A size for people: "5.03 GiB", "412 MiB"; "unknown" for None."""
+    if size is None:
+        return "unknown"
+    if abs(size) >= GIB:
+        return f"{size / GIB:.2f} GiB"
+    if abs(size) >= MIB:
+        return f"{size / MIB:.0f} MiB"
+    return f"{size / KIB:.0f} KiB"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people: "0:41", "12:05", "1:02:03"."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, second = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"

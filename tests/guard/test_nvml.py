@@ -1,0 +1,200 @@
+"""guard.nvml against a real shared library that lies in all the ways that drivers do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.testbed import H100, REPOSITORY, FakeNvml
+
+MIB = 1024**2
+GPU0 = f"gpu 0 GPU-0 {H100}"
+READ = "with Nvml() as nvml: tell(asdict(nvml.read(0)))"
+OPEN = """
+try:
+    Nvml().open()
+    tell("opened")
+except NvmlUnavailable as error:
+    tell([error.reason, error.fatal])
+"""
+
+
+def test_a_reading_has_every_figure(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set("driver 580.1", GPU0, "compute 0 9182 19997")
+    assert fake_nvml.probe(READ) == {
+        "index": 0,
+        "uuid": "GPU-0",
+        "name": "NVIDIA H100 80GB HBM3",
+        "total_bytes": 81559 * MIB,
+        "used_bytes": 20000 * MIB,
+        "free_bytes": (81559 - 20000 - 512) * MIB,
+        "reserved_bytes": 512 * MIB,
+        "memory_api": 2,
+        "utilization_percent": 87,
+        "temperature_celsius": 61,
+        "power_watts": 452.0,
+        "lost": False,
+        "processes": [{"pid": 9182, "used_bytes": 19997 * MIB}],
+    }
+    told = fake_nvml.probe(
+        "with Nvml() as n: tell([n.driver_version(), n.devices(), n.compute_capability(0)])"
+    )
+    assert told == ["580.1", [[0, "GPU-0"]], 9.0]
+
+
+@pytest.mark.parametrize("fault", ["no", "old"])
+def test_without_memory_v2_v1_is_used_and_recorded(fake_nvml: FakeNvml, fault: str) -> None:
+    fake_nvml.set(GPU0, f"{fault} DeviceGetMemoryInfo_v2")
+    reading = fake_nvml.probe(READ)
+    assert reading["memory_api"] == 1
+    assert reading["used_bytes"] == (20000 + 512) * MIB  # v1 counts the driver's share as used
+    assert reading["reserved_bytes"] is None
+
+
+def test_an_old_driver_without_symbols_still_gives_readings(old_nvml: FakeNvml) -> None:
+    old_nvml.set(GPU0, "compute 0 71 100", "graphics 0 72 5")
+    reading = old_nvml.probe(READ)
+    assert reading["memory_api"] == 1
+    assert [process["pid"] for process in reading["processes"]] == [71, 72]
+
+
+def test_process_lists_are_merged_by_pid_and_never_summed(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(
+        GPU0, "compute 0 71 100", "graphics 0 71 100", "mps 0 71 90", "compute 0 72 -", "mps 0 72 7"
+    )
+    assert fake_nvml.probe(READ)["processes"] == [
+        {"pid": 71, "used_bytes": 100 * MIB},
+        {"pid": 72, "used_bytes": 7 * MIB},
+    ]
+
+
+def test_unknown_process_bytes_are_none(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(GPU0, "compute 0 71 -")
+    assert fake_nvml.probe(READ)["processes"] == [{"pid": 71, "used_bytes": None}]
+
+
+def test_no_processes_and_no_process_list_are_not_the_same(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(GPU0)
+    assert fake_nvml.probe(READ)["processes"] == []
+    fake_nvml.set(GPU0, "no DeviceGetComputeRunningProcesses_v3")
+    assert fake_nvml.probe(READ)["processes"] is None
+
+
+def test_unsupported_figures_are_none_and_system_memory_never_stands_in(
+    fake_nvml: FakeNvml,
+) -> None:
+    fake_nvml.set("gpu 0 GPU-0 - - - - - 0 NVIDIA GB10")
+    reading = fake_nvml.probe(READ)
+    unknown = {key for key, value in reading.items() if value is None}
+    assert unknown == {
+        "total_bytes",
+        "used_bytes",
+        "free_bytes",
+        "reserved_bytes",
+        "memory_api",
+        "utilization_percent",
+        "temperature_celsius",
+        "power_watts",
+    }
+
+
+@pytest.mark.parametrize("code", [15, 16])
+def test_a_lost_card_is_a_reading_that_still_has_its_name(fake_nvml: FakeNvml, code: int) -> None:
+    fake_nvml.set(GPU0)
+    lost = GPU0.replace(" 452000 0 ", f" 452000 {code} ")
+    told = fake_nvml.probe(
+        "import os, pathlib\n"
+        "with Nvml() as nvml:\n"
+        "    nvml.read(0)\n"
+        f"    pathlib.Path(os.environ['NVML_STUB']).write_text({lost!r} + chr(10))\n"
+        "    tell([asdict(nvml.read(0)), nvml.compute_capability(0), nvml.devices()])\n"
+    )
+    reading, capability, devices = told
+    assert reading["lost"] is True
+    assert reading["uuid"] == "GPU-0"
+    assert reading["used_bytes"] is None and reading["processes"] is None
+    assert capability is None
+    assert devices == [[0, "GPU-0"]]
+
+
+def test_a_card_lost_before_the_first_reading_does_not_hide_the_others(
+    fake_nvml: FakeNvml,
+) -> None:
+    fake_nvml.set(GPU0.replace(" 452000 0 ", " 452000 15 "), f"gpu 1 GPU-1 {H100}")
+    told = fake_nvml.probe("with Nvml() as n: tell([n.devices(), n.read(0).lost, n.read(1).lost])")
+    assert told == [[[0, None], [1, "GPU-1"]], True, False]
+
+
+@pytest.mark.parametrize(
+    ("line", "fatal"),
+    [
+        ("init 18", True),  # driver and library of different versions
+        ("init 999", True),  # a GPU detached from its container by daemon-reload
+        ("init 9", False),  # no driver loaded: a machine without a GPU
+    ],
+)
+def test_why_nvml_cannot_be_opened(fake_nvml: FakeNvml, line: str, fatal: bool) -> None:
+    fake_nvml.set(line)
+    reason, told = fake_nvml.probe(OPEN)
+    assert told is fatal
+    assert reason
+
+
+def test_a_library_mismatch_that_is_no_nvml_error_is_fatal(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(GPU0)
+    body = (
+        "import pynvml\n"
+        "def refuse(): raise pynvml.NVMLLibraryMismatchError('versions differ')\n"
+        "pynvml.nvmlInit = refuse\n"
+    )
+    assert fake_nvml.probe(body + OPEN) == ["versions differ", True]
+
+
+def test_a_failed_question_is_not_a_reading(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(GPU0, "code DeviceGetMemoryInfo 999", "code DeviceGetMemoryInfo_v2 999")
+    told = fake_nvml.probe(
+        "with Nvml() as nvml:\n"
+        "    for index in (0, 7):\n"
+        "        try: nvml.read(index); tell('read')\n"
+        "        except NvmlFailed as error: print(error)\n"
+        "    tell('failed twice')\n"
+    )
+    assert told == "failed twice"
+
+
+def test_accounting_keeps_the_peak_of_a_process_that_ended(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(GPU0, f"gpu 1 GPU-1 {H100}", "accounting 0 71 4096")
+    told = fake_nvml.probe(
+        "with Nvml() as n: tell([n.accounting_peak(0, 71), n.accounting_peak(0, 72), "
+        "n.accounting_peak(1, 71)])"
+    )
+    assert told == [4096 * MIB, None, None]
+
+
+def test_without_the_library_it_is_absent_and_not_fatal() -> None:
+    program = (
+        "from runner.guard.nvml import Nvml, NvmlUnavailable, library_present\n"
+        "import ctypes\n"
+        "def missing(name, *a, **k): raise OSError(name)\n"
+        "ctypes.CDLL = missing\n"
+        "import pynvml; pynvml.CDLL = missing\n"
+        "try: Nvml().open()\n"
+        "except NvmlUnavailable as error: print(library_present(), error.fatal)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_importing_the_guard_imports_neither_pynvml_nor_psutil() -> None:
+    program = (
+        "import sys, runner.guard, runner.guard.nvml, runner.guard.policy\n"
+        "print([name for name in ('pynvml', 'psutil', 'rich', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,180 @@
+// A stand-in for NVIDIA's libnvidia-ml.so.1: a real shared library that answers from a text file.
+//
+//   cc -shared -fPIC -O1 -Wall -Wl,-soname,libnvidia-ml.so.1 -o libnvidia-ml.so.1 nvml_stub.c
+//
+// The state file ($NVML_STUB) is read anew on every call, so a test changes the "hardware" while
+// the program under test runs. One fact a line; "-" for a number means that it is not supported:
+//
+//   driver VERSION
+//   init CODE                          what nvmlInit answers (18: library/driver mismatch)
+//   gpu INDEX UUID TOTAL_MIB USED_MIB UTIL TEMP MILLIWATTS STATUS NAME...
+//                                      STATUS is an nvmlReturn: 0 ok, 15 GPU_IS_LOST, 16 RESET
+//   compute|graphics|mps INDEX PID MIB    MIB "-": the driver does not tell (VALUE_NOT_AVAILABLE)
+//   accounting INDEX PID PEAK_MIB      also turns accounting mode on for that card
+//   no FUNCTION                        this function answers NOT_SUPPORTED (3)
+//   old FUNCTION                       this function answers FUNCTION_NOT_FOUND (13)
+//   code FUNCTION CODE                 this function answers CODE
+//
+// FUNCTION is NVML's name without "nvml", e.g. "DeviceGetMemoryInfo_v2".
+// Left out on purpose, so that pynvml misses the symbol as with an old driver:
+// nvmlDeviceGetMPSComputeRunningProcesses_v2, nvmlDeviceGetMemoryLimits_v1. Build with
+// -DOLD_DRIVER to leave out the _v3 process lists and memory v2 as well.
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
+    INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, FUNCTION_NOT_FOUND = 13, VERSION_MISMATCH = 25
+};
+#define UNKNOWN (~0ull)
+#define MIB(n) ((n) << 20)
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef struct { char uuid[96], name[96]; u64 total, used, util, temp, milliwatts; int status; int accounting; } Gpu;
+typedef struct { char list[16]; u32 gpu, pid; u64 bytes; } Process;
+typedef struct { char function[96]; int code; } Answer;
+
+static Gpu gpus[16];
+static Process processes[128];
+static Answer answers[32];
+static int gpu_count, process_count, answer_count, init_code, initialized;
+static char driver[80];
+
+static u64 number(const char *text) { return strcmp(text, "-") ? strtoull(text, NULL, 10) : UNKNOWN; }
+static u64 mib(const char *text) { u64 n = number(text); return n == UNKNOWN ? n : MIB(n); }
+
+static void load(void) {
+    const char *path = getenv("NVML_STUB");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    gpu_count = process_count = answer_count = init_code = 0;
+    strcpy(driver, "570.124.06");
+    memset(gpus, 0, sizeof gpus);
+    if (!file) { init_code = DRIVER_NOT_LOADED; return; }
+    char line[512], a[96], b[96], c[96], d[96], e[96], f[96], name[96];
+    u32 index, pid; int code;
+    while (fgets(line, sizeof line, file)) {
+        if (sscanf(line, "init %d", &init_code) == 1 || sscanf(line, "driver %79s", driver) == 1) continue;
+        if (gpu_count < 16 && sscanf(line, "gpu %u %95s %95s %95s %95s %95s %95s %d %95[^\n]",
+                                     &index, a, b, c, d, e, f, &code, name) == 9) {
+            Gpu *gpu = &gpus[gpu_count++];
+            strcpy(gpu->uuid, a); strcpy(gpu->name, name);
+            gpu->total = mib(b); gpu->used = mib(c);
+            gpu->util = number(d); gpu->temp = number(e); gpu->milliwatts = number(f);
+            gpu->status = code;
+        } else if (answer_count < 32 && sscanf(line, "no %95s", a) == 1) {
+            strcpy(answers[answer_count].function, a); answers[answer_count++].code = NOT_SUPPORTED;
+        } else if (answer_count < 32 && sscanf(line, "old %95s", a) == 1) {
+            strcpy(answers[answer_count].function, a); answers[answer_count++].code = FUNCTION_NOT_FOUND;
+        } else if (answer_count < 32 && sscanf(line, "code %95s %d", a, &code) == 2) {
+            strcpy(answers[answer_count].function, a); answers[answer_count++].code = code;
+        } else if (process_count < 128 && sscanf(line, "%15s %u %u %95s", a, &index, &pid, b) == 4) {
+            Process *process = &processes[process_count++];
+            strcpy(process->list, a); process->gpu = index; process->pid = pid; process->bytes = mib(b);
+            if (!strcmp(a, "accounting") && index < 16) gpus[index].accounting = 1;
+        }
+    }
+    fclose(file);
+}
+
+static int told(const char *function) {
+    for (int i = 0; i < answer_count; i++)
+        if (!strcmp(answers[i].function, function + 4)) return answers[i].code;  // past "nvml"
+    return OK;
+}
+
+// The opening of every function; the third also finds the card and answers its status.
+#define BEGIN_FREE load(); { int code_ = told(__func__); if (code_) return code_; }
+#define BEGIN BEGIN_FREE if (!initialized) return UNINITIALIZED;
+#define BEGIN_DEVICE BEGIN Gpu *gpu = device; \
+    if (gpu < gpus || gpu >= gpus + gpu_count) return INVALID_ARGUMENT; \
+    if (gpu->status) return gpu->status;
+
+static int put(char *out, u32 size, const char *text) {
+    if (strlen(text) >= size) return INSUFFICIENT_SIZE;
+    strcpy(out, text);
+    return OK;
+}
+static int put_number(u32 *out, u64 value) {
+    if (value == UNKNOWN) return NOT_SUPPORTED;
+    *out = (u32)value;
+    return OK;
+}
+
+int nvmlInitWithFlags(u32 flags) { (void)flags; BEGIN_FREE if (!init_code) initialized++; return init_code; }
+int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+int nvmlShutdown(void) { if (!initialized) return UNINITIALIZED; initialized--; return OK; }
+const char *nvmlErrorString(int code) { return code == NOT_SUPPORTED ? "Not Supported" : "stub error"; }
+int nvmlSystemGetDriverVersion(char *out, u32 size) { BEGIN return put(out, size, driver); }
+int nvmlDeviceGetCount_v2(u32 *out) { BEGIN *out = gpu_count; return OK; }
+int nvmlDeviceGetHandleByIndex_v2(u32 index, void **out) {
+    BEGIN
+    if (index >= (u32)gpu_count) return INVALID_ARGUMENT;
+    *out = &gpus[index];
+    return gpus[index].status;
+}
+int nvmlDeviceGetName(void *device, char *out, u32 size) { BEGIN_DEVICE return put(out, size, gpu->name); }
+int nvmlDeviceGetUUID(void *device, char *out, u32 size) { BEGIN_DEVICE return put(out, size, gpu->uuid); }
+int nvmlDeviceGetTemperature(void *device, u32 sensor, u32 *out) { (void)sensor; BEGIN_DEVICE return put_number(out, gpu->temp); }
+int nvmlDeviceGetPowerUsage(void *device, u32 *out) { BEGIN_DEVICE return put_number(out, gpu->milliwatts); }
+int nvmlDeviceGetUtilizationRates(void *device, u32 *out) { BEGIN_DEVICE out[1] = 0; return put_number(out, gpu->util); }
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) { BEGIN_DEVICE *major = 9; *minor = 0; return OK; }
+
+struct memory_v1 { u64 total, free, used; };
+struct memory_v2 { u32 version; u64 total, reserved, free, used; };
+#define RESERVED MIB(512ull)
+
+// As on a real card: version 1 counts what the driver reserves as used, version 2 keeps it apart.
+int nvmlDeviceGetMemoryInfo(void *device, struct memory_v1 *out) {
+    BEGIN_DEVICE
+    if (gpu->total == UNKNOWN) return NOT_SUPPORTED;
+    *out = (struct memory_v1){gpu->total, gpu->total - gpu->used - RESERVED, gpu->used + RESERVED};
+    return OK;
+}
+#ifndef OLD_DRIVER
+int nvmlDeviceGetMemoryInfo_v2(void *device, struct memory_v2 *out) {
+    BEGIN_DEVICE
+    if (gpu->total == UNKNOWN) return NOT_SUPPORTED;
+    if (out->version != (sizeof *out | 2u << 24)) return VERSION_MISMATCH;
+    out->total = gpu->total; out->reserved = RESERVED; out->used = gpu->used;
+    out->free = gpu->total - gpu->used - RESERVED;
+    return OK;
+}
+#endif
+
+struct process { u32 pid; u64 bytes; u32 gpu_instance, compute_instance; };
+
+static int list(const char *name, Gpu *gpu, u32 *count, struct process *out) {
+    u32 capacity = *count, found = 0;
+    for (int i = 0; i < process_count; i++)
+        if (processes[i].gpu == (u32)(gpu - gpus) && !strcmp(processes[i].list, name)) {
+            if (out && found < capacity) out[found] = (struct process){processes[i].pid, processes[i].bytes, ~0u, ~0u};
+            found++;
+        }
+    *count = found;
+    return found && (!out || found > capacity) ? INSUFFICIENT_SIZE : OK;
+}
+#define LIST(function, name) \
+    int function(void *device, u32 *count, void *out) { BEGIN_DEVICE return list(name, gpu, count, out); }
+LIST(nvmlDeviceGetComputeRunningProcesses_v2, "compute")
+LIST(nvmlDeviceGetGraphicsRunningProcesses_v2, "graphics")
+#ifndef OLD_DRIVER
+LIST(nvmlDeviceGetComputeRunningProcesses_v3, "compute")
+LIST(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics")
+LIST(nvmlDeviceGetMPSComputeRunningProcesses_v3, "mps")
+#endif
+
+struct accounting { u32 gpu_percent, memory_percent; u64 peak, time, start; u32 running, reserved[5]; };
+int nvmlDeviceGetAccountingMode(void *device, u32 *out) { BEGIN_DEVICE *out = gpu->accounting; return OK; }
+int nvmlDeviceGetAccountingStats(void *device, u32 pid, struct accounting *out) {
+    BEGIN_DEVICE
+    for (int i = 0; i < process_count; i++)
+        if (processes[i].gpu == (u32)(gpu - gpus) && processes[i].pid == pid && !strcmp(processes[i].list, "accounting")) {
+            memset(out, 0, sizeof *out);
+            out->peak = processes[i].bytes;
+            return OK;
+        }
+    return NOT_FOUND;
+}
