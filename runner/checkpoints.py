@@ -24,7 +24,9 @@ def seal(folder: Path) -> None:
     """Flush every file of `folder` to disk and write the seal (path -> size, sha256)."""
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != SEAL:
+        if path.is_dir():
+            durable.fsync_folder(path)
+        elif path.is_file() and path != folder / SEAL:
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 os.fsync(stream.fileno())
@@ -39,6 +41,7 @@ def publish(staged: Path, final: Path) -> None:
     """Rename a sealed staging folder to its final name; an older one of that name gives way."""
     if final.exists():
         doomed = staged.parent / f"{final.name}.replaced"
+        shutil.rmtree(doomed, ignore_errors=True)  # left by a kill between these lines
         final.rename(doomed)
         staged.rename(final)
         shutil.rmtree(doomed)
@@ -54,6 +57,8 @@ def damage(folder: Path) -> str | None:
         return "it has no seal, so its save did not finish"
     for name, facts in record["files"].items():
         path = folder / name
+        if not isinstance(facts, dict) or not {"size_bytes", "sha256"} <= facts.keys():
+            return f"its seal says nothing usable of {name}"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != facts["size_bytes"]:

@@ -6,6 +6,7 @@ Imports only the standard library. Every other module writes its records through
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -64,14 +65,26 @@ def read_json(path: Path) -> Any | None:
 
 
 class JsonlWriter:
-    """Appends one JSON object a line; each line reaches the kernel in one write."""
+    """Appends one JSON object a line; each line reaches the kernel in one write.
+
+    A torn last line (a kill or a full disk in mid-write) is closed first, so that it takes no
+    later record with it.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._descriptor).st_size
+        self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def write(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        os.write(self._descriptor, line.encode())
+        """Append `record`. Raises OSError where the disk refuses, ValueError for a NaN."""
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        if self._torn:
+            line = b"\n" + line
+        written = os.write(self._descriptor, line)
+        self._torn = written < len(line)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         os.fsync(self._descriptor)

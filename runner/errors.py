@@ -59,18 +59,24 @@ class Problem:
     nearest: str | None = None
 
     def lines(self) -> list[str]:
-        head = f"error: {self.where}"
+        head = f"error: {_one_line(self.where)}"
         if self.field:
-            head += f"  {self.field}"
-        out = [head, f"  problem   {self.problem}"]
+            head += f"  {_one_line(self.field)}"
+        out = [head, f"  problem   {_one_line(self.problem)}"]
         for label, text in (
             ("value", self.value),
             ("expected", self.expected),
             ("nearest", self.nearest),
         ):
             if text is not None:
-                out.append(f"  {label:<9} {text}")
+                out.append(f"  {label:<9} {_one_line(text)}")
         return out
+
+
+def _one_line(text: str) -> str:
+    """Text of a job file, fit for a terminal: one line, no control characters, not endless."""
+    shown = text if text.isprintable() else repr(text)
+    return shown if len(shown) <= 400 else shown[:397] + "..."
 
 
 class SpecError(RunnerError):
@@ -80,19 +86,28 @@ class SpecError(RunnerError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("; ".join(f"{p.where} {p.field}: {p.problem}" for p in self.problems))
+        told = "; ".join(f"{p.where} {p.field}: {p.problem}" for p in self.problems)
+        super().__init__(_one_line(told))
 
     def lines(self) -> list[str]:
         return [line for problem in self.problems for line in problem.lines()]
 
 
-def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that `word` was most likely meant to be, or None."""
+def nearest(word: str, candidates: Iterable[str], likeness: float = 0.5) -> str | None:
+    """The candidate that `word` was most likely meant to be, or None.
+
+    `likeness`, 0 to 1, is the share of letters that have to agree (difflib's ratio).
+    """
     names = list(candidates)
+    for name in names:  # letters in another order, which difflib takes for another word
+        if sorted(name.lower()) == sorted(word.lower()):
+            return name
     lowered = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    if found:
-        return lowered[found[0]]
+    # two letters resemble too much: "lr" is not meant to be "lora"
+    if len(word) > 2:
+        found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=likeness)
+        if found:
+            return lowered[found[0]]
     # "lr" for "learning_rate", "steps" for "max_steps": initials, then a contained word
     initials = {"".join(part[:1] for part in name.split("_")): name for name in names}
     if word.lower() in initials:

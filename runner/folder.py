@@ -5,8 +5,10 @@ Imports the standard library and runner.durable/errors. Creates folders; judges 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -169,12 +171,14 @@ def create(
     slug = _UNSAFE.sub("_", job).strip("._-") or "job"
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     base = f"{stamp}-{short_hash}" + ("-smoke" if variant == "smoke" else "")
+    made: Path | None = None
     try:
         (root / slug).mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, 1000):
+        for attempt in itertools.count(1):
             path = (root / slug / (base if attempt == 1 else f"{base}-{attempt}")).absolute()
             try:
                 path.mkdir()
+                made = path
                 break
             except FileExistsError:
                 continue
@@ -185,6 +189,8 @@ def create(
         for inner in (folder.logs, folder.checkpoints, folder.engine):
             inner.mkdir()
     except OSError as error:
+        if made is not None:  # half a run folder would be listed as a run
+            shutil.rmtree(made, ignore_errors=True)
         raise RunnerError(
             f"the run folder can't be made under {root}: {error.strerror}",
             "free disk space or give another place with --runs DIR",

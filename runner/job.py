@@ -12,11 +12,24 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from runner.units import SIZE_EXPECTED, parse_bytes
 
+MAX_SEED = 2**32 - 1  # numpy's generator takes no more
+
 
 class JobModel(BaseModel):
     """A part of a job: frozen, unknown keys refused, no silent conversion of types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ConflictError(ValueError):
+    """Settings that exclude each other; `field`, seen from the model that raises it, is to change.
+
+    A ValueError, so that pydantic collects it with the other problems.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def _size(value: object) -> object:
@@ -52,7 +65,7 @@ class LoraSettings(JobModel):
     @model_validator(mode="after")
     def _some_modules(self) -> LoraSettings:
         if self.target_modules == []:
-            raise ValueError("target_modules is empty, so no layer would be trained")
+            raise ConflictError("target_modules", "is empty, so no layer would be trained")
         return self
 
 
@@ -64,7 +77,10 @@ class SplitSettings(JobModel):
 
     eval: float = Field(0.1, gt=0, lt=1, description="Share of the rows held out, 0 to 1.")
     seed: int = Field(
-        42, ge=0, description="Seed of the draw; the same seed and rows always give the same split."
+        42,
+        ge=0,
+        le=MAX_SEED,
+        description="Seed of the draw; the same seed and rows always give the same split.",
     )
 
 
@@ -117,9 +133,11 @@ class DataSettings(JobModel):
     @model_validator(mode="after")
     def _one_eval_source(self) -> DataSettings:
         if self.eval is not None and self.split is not None:
-            raise ValueError("data.eval and data.split both name evaluation rows; keep one")
+            raise ConflictError(
+                "eval", "data.eval and data.split both name evaluation rows; keep one"
+            )
         if "{text}" not in self.prompt:
-            raise ValueError("data.prompt does not contain {text}")
+            raise ConflictError("prompt", "does not contain {text}")
         return self
 
 
@@ -161,7 +179,9 @@ class TrainingSettings(JobModel):
         description="Number format of weights and arithmetic; auto is bf16 on a GPU that has it "
         "and fp32 elsewhere.",
     )
-    seed: int = Field(42, ge=0, description="Seed of weights drawn, dropout and data order.")
+    seed: int = Field(
+        42, ge=0, le=MAX_SEED, description="Seed of weights drawn, dropout and data order."
+    )
     logging_steps: int = Field(1, ge=1, description="Steps between two lines of metrics.jsonl.")
     save_steps: int | None = Field(
         None, ge=1, description="Steps between two checkpoints; without it, only on request."
@@ -252,14 +272,16 @@ class Job(JobModel):
     @model_validator(mode="after")
     def _possible(self) -> Job:
         if self.launch.device == "cpu" and self.budget.gpu_memory and not self.budget.host_memory:
-            raise ValueError(
-                "launch.device is cpu, where budget.gpu_memory can't be enforced; "
-                "give budget.host_memory"
+            raise ConflictError(
+                "budget.gpu_memory",
+                "can't be enforced where launch.device is cpu; give budget.host_memory",
             )
         if self.launch.device == "cpu" and self.training.precision == "fp16":
-            raise ValueError("training.precision fp16 needs a GPU; launch.device is cpu")
+            raise ConflictError("training.precision", "fp16 needs a GPU; launch.device is cpu")
         if self.training.eval_steps and not (self.data.eval or self.data.split):
-            raise ValueError("training.eval_steps needs evaluation rows: data.eval or data.split")
+            raise ConflictError(
+                "training.eval_steps", "needs evaluation rows: data.eval or data.split"
+            )
         return self
 
 

@@ -6,6 +6,7 @@ Imports pyyaml, pydantic and runner.job. Reads job files; writes nothing.
 from __future__ import annotations
 
 import re
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from runner.errors import Problem, SpecError, UsageError, nearest
-from runner.job import Job
+from runner.job import ConflictError, Job
 from runner.packaged import jobs_folder
 
 FieldPath = tuple[str | int, ...]
@@ -36,7 +37,6 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
     ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", r"<<", "<"),
 ):
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first)
@@ -50,6 +50,33 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _number)
+_TAGS: dict[type[yaml.Node], tuple[str, ...]] = {
+    yaml.ScalarNode: ("null", "bool", "int", "float", "str"),
+    yaml.SequenceNode: ("seq",),
+    yaml.MappingNode: ("map",),
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would otherwise take for something else; every value on one line."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    style = None if value.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def to_yaml(value: object) -> str:
+    """One field's value on one line, which a job file reads back as the same value."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=sys.maxsize
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 @dataclass(frozen=True)
@@ -119,14 +146,22 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
         dotted = _dotted(key)
         for known in [s for s in sources if s == dotted or s.startswith(dotted + ".")]:
             del sources[known]
-        sources[dotted] = f"--set {dotted}"
+        sources |= dict.fromkeys(_leaves(dotted, value), f"--set {dotted}")
+        lines = {known: line for known, line in lines.items() if known[: len(key)] != key}
+        given = {known: told for known, told in given.items() if known[: len(key)] != key}
         given[key] = text
     try:
         job = Job.model_validate(raw)
     except ValidationError as error:
         raise SpecError(_problems(error, raw, shown, lines, given)) from None
-    name_of_job = path.stem
-    return LoadedJob(name_of_job, path.resolve(), job, sources, frozenset(map(_dotted, given)))
+    overridden = frozenset(name for name, source in sources.items() if source.startswith("--set"))
+    return LoadedJob(path.stem, path.resolve(), job, sources, overridden)
+
+
+def _leaves(dotted: str, value: object) -> list[str]:
+    """The field itself and, where `value` is a block, every field that it says."""
+    inner = value.items() if isinstance(value, dict) else ()
+    return [dotted, *(leaf for name, part in inner for leaf in _leaves(f"{dotted}.{name}", part))]
 
 
 def _shown(path: Path) -> str:
@@ -141,23 +176,48 @@ def _dotted(key: FieldPath) -> str:
     return ".".join(str(part) for part in key)
 
 
+def _refusal(
+    shown: str,
+    problem: str,
+    line: int | None = None,
+    *,
+    key: FieldPath = (),
+    value: str | None = None,
+    expected: str | None = None,
+) -> SpecError:
+    where = f"{shown}:{line}" if line else shown
+    return SpecError([Problem(where, _dotted(key), problem, value, expected)])
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int]]:
     shown = _shown(path)
-
-    def refuse(problem: str, line: int | None = None, **more: str | None) -> SpecError:
-        where = f"{shown}:{line}" if line else shown
-        return SpecError([Problem(where, more.pop("at", None) or "", problem, **more)])
-
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise refuse(f"can't be read: {error.strerror}") from None
+        raise _refusal(shown, f"can't be read: {error.strerror}") from None
     if len(content) > MAX_FILE_BYTES:
-        raise refuse(f"is {len(content)} bytes long; a job file has at most {MAX_FILE_BYTES}")
+        raise _refusal(
+            shown, f"is {len(content)} bytes long; a job file has at most {MAX_FILE_BYTES}"
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise refuse(f"is not UTF-8 text (byte {error.start})") from None
+        raise _refusal(shown, f"is not UTF-8 text (byte {error.start})") from None
+    value, lines = _parse(text, shown)
+    if value is None:
+        raise _refusal(shown, "is empty", expected="at least `model:` and `data:`")
+    if not isinstance(value, dict):
+        raise _refusal(
+            shown,
+            "does not hold fields",
+            lines[()],
+            expected="'name: value' lines, at least `model:` and `data:`",
+        )
+    return value, lines
+
+
+def _parse(text: str, shown: str) -> tuple[Any, dict[FieldPath, int]]:
+    """Plain values of a YAML text, and the line of each. Raises SpecError naming `shown`:line."""
     lines: dict[FieldPath, int] = {}
     seen = 0
 
@@ -166,35 +226,42 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int]]:
         seen += 1
         line = node.start_mark.line + 1
         if seen > MAX_NODES or len(key) > 32:
-            raise refuse("has too many values (aliases that multiply?)", line)
+            raise _refusal(shown, "has too many values (aliases that multiply?)", line)
         lines.setdefault(key, line)
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        if tag not in _TAGS[type(node)]:
+            raise _refusal(
+                shown,
+                f"tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not allowed",
+                line,
+                key=key,
+                expected="plain YAML",
+            )
         if isinstance(node, yaml.MappingNode):
             return mapping_of(node, key)
         if isinstance(node, yaml.SequenceNode):
             return [value_of(item, (*key, index)) for index, item in enumerate(node.value)]
         try:
+            node.value.encode()
             return loader.construct_object(node)
-        except (yaml.YAMLError, ValueError):
-            raise refuse(
-                f"tag {node.tag} is not allowed", line, at=_dotted(key), expected="plain YAML"
+        except (ValueError, KeyError):  # !!int abc, !!bool 7, 5,000 digits, "\uD800"
+            raise _refusal(
+                shown, f"can't be read as {tag}", line, key=key, value=_brief(node.value)
             ) from None
 
     def mapping_of(node: yaml.MappingNode, key: FieldPath) -> dict[str, Any]:
-        try:
-            loader.flatten_mapping(node)  # merge keys
-        except yaml.YAMLError as error:
-            raise refuse(f"merge key: {error}", node.start_mark.line + 1) from None
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise refuse("a key must be plain text", line, at=_dotted(key))
-            name = str(key_node.value)
+                raise _refusal(shown, "a key must be plain text", line, key=key)
+            name = str(key_node.value).encode(errors="backslashreplace").decode()
             if name in out:
-                raise refuse(
+                raise _refusal(
+                    shown,
                     f"{name!r} stands twice",
                     line,
-                    at=_dotted((*key, name)),
+                    key=(*key, name),
                     expected="each field once",
                 )
             lines[(*key, name)] = line
@@ -206,45 +273,58 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int]]:
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise refuse(
+        raise _refusal(
+            shown,
             f"is not valid YAML: {error.problem or error.context}",
             mark.line + 1 if mark else None,
             expected="spaces for indentation, 'name: value' lines",
         ) from None
-    except yaml.YAMLError as error:
-        raise refuse(f"is not valid YAML: {str(error).splitlines()[0]}") from None
-    if root is None:
-        raise refuse("is empty", expected="at least `model:` and `data:`")
-    if not isinstance(root, yaml.MappingNode):
-        raise refuse(
-            "does not hold fields",
-            root.start_mark.line + 1,
-            expected="'name: value' lines, at least `model:` and `data:`",
-        )
-    return mapping_of(root, ()), lines
+    except RecursionError:
+        raise _refusal(shown, "is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: "\UFFFFFFFF"
+        raise _refusal(shown, f"is not valid YAML: {str(error).splitlines()[0]}") from None
+    return (None if root is None else value_of(root, ())), lines
 
 
 def _parse_override(text: str) -> tuple[FieldPath, Any]:
     name, equals, value = text.partition("=")
     key = tuple(part for part in name.strip().split("."))
-    if not equals or not all(key):
+    if not equals or not all(key) or not _is_utf8(text):
         raise UsageError(
-            f"--set {text!r} is not FIELD=VALUE", "for example --set training.learning_rate=2e-4"
+            f"--set {text!r} is not FIELD=VALUE in UTF-8",
+            "for example --set training.learning_rate=2e-4",
         )
     try:
-        loader = _Loader(value)
-        node = loader.get_single_node()
-        parsed = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError):
-        parsed = value  # a path such as "a: b" or "*x" is taken as text
-    if isinstance(parsed, (int, float)) and not isinstance(parsed, bool) and _is_text(key):
+        parsed, _ = _parse(value, "--set")
+    except SpecError:
+        parsed = value  # a path such as "*x" is taken as text
+    takes = _possible_types(key)
+    if str in takes and not isinstance(parsed, str) and (parsed is not None or None not in takes):
         parsed = value  # --set model=123 names a folder
     return key, parsed
 
 
-def _is_text(key: FieldPath) -> bool:
+def _is_utf8(text: str) -> bool:
+    """False for the surrogates by which Python carries a command line's other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _possible_types(key: FieldPath) -> tuple[Any, ...]:
+    """The members of a field's type, None for NoneType; of an entry of a text mapping too."""
     info = _annotation(key)
-    return info is str or (get_origin(info) in (Union, types.UnionType) and str in get_args(info))
+    if info is None and key[:-1]:
+        mappings = [part for part in _members(_annotation(key[:-1])) if get_origin(part) is dict]
+        info = get_args(mappings[0])[1] if mappings else None
+    return tuple(None if part is types.NoneType else part for part in _members(info))
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    union = get_origin(annotation) in (Union, types.UnionType)
+    return get_args(annotation) if union else (annotation,)
 
 
 def _put(raw: dict[str, Any], key: FieldPath, value: Any, text: str) -> None:
@@ -296,6 +376,7 @@ def all_fields(model: type[BaseModel] = Job, prefix: str = "") -> list[str]:
     return out
 
 
+_NUMBER = re.compile(r"[-+]?[0-9._]+(?:[eE][-+]?[0-9]+)?")
 _EXPECTED = {
     "missing": "this field, which has no default",
     "int_type": "a whole number",
@@ -332,7 +413,7 @@ def _problems(
             names = list(model.model_fields)
             problem, expected = "unknown field", "one of " + ", ".join(names)
             near = nearest(str(key[-1]), names)
-            if near is None or near == str(key[-1]):
+            if near is None or str(key[-1]) in _last_names():
                 near = _elsewhere(str(key[-1]))
         elif kind == "missing":
             problem = "is missing"
@@ -348,19 +429,25 @@ def _problems(
                 "less_than_equal": "at most",
             }[kind]
             bound = next(iter(context.values()))
-            problem, expected = "is out of range", f"{sign} {bound:g}"
+            problem, expected = "is out of range", f"{sign} {bound:.12g}"
         elif kind == "value_error":
-            text = str(context.get("error", problem))
+            cause = context.get("error")
+            text = str(cause or problem)
+            if isinstance(cause, ConflictError):
+                key = (*key, *cause.field.split("."))
+                where = _where(key, shown, lines, given)
+                value = _value_at(raw, key)
             problem, expected = (
                 ("has no usable value", text.removeprefix("expected "))
                 if text.startswith("expected ")
                 else (text, None)
             )
-            value = value if not isinstance(item["input"], dict) else None
         elif expected:
-            problem = "has the wrong type"
-        if isinstance(item["input"], str) and kind in ("int_type", "float_type"):
-            expected = f"{expected}, without quotes"
+            unusable = kind in ("finite_number", "string_too_short")
+            problem = "has no usable value" if unusable else "has the wrong type"
+        if kind in ("int_type", "float_type") and _NUMBER.fullmatch(str(item["input"]).strip()):
+            quoted = isinstance(item["input"], str)
+            expected = f"{expected}, without quotes" if quoted else expected
         if key in found:  # the members of a union each complain
             earlier = found[key]
             if expected and earlier.expected and expected not in earlier.expected:
@@ -398,7 +485,16 @@ def _where(
             return f"--set {given[key[:length]]}"
         if key[:length] in lines:
             return f"{shown}:{lines[key[:length]]}"
+    for path, text in given.items():
+        if path[: len(key)] == key:  # a block that only --set BLOCK.FIELD names
+            return f"--set {text}"
     return shown
+
+
+def _value_at(raw: Any, key: FieldPath) -> str | None:
+    for part in key:
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return None if raw is None else _brief(raw)
 
 
 def _choices(annotation: Any) -> list[Any]:
@@ -409,12 +505,17 @@ def _choices(annotation: Any) -> list[Any]:
 
 def _elsewhere(name: str) -> str | None:
     """The field of that (or nearly that) name in another block: `r` -> lora.r."""
-    fields = all_fields()
-    last = {dotted.rsplit(".", 1)[-1]: dotted for dotted in reversed(fields)}
-    near = nearest(name, last)
+    last = _last_names()
+    near = nearest(name, last, likeness=0.75)  # of so many names, some always looks alike
     return last[near] if near else None
 
 
+def _last_names() -> dict[str, str]:
+    """Field name without its blocks -> dotted; of two, that of the outermost block."""
+    fields = sorted(all_fields(), key=lambda dotted: dotted.count("."), reverse=True)
+    return {dotted.rsplit(".", 1)[-1]: dotted for dotted in fields}
+
+
 def _brief(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else to_yaml(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -93,7 +93,7 @@ class Plan(JobModel):
         for rows in (record["train_rows"], record["eval_rows"]):
             if rows and rows["sha256"]:
                 rows.pop("path")
-        if record["model"]["kind"] in ("hub", "builtin"):
+        if record["model"]["kind"] != "folder":
             record["model"].pop("folder")
         for key in ("train", "eval", "sample"):  # resolved into train_rows and eval_rows
             record["data"].pop(key)

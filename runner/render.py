@@ -168,6 +168,8 @@ def accelerate_config(plan: Plan) -> str:
         "same_network": True,
         "use_cpu": launch.device == "cpu" and kind == "NO",
     }
+    if kind == "DEEPSPEED":
+        del record["mixed_precision"]  # deepspeed.json says it; said twice, accelerate refuses
     if launch.num_processes > 1 or kind == "DEEPSPEED":
         record["main_process_port"] = 0  # a free port, so that two runs never meet
     return yaml.dump(record, Dumper=_Dumper, sort_keys=False)

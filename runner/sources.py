@@ -5,9 +5,11 @@ Standard library only: reads folders, files and the hub's cache layout; download
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,8 +85,8 @@ def find_model(text: str, *, beside: Path | None, where: str) -> ModelSource:
         folder = cache_folder() / "models" / name
         return ModelSource("builtin", name, None, folder, (folder / "config.json").is_file())
     for place in _places(text, beside):
-        if place.is_dir():
-            if not (place / "config.json").is_file():
+        if _kind(place) == "folder":
+            if _kind(place / "config.json") != "file":
                 raise SpecError(
                     [
                         Problem(
@@ -96,7 +98,7 @@ def find_model(text: str, *, beside: Path | None, where: str) -> ModelSource:
                         )
                     ]
                 )
-            return ModelSource("folder", text, None, place.resolve(), True)
+            return ModelSource("folder", text, None, _named(place, "model", where), True)
     match = HUB_ID.match(text)
     if match and not text.startswith((".", "/", "~")):
         snapshot = _hub_snapshot(match["id"], match["revision"] or "main")
@@ -139,8 +141,8 @@ def find_data(text: str, *, field: str, beside: Path | None, where: str) -> Data
             )
         return DataSource("hub", None, match["id"], match["revision"], None, None, True)
     places = _places(text, beside)
-    path = next((place for place in places if place.exists()), places[0])
-    if path.is_dir():
+    path = next((place for place in places if _kind(place) != "none"), places[0])
+    if _kind(path) == "folder":
         raise SpecError(
             [
                 Problem(
@@ -164,11 +166,10 @@ def find_data(text: str, *, field: str, beside: Path | None, where: str) -> Data
                 )
             ]
         )
-    if not path.is_file():
+    if _kind(path) != "file":
         return DataSource("file", path.absolute(), None, None, None, None, False)
-    return DataSource(
-        "file", path.resolve(), None, None, file_sha256(path), path.stat().st_size, True
-    )
+    place = _named(path, field, where)
+    return DataSource("file", place, None, None, file_sha256(path), path.stat().st_size, True)
 
 
 def missing_data(source: DataSource, text: str, *, field: str, where: str) -> SpecError:
@@ -196,17 +197,44 @@ def file_sha256(path: Path) -> str:
 
 
 def _places(text: str, beside: Path | None) -> list[Path]:
-    path = Path(text).expanduser()
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # ~NAME of no user here
+        path = path.expanduser()
     if path.is_absolute():
         return [path]
     return [path.absolute()] if beside is None else [beside / path, path.absolute()]
 
 
+def _named(path: Path, field: str, where: str) -> Path:
+    """The resolved path, which has to be text that plan.yaml and launch.sh can hold."""
+    resolved = path.resolve()
+    try:
+        str(resolved).encode()
+    except UnicodeEncodeError:
+        problem = "lies at a path that is not UTF-8"
+        raise SpecError([Problem(where, field, problem, ascii(str(resolved)))]) from None
+    return resolved
+
+
 def _names(folder: Path, *, folders: bool) -> list[str]:
     try:
         return [entry.name for entry in folder.iterdir() if entry.is_dir() == folders]
-    except OSError:
+    except (OSError, ValueError):
         return []
+
+
+def _kind(path: Path) -> Literal["file", "folder", "none"]:
+    """What lies at `path`; a text that can't be a path (too long, NUL) names nothing.
+
+    Raises PermissionError where a folder on the way can't be looked into.
+    """
+    try:
+        mode = path.stat().st_mode
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        return "none"
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "none"
 
 
 def _hub_snapshot(repository: str, revision: str) -> Path | None:

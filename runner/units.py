@@ -9,7 +9,6 @@ MIB = 1024**2
 GIB = 1024**3
 
 _FACTORS = {
-    "": 1,
     "B": 1,
     "KIB": KIB,
     "MIB": MIB,
@@ -20,7 +19,7 @@ _FACTORS = {
     "GB": 10**9,
     "TB": 10**12,
 }
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_SIZE = re.compile(r"\s*([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*([A-Za-z]+)\s*")
 SIZE_EXPECTED = "a size with its unit, such as 12GiB, 900MiB or 16GB"
 
 
@@ -30,9 +29,10 @@ def parse_bytes(text: str) -> int:
     Raises ValueError where the text is no size, has no unit, or is not above zero.
     """
     match = _SIZE.fullmatch(text)
-    if not match or match[2].upper() not in _FACTORS or not match[2]:
+    if not match or match[3].upper() not in _FACTORS:
         raise ValueError(f"expected {SIZE_EXPECTED}")
-    size = int(float(match[1]) * _FACTORS[match[2].upper()])
+    factor, fraction = _FACTORS[match[3].upper()], match[2] or "0"
+    size: int = int(match[1]) * factor + int(fraction) * factor // 10 ** len(fraction)
     if size <= 0:
         raise ValueError(f"expected {SIZE_EXPECTED}, above zero")
     return size

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from runner.cli.output import Output, field, table
 from runner.errors import RunnerError, UsageError, nearest
 from runner.facts import gather
-from runner.jobfile import LoadedJob, list_jobs, load_job
+from runner.jobfile import LoadedJob, list_jobs, load_job, to_yaml
 from runner.plan import make_plan
 from runner.render import render
-from runner.units import format_bytes
+from runner.units import GIB, KIB, MIB
 
 _SIZES = ("budget.gpu_memory", "budget.host_memory")
 
@@ -64,15 +64,9 @@ def show_job(name: str, sets: list[str], *, as_json: bool) -> None:
 
 
 def _source(loaded: LoadedJob, dotted: str) -> str:
-    """Where a value comes from: its own entry, or that of the block or list that holds it."""
-    parts = dotted.split(".")
-    for length in range(len(parts), 0, -1):
-        prefix = ".".join(parts[:length])
-        source = loaded.sources.get(prefix)
-        if source is not None:
-            # a block that is in the file may still leave this field to its default
-            return source if length == len(parts) or source.startswith("--set") else "default"
-    return "default"
+    """Where a value comes from: its own entry, that of an entry of it, or the default."""
+    inner = (name for name in loaded.sources if name.startswith(dotted + "."))
+    return loaded.sources.get(dotted) or loaded.sources.get(next(inner, ""), "default")
 
 
 def _all_sources(loaded: LoadedJob, record: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -87,25 +81,20 @@ def _all_sources(loaded: LoadedJob, record: dict[str, Any], prefix: str = "") ->
 
 
 def _show(loaded: LoadedJob, model: BaseModel, prefix: str, depth: int, lines: list[str]) -> None:
-    import yaml
-
     for name in type(model).model_fields:
         value, dotted, indent = getattr(model, name), prefix + name, "  " * depth
         if isinstance(value, BaseModel):
             lines.append(f"{indent}{name}:")
             _show(loaded, value, dotted + ".", depth + 1, lines)
             continue
-        if dotted in _SIZES and value is not None:
-            shown = format_bytes(value).replace(" ", "") if value % (1 << 20) == 0 else f"{value}B"
-            if f"{value / (1 << 30):.2f}GiB" == shown and value % (1 << 30) == 0:
-                shown = f"{value >> 30}GiB"
-        else:
-            shown = (
-                yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-                .removesuffix("...\n")
-                .strip()
-            )
+        shown = _exact_size(value) if dotted in _SIZES and value is not None else to_yaml(value)
         lines.append(f"{f'{indent}{name}: {shown}':<58}  # {_source(loaded, dotted)}")
+
+
+def _exact_size(size: int) -> str:
+    """A size in the largest unit that says it exactly."""
+    units = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
+    return next((f"{size // each}{unit}" for unit, each in units if size % each == 0), f"{size}B")
 
 
 def render_job(

@@ -5,6 +5,7 @@ Imports the training stack. Everything it decides by stands in the plan.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import resource
@@ -50,7 +51,7 @@ def train(plan: Plan, folder: RunFolder, control: Control, *, resume: bool) -> i
         durable.write_json(folder.data_report, rows.report())
         for line in [*notes, *rows.lines()]:
             _say(line)
-    arguments = _arguments(plan, folder, has_eval=bool(rows.eval))  # before the weights: ZeRO-3
+    arguments = _arguments(plan, folder, has_eval=bool(rows.eval))  # first: ZeRO-3 shards weights
     model = load_model(plan)
     control.stop_if_asked()
     records = Records(plan, folder, checkpoints.step_of(checkpoint) if checkpoint else None)
@@ -65,6 +66,7 @@ def train(plan: Plan, folder: RunFolder, control: Control, *, resume: bool) -> i
     )
     trainer.longest_first = plan.variant == "smoke"
     trainer.keep_checkpoints = plan.training.save_total_limit
+    _require_launch(plan, trainer)
     parameters = counted(trainer.model)
     if first:
         _say(
@@ -180,13 +182,19 @@ def _arguments(plan: Plan, folder: RunFolder, *, has_eval: bool) -> Any:
     from runner.engine.trainer import world_size
 
     training, launch = plan.training, plan.launch
-    options: dict[str, Any] = {}
+    # transformers 5.23 renamed it; earlier ones know only the old name
+    names = {field.name for field in dataclasses.fields(SFTConfig)}
+    recompute = next(
+        name for name in ("activation_checkpointing", "gradient_checkpointing") if name in names
+    )
+    options: dict[str, Any] = {recompute: training.gradient_checkpointing}
     if launch.device == "cpu":
-        options["use_cpu"] = True
-        if world_size() > 1:
+        # With use_cpu accelerate would quietly take DDP in place of DeepSpeed. Without it, and
+        # given gloo by name, DeepSpeed finds the CPU by DS_ACCELERATOR; its settings come from
+        # the launcher (deepspeed.json), since passed here they would lose the backend again.
+        options["use_cpu"] = launch.deepspeed == "none"
+        if world_size() > 1 or launch.deepspeed != "none":
             options["ddp_backend"] = "gloo"
-    if launch.deepspeed != "none":
-        options["deepspeed"] = str(folder.deepspeed_config)
     return SFTConfig(
         output_dir=str(folder.checkpoints),
         max_steps=training.max_steps or -1,
@@ -203,7 +211,6 @@ def _arguments(plan: Plan, folder: RunFolder, *, has_eval: bool) -> Any:
         warmup_steps=training.warmup_ratio,  # below 1 it is a share of the steps
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
         bf16=plan.precision == "bf16",
         fp16=plan.precision == "fp16",
         seed=training.seed,
@@ -228,6 +235,24 @@ def _arguments(plan: Plan, folder: RunFolder, *, has_eval: bool) -> Any:
         ddp_find_unused_parameters=False,
         **options,
     )
+
+
+def _require_launch(plan: Plan, trainer: Any) -> None:
+    """Refuse to train in another way than the plan says: libraries fall back without a word."""
+    accelerator = trainer.accelerator
+    processes, kind = accelerator.num_processes, str(accelerator.distributed_type.value)
+    stage = {"none": None, "zero1": 1, "zero2": 2, "zero3": 3}[plan.launch.deepspeed]
+    plugin = accelerator.state.deepspeed_plugin if kind == "DEEPSPEED" else None
+    found = plugin.zero_stage if plugin is not None else None
+    if processes != plan.launch.num_processes or found != stage:
+        raise RunnerError(
+            f"the plan launches {plan.launch.num_processes} process(es), DeepSpeed "
+            f"{plan.launch.deepspeed}; this is {processes} process(es), {kind}, ZeRO stage {found}"
+        )
+    if trainer.args.device.type != plan.launch.device:
+        raise RunnerError(
+            f"the plan trains on {plan.launch.device}; torch chose {trainer.args.device}"
+        )
 
 
 def _save_adapter(

@@ -1,0 +1,131 @@
+"""`runner doctor`: ask the machine, judge, write the report, print it. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from runner import durable
+from runner.cli.output import Output, field
+from runner.doctor import probes
+from runner.doctor.checks import Findings, judge, make_record
+from runner.errors import UsageError
+
+PATIENCE_SECONDS = 3.0  # before it is said what is being waited for
+_T = TypeVar("_T")
+
+
+def examine(out: Path, *, as_json: bool) -> int:
+    """1 where a check found a problem or the report could not be written, else 0.
+
+    Raises:
+        UsageError: the report can't lie at `out`; said before anything is asked.
+    """
+    output = Output(as_json=as_json)
+    _require_place(out)
+    findings = gather(output)
+    checks = judge(findings)
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    record = make_record(findings, checks, when, probes.secrets(os.environ))
+    unwritten: OSError | None = None
+    try:
+        durable.write_json(out, record)
+    except OSError as error:  # a full disk is among what the report is about: still print it
+        unwritten = error
+    output.result(record, _lines(record, None if unwritten else out))
+    if unwritten is not None:
+        output.say(f"error: the report was not written: {unwritten}")
+    return 1 if unwritten or record["summary"]["problem"] else 0
+
+
+def gather(output: Output) -> Findings:
+    """All findings; what can take seconds is asked at the same time."""
+    output.say(field("checking", "this machine; torch, Docker and the hub may take some seconds"))
+    torch = _begin(probes.torch_build)
+    gpus = _begin(probes.gpus)
+    docker = _begin(probes.docker)
+    podman = _begin(probes.podman)
+    hub = _begin(probes.hub)
+
+    def wait(what: str, seconds: float, future: Future[_T]) -> _T:
+        try:
+            return future.result(PATIENCE_SECONDS)
+        except TimeoutError:
+            output.say(field("waiting", f"for {what}, up to {seconds:.0f} s"))
+        return future.result()
+
+    try:
+        cards = gpus.result(probes.NVML_SECONDS)
+    except TimeoutError:
+        cards = probes.stuck_gpus()
+    return Findings(
+        host=probes.host(),
+        packages=probes.packages(),
+        tools=probes.tools(),
+        disks=probes.disks(),
+        memory=probes.memory(),
+        gpus=cards,
+        hub=wait("the hub", probes.HUB_SECONDS, hub),
+        docker=wait("Docker", probes.DOCKER_SECONDS, docker),
+        podman=wait("podman", probes.VERSION_SECONDS, podman),
+        torch=wait("torch's import", probes.TORCH_SECONDS, torch),
+    )
+
+
+def _begin(probe: Callable[[], _T]) -> Future[_T]:
+    """Start a probe in a daemon thread, which a stuck driver can't make the command wait for."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(probe())
+        except BaseException as error:  # told where it is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _require_place(out: Path) -> None:
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(
+            f"the report can't be written: there is no folder {folder}",
+            "make it first, or name another place with --out FILE",
+        )
+    if out.exists() and not out.is_file():
+        raise UsageError(
+            f"the report can't be written: {out} is not a file",
+            f"--out {out / 'validation_report.json'}" if out.is_dir() else None,
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"the report can't be written: no permission to write into {folder}",
+            "name another place with --out FILE",
+        )
+
+
+def _lines(record: dict[str, Any], report: Path | None) -> list[str]:
+    """One aligned line a check, what to do under those that need it, and a summary."""
+    checks, summary = record["checks"], record["summary"]
+    width = max(len(check["name"]) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check['name']:<{width}}  {check['status']:<7}  {check['found']}")
+        if check["advice"]:
+            lines.append(f"{'':<{width}}  {'do':>7}  {check['advice']}")
+    counts = [f"{summary['ok']} ok", _count(summary["warning"], "warning")]
+    counts += [_count(summary["problem"], "problem"), f"{summary['skipped']} skipped"]
+    lines += ["", field("summary", ", ".join(counts))]
+    if report is not None:
+        lines.append(field("report", str(report)))
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
