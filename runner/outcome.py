@@ -92,9 +92,11 @@ class Evidence:
     """The engine said that it reached its last step and saved the adapter."""
     cause: str | None
     """Why the guard ended it (policy.Cause), where it did."""
+    engine_phase: str | None
+    """The last phase that rank 0 recorded, where it recorded any."""
     checkpoint: str | None
     host_oom_kills: int
-    """Processes that the kernel killed for memory in this cgroup since the start."""
+    """Processes that the kernel killed for memory on this host since the start."""
     interrupted: bool
     """The stop was asked for by Ctrl-C rather than by a signal from elsewhere."""
 
@@ -128,11 +130,21 @@ def judge(evidence: Evidence) -> tuple[Reason, int, str]:
         reason = {
             "cuda_oom": Reason.CUDA_OOM,
             "non_finite_loss": Reason.NON_FINITE_LOSS,
-            "bad_data": Reason.FAILED,
+            "host_oom": Reason.HOST_OOM,
         }.get(str(failure.get("kind")), Reason.FAILED)
-        return reason, code or 1, f"{failure.get('message', 'the engine failed')}; {saved}"
-    if evidence.host_oom_kills:
-        return Reason.HOST_OOM, code or 137, f"the kernel killed it for host memory; {saved}"
+        code = int(failure.get("exit_code") or code or 1)
+        return reason, code, f"{failure.get('message', 'the engine failed')}; {saved}"
+    # launchers turn a killed trainer into exit code 1; it is known by its silence
+    vanished = evidence.engine_phase not in (None, "completed", "stopped")
+    if evidence.host_oom_kills and (vanished or code == 137):
+        return Reason.HOST_OOM, 137, f"the kernel killed it for host memory; {saved}"
+    if vanished:
+        return (
+            Reason.FAILED,
+            code or 1,
+            f"a training process was killed while {evidence.engine_phase}, not by runner (SIGKILL "
+            f"from elsewhere, or a crash of native code: see the log); {saved}",
+        )
     if code > 128:
         name = _signal_name(code - 128)
         return Reason.FAILED, code, f"ended by {name}, which runner did not send; {saved}"

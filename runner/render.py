@@ -16,6 +16,7 @@ import yaml
 
 from runner import __version__
 from runner.errors import RunnerError
+from runner.jobfile import represent_text
 from runner.packaged import templates_folder
 from runner.plan import Plan
 from runner.units import format_bytes
@@ -213,3 +214,6 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: object) -> bool:
         return True
+
+
+_Dumper.add_representer(str, represent_text)

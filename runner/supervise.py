@@ -402,6 +402,7 @@ def _verdict(
         Evidence(
             exit_code=exit_code,
             engine_failure=durable.read_json(folder.engine_failure),
+            engine_phase=(durable.read_json(folder.engine_status(0)) or {}).get("phase"),
             engine_completed=bool(result.get("completed")),
             cause=state.cause.value if state.cause else None,
             checkpoint=checkpoint.name if checkpoint else None,

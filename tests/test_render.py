@@ -142,7 +142,8 @@ def test_the_configs_say_the_processes_and_stages_of_the_plan(plans: dict[str, P
         one = "DEEPSPEED" if zero != "none" else "MULTI_GPU" if count > 1 else "NO"
         assert config["distributed_type"] == one, name
         precision = {"fp32": "no"}.get(plan.precision, plan.precision)
-        assert config["mixed_precision"] == precision, name
+        said = {} if zero != "none" else {"mixed_precision": precision}
+        assert {key: config[key] for key in config if "mixed" in key} == said, name
         assert ("deepspeed.json" in files) == (zero != "none"), name
         if zero != "none":
             deepspeed = json.loads(files["deepspeed.json"])
@@ -172,7 +173,6 @@ def test_no_secret_of_the_environment_is_rendered(
 
 # Hostile values
 
-CANARY = "runner-canary"
 FRAGMENTS = st.sampled_from(
     [
         *("'", '"', "'; touch runner-canary; '", '"; touch runner-canary; "'),
@@ -257,21 +257,15 @@ def test_hostile_values_stay_values(
             capture_output=True,
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-        said = [
-            call.split("\0") for call in Path(root, "said").read_bytes().decode().split("\0\0\0")
-        ]
-        expected_tail = ["--resume", argument]
-        calls = Path(root, "said").read_bytes().decode()
-        prepare = ["-m", "runner.engine", str(run), "--prepare", *expected_tail]
+        given = ["--resume", argument]
+        prepare = ["-m", "runner.engine", str(run), "--prepare", *given]
         launch = [
             *("-m", "accelerate.commands.launch", "--quiet"),
             *("--config_file", f"{run}/accelerate.yaml"),
-            *("--module", "runner.engine", str(run), *expected_tail),
+            *("--module", "runner.engine", str(run), *given),
         ]
-        assert calls == "".join(
-            "".join(f"{part}\0" for part in call) + "\0" for call in (prepare, launch)
-        )
-        assert said
+        expected = "".join(f"{part}\0" for call in (prepare, launch) for part in [*call, ""])
+        assert Path(root, "said").read_bytes() == expected.encode()
         left = {path.name for path in Path(root).rglob("*")}
         assert left == {
             *("said", folder, run.name, "python"),
@@ -337,7 +331,7 @@ def test_what_is_no_plan_is_refused_by_name(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "plan.yaml"
     path.write_bytes(content)
-    with pytest.raises(RunnerError, match="plan.yaml"):
+    with pytest.raises(RunnerError, match=r"plan\.yaml"):
         read_plan(path)
     with pytest.raises(RunnerError, match=r"none\.yaml can't be read"):
         read_plan(tmp_path / "none.yaml")
@@ -350,7 +344,7 @@ def test_a_truncated_plan_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for end in range(0, whole.index(b"python:"), 37):
         path.write_bytes(whole[:end])
-        with pytest.raises(RunnerError, match="plan.yaml"):
+        with pytest.raises(RunnerError, match=r"plan\.yaml"):
             read_plan(path)
 
 

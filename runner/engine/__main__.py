@@ -7,6 +7,7 @@ Imports torch only after the signals are taken over.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 import traceback
@@ -31,6 +32,7 @@ def main() -> int:
         return _prepare(folder, resume=arguments.resume)
     rank = int(os.environ.get("RANK", "0"))
     control = Control(folder, rank)
+    faulthandler.enable()  # a crash of native code leaves its stack in the log
     try:
         plan = read_plan(folder.plan)
         control.install()
@@ -42,12 +44,12 @@ def main() -> int:
         return STOPPED_EXIT_CODE
     except RunnerError as error:
         print("\n".join(error.lines()), file=sys.stderr)
-        _record_failure(folder, rank, "refused", error.message)
+        _record_failure(folder, rank, "refused", error.message, error.exit_code)
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
         kind, message = _explain(error)
-        _record_failure(folder, rank, kind, message)
+        _record_failure(folder, rank, kind, message, 1)
         return 1
 
 
@@ -81,16 +83,23 @@ def _explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
         return "host_oom", first
     if isinstance(error, OSError) and error.errno == 28:
-        return "disk_full", f"the disk is full: {first}"
+        return "disk_full", f"the disk is full: {error.strerror}"
     return "failed", f"{type(error).__name__}: {first}"
 
 
-def _record_failure(folder: RunFolder, rank: int, kind: str, message: str) -> None:
+def _record_failure(folder: RunFolder, rank: int, kind: str, message: str, exit_code: int) -> None:
+    """engine/failure.json: launchers turn every exit code into 1, so ours is written down."""
     if rank == 0 or not folder.engine_failure.exists():
         try:
             durable.write_json(
                 folder.engine_failure,
-                {"schema_version": 1, "rank": rank, "kind": kind, "message": message},
+                {
+                    "schema_version": 1,
+                    "rank": rank,
+                    "kind": kind,
+                    "message": message,
+                    "exit_code": exit_code,
+                },
             )
         except OSError as error:
             print(f"runner: the failure can't be recorded: {error}", file=sys.stderr)

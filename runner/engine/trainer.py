@@ -5,6 +5,7 @@ Imports torch, transformers, trl. The training mathematics is the libraries' own
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from runner.folder import RunFolder
 from runner.plan import Plan
 
 METRICS_SCHEMA_VERSION = 1
+FULL_BYTES = 1 << 20  # a disk with less free is full
 
 
 class RunTrainer(SFTTrainer):
@@ -51,12 +53,23 @@ class RunTrainer(SFTTrainer):
         try:
             # not TRL's own: it would write a model card beside every checkpoint
             Trainer._save_checkpoint(self, model, trial)
+            _barrier()  # every rank's random state and shard is written
+            if first:
+                checkpoints.seal(staging / final.name)
+                checkpoints.publish(staging / final.name, final)
+        except Exception as error:
+            free = shutil.disk_usage(final.parent).free
+            shutil.rmtree(staging, ignore_errors=True)  # and with it the room to say why
+            if free < FULL_BYTES:  # torch and safetensors each say it in their own words, or not
+                raise OSError(
+                    errno.ENOSPC,
+                    f"No space left on device while saving {final.name}; earlier checkpoints are "
+                    "untouched",
+                ) from error
+            raise
         finally:
             self.args.output_dir = output_dir
-        _barrier()  # every rank's random state and shard is written
         if first:
-            checkpoints.seal(staging / final.name)
-            checkpoints.publish(staging / final.name, final)
             shutil.rmtree(staging, ignore_errors=True)
             for old in self._too_many(final.parent):
                 shutil.rmtree(old)
