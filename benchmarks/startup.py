@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/startup.py [N]
 
 Runs the commands in turn, N times each (default 15) after one that counts for nothing, and prints
-the medians and their ratios. Typer draws help with rich unless told not to, as runner does; the bare
-app is measured without rich too, to tell how much of the difference that is. Exit code 1 where a ratio misses its goal, or where a command imports
-torch or transformers.
+the medians and their ratios. Typer draws help with rich unless told not to, as runner tells it; so
+the bare app is measured without rich too, to show how much of the difference that is. Exit code 1
+where a ratio misses its goal, or where a command imports torch or transformers.
 """
 
 from __future__ import annotations

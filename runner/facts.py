@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.jobfile import LoadedJob
-from runner.sources import DataSource, ModelSource, find_data, find_model, missing_data
+from runner.sources import (
+    DataSource,
+    ModelSource,
+    cache_folder,
+    find_data,
+    find_model,
+    missing_data,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Facts:
     train: DataSource
     eval: DataSource | None
     sample: DataSource | None
+    cache: Path
+    """The user's folder for models that runner makes."""
 
 
 def gather(loaded: LoadedJob) -> Facts:
@@ -75,6 +84,7 @@ def gather(loaded: LoadedJob) -> Facts:
         train=train,
         eval=rows("data.eval", job.data.eval),
         sample=rows("data.sample", job.data.sample),
+        cache=cache_folder(),
     )
 
 
@@ -104,7 +114,7 @@ def list_gpus() -> tuple[tuple[Gpu, ...], str]:
                     name, total = reading.name or "unnamed GPU", reading.total_bytes
                     capability = nvml.compute_capability(index)
                     gpus.append(Gpu(index, uuid or str(index), name, total, capability))
-    except nvml_module.NvmlUnavailable as error:
+    except (nvml_module.NvmlUnavailable, nvml_module.NvmlFailed) as error:
         return (), f"NVML can't be used: {error}"
     return tuple(gpus), "" if gpus else "NVML lists no GPU"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -16,7 +17,7 @@ from runner.errors import RefusedError
 from runner.facts import Facts
 from runner.job import DataSettings, JobModel, LoraSettings, TrainingSettings
 from runner.jobfile import LoadedJob
-from runner.sources import DataSource, ModelSource, cache_folder
+from runner.sources import DataSource, ModelSource
 
 SCHEMA_VERSION = 1
 SMOKE_DEFAULT_STEPS = 5
@@ -92,9 +93,11 @@ class Plan(JobModel):
         record = self.model_dump(mode="json", exclude={"python", "description"})
         for rows in (record["train_rows"], record["eval_rows"]):
             if rows and rows["sha256"]:
-                rows.pop("path")
+                rows["path"] = Path(rows["path"]).suffix  # how it is read, not where it lies
         if record["model"]["kind"] != "folder":
             record["model"].pop("folder")
+        for key in ("gpu_indices", "gpu_uuids"):  # the same run on another card
+            record["launch"].pop(key)
         for key in ("train", "eval", "sample"):  # resolved into train_rows and eval_rows
             record["data"].pop(key)
         canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -265,7 +268,7 @@ def _stand_ins(
     if stand_in is not None:
         # its tokenizer is trained on the rows, so another text gives another stand-in
         text = (train.sha256 or "hub")[:12]
-        folder = cache_folder() / "standins" / f"{stand_in}-{text}"
+        folder = facts.cache / "standins" / f"{stand_in}-{text}"
         model = PlannedModel(
             kind="standin", id=facts.model.id, folder=str(folder), model_type=stand_in
         )

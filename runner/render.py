@@ -90,7 +90,7 @@ def launch_script(plan: Plan) -> str:
         data_line=data_line(plan),
         steps_line=steps_line(plan),
         budget_line=budget_line(plan),
-        offline=plan.model.kind != "hub" and local_rows,
+        offline=plan.model.folder is not None and local_rows,
     )
 
 
@@ -101,7 +101,7 @@ def comment(text: str) -> str:
 
 def model_line(plan: Plan) -> str:
     model = plan.model
-    name = f"{model.id}@{model.revision}" if model.revision else model.id
+    name = f"{model.id}@{model.revision[:12]}" if model.revision else model.id
     if model.kind == "standin":
         return f"stand-in for {name}: tiny random {model.model_type}"
     return name if model.kind in ("hub", "folder") else f"{name} (built in)"

@@ -102,7 +102,9 @@ def find_model(text: str, *, beside: Path | None, where: str) -> ModelSource:
     match = HUB_ID.match(text)
     if match and not text.startswith((".", "/", "~")):
         snapshot = _hub_snapshot(match["id"], match["revision"] or "main")
-        return ModelSource("hub", match["id"], match["revision"], snapshot, snapshot is not None)
+        # a snapshot is named by its commit, which is what the run was trained on
+        revision = snapshot.name if snapshot else match["revision"]
+        return ModelSource("hub", match["id"], revision, snapshot, snapshot is not None)
     tried = _places(text, beside)
     near = nearest(tried[-1].name, _names(tried[-1].parent, folders=True))
     raise SpecError(
@@ -243,7 +245,8 @@ def _hub_snapshot(repository: str, revision: str) -> Path | None:
     Layout of huggingface_hub's cache: hub/models--OWNER--NAME/{refs/REVISION,snapshots/COMMIT}.
     Read here rather than through huggingface_hub, whose import alone costs more than `render`.
     """
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("HF_HOME") or caches / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     folder = hub / ("models--" + repository.replace("/", "--"))
     reference = folder / "refs" / revision

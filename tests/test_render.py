@@ -60,6 +60,7 @@ def facts_of(
         train=train or DataSource("file", Path("/rows.jsonl"), None, None, "0" * 64, 1, True),
         eval=None,
         sample=None,
+        cache=Path("/cache"),
     )
 
 
@@ -271,6 +272,29 @@ def test_hostile_values_stay_values(
             *("said", folder, run.name, "python"),
             *("launch.sh", "plan.yaml", "accelerate.yaml"),
         }
+
+
+def test_the_trainer_gets_the_environment_that_the_script_says(
+    plans: dict[str, Plan], tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nenv -0\n")
+    python.chmod(0o755)
+    for count, host in itertools.product(PROCESSES, ("cpu", "gpu")):
+        plan = plans[f"demo-identity-{count}-none-train-{host}"]
+        script = tmp_path / "launch.sh"
+        script.write_text(render(plan.model_copy(update={"python": str(python)}))["launch.sh"])
+        start = {"PATH": os.environ["PATH"], "PYTORCH_CUDA_ALLOC_CONF": "backend:native"}
+        done = subprocess.run(
+            ["bash", str(script)], env=start, capture_output=True, text=True, check=True
+        )
+        got = dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
+        assert (got["PYTHONSAFEPATH"], got["PYTHONUNBUFFERED"]) == ("1", "1")
+        assert got["OMP_NUM_THREADS"] == str(plan.launch.threads_per_process)
+        assert got["CUDA_VISIBLE_DEVICES"] == ",".join(plan.launch.gpu_uuids)
+        grown = ",expandable_segments:True" if host == "gpu" else ""
+        assert got["PYTORCH_CUDA_ALLOC_CONF"] == f"backend:native{grown}"
+        assert got.get("ACCELERATE_USE_CPU") == (None if host == "gpu" else "true")
 
 
 @given(TEXT)

@@ -133,7 +133,7 @@ def follow(
                 sys.stderr.flush()
             elif time.monotonic() - last_said >= PLAIN_SECONDS:
                 last_said = time.monotonic()
-                out.say(prefix + progress.line())
+                out.say(prefix + progress.line(200))
             time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             asked += 1

@@ -28,8 +28,8 @@ def train_job(
     """The run's exit code."""
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
-    require_training_stack()
     require_data(loaded, gather(loaded))
+    require_training_stack()
     fetch_builtin(loaded, out)
     facts = gather(loaded)
     plan = make_plan(loaded, facts, "train", max_steps)

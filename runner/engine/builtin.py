@@ -48,6 +48,8 @@ def fetch(out: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
         if (out / "config.json").is_file():
             return
+        for left in out.parent.glob(f".{out.name}.*/"):  # by a fetch that was killed
+            shutil.rmtree(left, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
             problem = _from_hub(staging)
