@@ -67,6 +67,48 @@ def test_host_memory_counts_shared_pages_once(hungry: psutil.Process) -> None:
     json.dumps(sample.to_record(), allow_nan=False)
 
 
+def test_between_exact_readings_host_memory_moves_with_rss() -> None:
+    program = (
+        "import sys\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "more = b'x' * (100 << 20)\n"
+        "print('grown', flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    grower = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert grower.stdin is not None and grower.stdout is not None
+    with grower:
+        grower.stdout.readline()
+        process = psutil.Process(grower.pid)
+        sampler = HostSampler(lambda: [process], exact_seconds=3600)
+        before = sampler.sample().own_bytes
+        grower.stdin.write("\n")
+        grower.stdin.flush()
+        grower.stdout.readline()
+        after = sampler.sample()  # no exact reading is due for an hour
+        exactly = HostSampler(lambda: [process]).sample().own_bytes
+        grower.kill()
+    assert before is not None and after.own_bytes is not None and exactly is not None
+    assert 99 * MIB < after.own_bytes - before < 104 * MIB
+    assert abs(after.own_bytes - exactly) < 4 * MIB
+    assert after.measure == "pss"
+
+
+def test_a_fork_is_not_counted_twice_between_exact_readings(hungry: psutil.Process) -> None:
+    listed = [hungry]
+    sampler = HostSampler(lambda: listed, exact_seconds=3600)
+    sampler.sample()
+    listed.extend(hungry.children())
+    both = sampler.sample().own_bytes
+    assert both is not None and both < 260 * MIB
+
+
 def test_where_pss_is_not_told_rss_is_used_and_said(
     hungry: psutil.Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
