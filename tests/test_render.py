@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -123,7 +124,8 @@ def test_a_script_has_what_a_person_relies_on(plans: dict[str, Plan]) -> None:
         assert code[0] == "set -euo pipefail", name
         assert any(plan.hash in line for line in lines[:5]), name
         python = next(line for line in code if line.startswith("PYTHON="))
-        assert Path(python.removeprefix("PYTHON=")).is_absolute(), name
+        (path,) = shlex.split(python.removeprefix("PYTHON="))
+        assert Path(path).is_absolute(), name
         assert f"export OMP_NUM_THREADS={plan.launch.threads_per_process}" in code, name
         cards = ",".join(plan.launch.gpu_uuids) or "''"
         assert f"export CUDA_VISIBLE_DEVICES={cards}" in code, name

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from runner.cli.output import Output
-from runner.cli.train import require_training_stack
+from runner.cli.preflight import require_training_stack
 from runner.errors import RefusedError, UsageError
 from runner.folder import default_root, find_run
 from runner.report.run import require_plan

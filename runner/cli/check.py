@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.cli.output import Output, colour, field
-from runner.cli.train import fetch_builtin, require_training_stack
+from runner.cli.preflight import fetch_builtin, require_hub, require_training_stack
 from runner.errors import RefusedError
 from runner.facts import gather, require_data
 from runner.jobfile import load_job
@@ -31,7 +31,9 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     require_data(loaded, facts)
     require_training_stack()
     fetch_builtin(loaded, out)
-    plan = make_plan(loaded, gather(loaded), "train")
+    facts = gather(loaded)
+    require_hub(facts)
+    plan = make_plan(loaded, facts, "train")
     lines = [
         field("job", f"{loaded.name}: {loaded.path} is valid"),
         field("plan", plan.short_hash),

@@ -22,5 +22,12 @@ def verdict_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
     return (
         verdict(read_report(folder))
         if not record
-        else verdict({"run": folder.name, "state": record.get("reason"), "termination": record})
+        else verdict(
+            {
+                "run": folder.name,
+                "folder": str(folder.path),
+                "state": record.get("reason"),
+                "termination": record,
+            }
+        )
     )

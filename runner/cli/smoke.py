@@ -8,12 +8,8 @@ from typing import Any
 
 from runner import durable
 from runner.cli.output import Output, field, table
-from runner.cli.train import (
-    fetch_builtin,
-    require_training_stack,
-    start,
-    start_and_follow,
-)
+from runner.cli.preflight import fetch_builtin, require_training_stack
+from runner.cli.train import start, start_and_follow
 from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
 from runner.facts import gather, require_data
 from runner.jobfile import LoadedJob, list_jobs, load_job

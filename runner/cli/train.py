@@ -12,14 +12,18 @@ from pathlib import Path
 from runner import durable
 from runner.cli.follow import follow
 from runner.cli.output import Output, field
+from runner.cli.preflight import (
+    fetch_builtin,
+    make_stand_in,
+    require_hub,
+    require_training_stack,
+)
 from runner.cli.report import verdict_lines
-from runner.errors import RefusedError
-from runner.facts import Facts, gather, package_version, require_data
+from runner.facts import Facts, gather, require_data
 from runner.folder import RunFolder, create, default_root
 from runner.jobfile import LoadedJob, load_job
 from runner.plan import Plan, Variant, make_plan
 from runner.render import budget_line, method_line, model_line, render, steps_line
-from runner.sources import BUILTIN_MODELS
 
 
 def train_job(
@@ -32,6 +36,7 @@ def train_job(
     require_training_stack()
     fetch_builtin(loaded, out)
     facts = gather(loaded)
+    require_hub(facts)
     plan = make_plan(loaded, facts, "train", max_steps)
     folder = prepare_folder(loaded, plan, runs)
     announce(plan, facts, folder, out)
@@ -41,66 +46,6 @@ def train_job(
         {"run": folder.name, "folder": str(folder.path), **record}, verdict_lines(folder, record)
     )
     return code
-
-
-def require_training_stack() -> None:
-    """Refuse early where the packages that train are not installed beside runner."""
-    missing = [
-        name
-        for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-        if package_version(name) is None
-    ]
-    if missing:
-        raise RefusedError(
-            f"this Python ({sys.executable}) lacks {', '.join(missing)}",
-            "pip install 'runner[train]' into it",
-        )
-
-
-def fetch_builtin(loaded: LoadedJob, out: Output, *, required: bool = True) -> None:
-    """Bring the built-in model into the user's cache, once.
-
-    Raises RefusedError where it can't be had and is `required`.
-    """
-    source = gather(loaded).model
-    if source.kind != "builtin" or source.present:
-        return
-    out.say(field("fetching", f"{BUILTIN_MODELS[source.id]} into {source.folder}"))
-    done = subprocess.run(
-        [sys.executable, "-m", "runner.engine.builtin", str(source.folder)],
-        stdout=sys.stderr,
-    )
-    if done.returncode and required:
-        raise RefusedError(
-            "the built-in model is not here and could not be fetched",
-            "the lines above say why; --set model=FOLDER takes another model",
-        )
-
-
-def make_stand_in(plan: Plan, out: Output) -> None:
-    """Make the tiny random model of a smoke, where its plan asks for one and it is not there."""
-    model = plan.model
-    if model.kind != "standin" or model.folder is None or model.model_type is None:
-        return
-    if (Path(model.folder) / "config.json").is_file():
-        return
-    out.say(field("making", f"a tiny random {model.model_type} in {model.folder}"))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "runner.engine.standin",
-            model.model_type,
-            model.folder,
-            str(plan.train_rows.path),
-        ],
-        stdout=sys.stderr,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RefusedError(f"the stand-in can't be made: {lines[-1] if lines else 'no reason'}")
 
 
 def prepare_folder(loaded: LoadedJob, plan: Plan, runs: Path | None) -> RunFolder:

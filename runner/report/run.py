@@ -199,7 +199,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
     """How it ended, in a few lines that could be pasted into a chat."""
     state, termination = report["state"], report.get("termination")
     if isinstance(termination, dict):
-        return _ended(report["run"], termination)
+        return _ended(report["run"], report["folder"], termination)
     if state == "running":
         return [
             _line("running", "no verdict yet"),
@@ -244,7 +244,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _ended(run: str, end: dict[str, Any]) -> list[str]:
+def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
     steps = f"{end['steps']}" + (f" of {end['max_steps']}" if end.get("max_steps") else "")
     figures = [f"{steps} steps in {format_duration(float(end['seconds']))}"]
     if end.get("first_loss") is not None or end.get("last_loss") is not None:
@@ -265,7 +265,7 @@ def _ended(run: str, end: dict[str, Any]) -> list[str]:
     if end["reason"] == Reason.COMPLETED:
         lines.append(_line("next", f"runner chat {run} · runner report {run}"))
     else:
-        lines.append(_line("next", f"runner report {run} · {run}/logs/train.log"))
+        lines.append(_line("next", f"runner report {run} · log {folder}/logs/train.log"))
     return lines
 
 

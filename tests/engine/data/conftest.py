@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from runner.sources import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHARED = Path(os.environ.get("RUNNER_SHARED", REPOSITORY.parent / "shared"))
@@ -29,13 +33,21 @@ def shared() -> Path:
 _LOADED: dict[str, Any] = {}
 
 
+def _smollm2() -> Path:
+    """The built-in demo model, fetched once into the user's cache where it is not there yet."""
+    folder = cache_folder() / "models" / "smollm2-135m-instruct"
+    if not (folder / "config.json").is_file():
+        command = [sys.executable, "-m", "runner.engine.builtin", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            pytest.skip(f"the demo model can't be fetched: {done.stderr.strip()[-200:]}")
+    return folder
+
+
 def _load(name: str) -> Any:
     """A real tokenizer by short name, with a chat template; skips where it is not here."""
     if name == "smollm2":
-        folder = os.environ.get("RUNNER_SMOLLM2")
-        if not folder or not Path(folder).is_dir():
-            pytest.skip("RUNNER_SMOLLM2 names no folder (shared/tools/get_smollm2.sh makes one)")
-        path = Path(folder)
+        path = _smollm2()
     else:
         path = SHARED / ("models" if name == "stories260k" else "tokenizers") / name
         if not path.is_dir():

@@ -1,0 +1,139 @@
+"""A run from job to adapter: what it leaves, and that it can be run again without runner."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.runs.conftest import Workplace, lines, termination
+
+
+def test_a_run_leaves_complete_records(finished_run: Path) -> None:
+    metrics = [line for line in lines(finished_run / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    for line in metrics:
+        for name in ("epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second"):
+            assert isinstance(line[name], float | int), name
+        assert line["memory_bytes"] > 50 << 20
+        assert line["schema_version"] == 1
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert metrics[0]["learning_rate"] == 0.0  # warm-up starts at nothing
+    end = termination(finished_run)
+    assert (end["reason"], end["exit_code"], end["steps"]) == ("completed", 0, 6)
+    assert end["peak_bytes"] >= max(
+        sample["own_bytes"] or 0 for sample in lines(finished_run / "memory.jsonl")
+    )
+    assert end["peak_source"] == "host_process_tree:pss"
+    assert end["budget_bytes"] == 6 << 30
+    names = {path.name for path in finished_run.iterdir()}
+    assert {"plan.yaml", "launch.sh", "accelerate.yaml", "metrics.jsonl", "memory.jsonl",
+            "termination.json", "checkpoints", "adapter", "logs"} <= names  # fmt: skip
+    assert not [name for name in names if name.endswith(".tmp") or name == ".reserve"]
+
+
+def test_the_adapter_loads_with_plain_peft(finished_run: Path, stories: Path) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    base = transformers.AutoModelForCausalLM.from_pretrained(str(stories))
+    model = peft.PeftModel.from_pretrained(base, str(finished_run / "adapter"))
+    changed = [n for n, p in model.named_parameters() if "lora_B" in n and bool(p.any())]
+    assert len(changed) == 35  # 5 layers x q k v o gate up down
+    assert (finished_run / "adapter" / "tokenizer.json").is_file()
+    assert not list((finished_run / "adapter").glob("*.bin"))  # no pickles
+
+
+def test_the_launch_script_of_a_copy_runs_the_same_again(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "a copy's place"
+    shutil.copytree(finished_run, copy)
+    before = (copy / "metrics.jsonl").read_text()
+    done = subprocess.run(["bash", str(copy / "launch.sh")], capture_output=True, text=True,
+                          cwd="/", timeout=200)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def losses(path: Path) -> list[float]:
+        return [line["loss"] for line in lines(path) if "loss" in line]
+
+    assert losses(copy / "metrics.jsonl") == losses(finished_run / "metrics.jsonl")
+    ours = json.loads((copy / "engine" / "result.json").read_text())["adapter"]["sha256"]
+    assert ours == termination(finished_run)["adapter_sha256"]
+    # nothing of the copied run was overwritten
+    assert (copy / "earlier" / "1" / "metrics.jsonl").read_text() == before
+    assert (copy / "earlier" / "1" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_an_edited_plan_does_not_run(finished_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "edited"
+    shutil.copytree(finished_run, copy)
+    plan = copy / "plan.yaml"
+    plan.write_text(plan.read_text().replace("learning_rate: 0.002", "learning_rate: 0.003"))
+    done = subprocess.run(["bash", str(copy / "launch.sh")], capture_output=True, text=True,
+                          timeout=60)  # fmt: skip
+    assert done.returncode != 0
+    assert "plan.yaml was edited" in done.stderr
+    assert not (copy / "earlier").exists()
+
+
+def test_report_and_chat_read_a_finished_run(finished_run: Path) -> None:
+    place = Workplace(finished_run.parents[2])
+    text = place.call("report", "@last")
+    assert text.code == 0
+    assert "completed" in text.out and "loss" in text.out and "end of turn" in text.out
+    record = place.call("report", finished_run.name[:15], "--json").json
+    assert record["state"] == "completed"
+    assert record["data"]["train"]["end_of_turn"]["trained"] is True
+    answer = place.call("chat", "@last", "-p", "Who are you?", "--json", "--max-new-tokens", "8")
+    assert answer.code == 0
+    assert answer.json["prompt"] == "Who are you?"
+    assert isinstance(answer.json["answer"], str)
+    monitor = place.call("monitor", "@last", "--once", "--json")
+    assert monitor.code == 0
+    assert monitor.json["run"]["name"].endswith(finished_run.name)
+
+
+def test_an_impossible_loss_ends_the_run(place: Workplace, small_job: list[str]) -> None:
+    done = place.call("train", *small_job, "--set", "training.learning_rate=1e9",
+                      "--set", "training.warmup_ratio=0", "--set", "training.max_grad_norm=0",
+                      "--set", "training.max_steps=20")  # fmt: skip
+    end = termination(place.last)
+    assert end["reason"] == "non_finite_loss", done.err
+    assert done.code == end["exit_code"] == 1
+    assert end["steps"] < 20
+    assert end["adapter_sha256"] is None
+    assert not (place.last / "adapter").exists()
+
+
+def test_rows_cut_to_nothing_are_refused_not_trained(
+    place: Workplace, small_job: list[str]
+) -> None:
+    done = place.call("train", *small_job, "--set", "training.max_length=8")
+    end = termination(place.last)
+    assert end["reason"] == "failed"
+    assert "truncation removes every answer" in end["message"]
+    assert done.code == 2
+    assert "training.max_length" in (place.last / "logs" / "train.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["none", "zero2", "zero3"])
+def test_two_processes_train_one_adapter(
+    place: Workplace, small_job: list[str], stories: Path, stage: str
+) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    done = place.call("train", *small_job, "--set", "launch.num_processes=2",
+                      "--set", f"launch.deepspeed={stage}", "--set", "training.max_steps=3")  # fmt: skip
+    assert done.code == 0, done.err
+    run = place.last
+    ranks = sorted(path.name for path in (run / "engine").glob("rank-*.json"))
+    assert ranks == ["rank-0.json", "rank-1.json"]
+    base = transformers.AutoModelForCausalLM.from_pretrained(str(stories))
+    model = peft.PeftModel.from_pretrained(base, str(run / "adapter"))
+    shapes = {tuple(p.shape) for n, p in model.named_parameters() if "q_proj.lora_B" in n}
+    assert shapes == {(64, 4)}
+    assert all(bool(p.any()) for n, p in model.named_parameters() if "lora_B" in n)
