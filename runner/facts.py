@@ -32,6 +32,8 @@ class Gpu:
     name: str
     total_bytes: int | None
     compute_capability: float | None
+    used_bytes: int | None = None
+    """In use when the facts were gathered, by whomever."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def require_data(loaded: LoadedJob, facts: Facts) -> None:
         ("data.train", loaded.job.data.train, facts.train),
         ("data.eval", loaded.job.data.eval, facts.eval),
     ):
-        if source is not None and text is not None and not source.present:
+        if source is not None and text and source.kind == "file" and not source.present:
             where = loaded.sources.get(field, str(loaded.path))
             raise missing_data(source, text, field=field, where=where)
 
@@ -113,10 +115,28 @@ def list_gpus() -> tuple[tuple[Gpu, ...], str]:
                 if not reading.lost:
                     name, total = reading.name or "unnamed GPU", reading.total_bytes
                     capability = nvml.compute_capability(index)
-                    gpus.append(Gpu(index, uuid or str(index), name, total, capability))
+                    gpus.append(
+                        Gpu(index, uuid or str(index), name, total, capability, reading.used_bytes)
+                    )
     except (nvml_module.NvmlUnavailable, nvml_module.NvmlFailed) as error:
         return (), f"NVML can't be used: {error}"
-    return tuple(gpus), "" if gpus else "NVML lists no GPU"
+    allowed = _visible(gpus)
+    if gpus and not allowed:
+        return (), "CUDA_VISIBLE_DEVICES hides every GPU"
+    return allowed, "" if gpus else "NVML lists no GPU"
+
+
+def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
+    """Those that CUDA_VISIBLE_DEVICES names, where it is set: the user meant no others."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return tuple(gpus)
+    names = [name.strip() for name in wanted.split(",")]
+    return tuple(
+        gpu
+        for gpu in gpus
+        if any(name and (name == str(gpu.index) or gpu.uuid.startswith(name)) for name in names)
+    )
 
 
 def package_version(name: str) -> str | None:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,14 +132,19 @@ class RunFolder:
             self.checkpoints,
             self.adapter,
             self.engine,
+            self.supervisor,
         ]
 
-    def set_aside_results(self) -> Path | None:
-        """Move an earlier start's results to earlier/N, so that nothing is overwritten.
+    def verdicts(self) -> list[Path]:
+        """What an earlier start said of its end, which a resumed run must not be judged by."""
+        return [self.termination, self.supervisor, self.engine_failure, self.engine_result]
+
+    def set_aside(self, paths: Iterable[Path]) -> Path | None:
+        """Move an earlier start's files to earlier/N, so that nothing is overwritten.
 
         Returns that folder, or None where there was nothing to move.
         """
-        existing = [path for path in self.results() if path.exists()]
+        existing = [path for path in paths if path.exists()]
         existing = [p for p in existing if not (p.is_dir() and not any(p.iterdir()))]
         if not existing:
             return None

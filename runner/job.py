@@ -88,7 +88,10 @@ class HubData(JobModel):
     """Which part of a hub data set is read (only for `train: hub:...`)."""
 
     name: str | None = Field(None, description="The data set's configuration name.")
-    split: str = Field("train", description="The split read from the hub.")
+    split: str = Field("train", description="The split that data.train reads from the hub.")
+    eval_split: str = Field(
+        "validation", description="The split that data.eval reads from the hub."
+    )
 
 
 class DataSettings(JobModel):
@@ -136,6 +139,12 @@ class DataSettings(JobModel):
             raise ConflictError(
                 "eval", "data.eval and data.split both name evaluation rows; keep one"
             )
+        if self.eval == self.train and not self.train.startswith("hub:"):
+            raise ConflictError(
+                "eval", "names the training rows; data.split holds some of them out"
+            )
+        if self.eval == self.train and self.hub.eval_split == self.hub.split:
+            raise ConflictError("hub.eval_split", "names the split that is trained on")
         if "{text}" not in self.prompt:
             raise ConflictError("prompt", "does not contain {text}")
         return self
@@ -241,7 +250,7 @@ class SmokeSettings(JobModel):
     model_type: str | None = Field(
         None,
         description="transformers' name of the architecture (qwen2, llama, ...), from which a "
-        "tiny stand-in with random weights is made; without it, taken from the model's config.",
+        "tiny stand-in with random weights is made; without it a smoke needs the weights.",
     )
 
 

@@ -125,7 +125,9 @@ def make_plan(
             f"launch.num_processes is {processes}, but this machine has {len(facts.gpus)} GPU(s)",
             "one training process takes one GPU; lower launch.num_processes",
         )
-    gpus = facts.gpus[:processes] if device == "cuda" else ()
+    # the emptiest cards, the lowest index first where they are alike (to 64 MiB)
+    by_use = sorted(facts.gpus, key=lambda gpu: ((gpu.used_bytes or 0) >> 26, gpu.index))
+    gpus = by_use[:processes] if device == "cuda" else []
     training = job.training
     data = job.data
     model = _model(facts.model)
@@ -137,7 +139,7 @@ def make_plan(
             update={
                 "max_steps": steps,
                 "logging_steps": 1,
-                "save_steps": None,
+                "save_steps": steps,
                 "eval_steps": None,
             }
         )

@@ -141,7 +141,8 @@ def find_data(text: str, *, field: str, beside: Path | None, where: str) -> Data
                     )
                 ]
             )
-        return DataSource("hub", None, match["id"], match["revision"], None, None, True)
+        # whether the hub's cache holds it is for `datasets` to say, which is too slow to ask here
+        return DataSource("hub", None, match["id"], match["revision"], None, None, False)
     places = _places(text, beside)
     path = next((place for place in places if _kind(place) != "none"), places[0])
     if _kind(path) == "folder":

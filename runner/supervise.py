@@ -103,6 +103,8 @@ def supervise(folder: RunFolder, plan: Plan, *, resume: bool) -> Outcome:
     started = time.time()
     stop = StopRequests()
     become_subreaper()
+    if resume:
+        folder.set_aside(folder.verdicts())
     reserve = folder.path / ".reserve"
     reserve.write_bytes(b"\0" * RESERVE_BYTES)
     durable.write_json(

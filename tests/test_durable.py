@@ -142,7 +142,8 @@ def test_records_survive_a_torn_last_line_and_a_second_writer(
     os.truncate(path, max(0, len(whole) - torn))
     complete = path.read_bytes().count(b"\n")
     # a line that lost nothing but its line break is a whole record
-    cut_clean = torn == 1 and len(first) == complete + 1
+    left = max(0, len(whole) - torn)
+    cut_clean = left > 0 and whole[left : left + 1] == b"\n"
     kept = first[: complete + cut_clean]
     assert list(durable.read_jsonl(path)) == kept
     assert durable.last_jsonl(path) == (kept[-1] if kept else None)

@@ -132,11 +132,11 @@ def contents(run: RunFolder) -> dict[str, str]:
 def test_set_aside_results_lose_nothing(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.train_log.write_text("log")
-    assert run.set_aside_results() is None
+    assert run.set_aside(run.results()) is None
     kept = contents(run)
     for number in (1, 2, 3):
         before = fill(run, f"of start {number}")
-        target = run.set_aside_results()
+        target = run.set_aside(run.results())
         assert target == run.earlier / str(number)
         after = contents(run)
         assert sorted(after.values()) == sorted(before.values())
@@ -145,7 +145,7 @@ def test_set_aside_results_lose_nothing(tmp_path: Path) -> None:
         }
     assert (run.earlier / "1" / "metrics.jsonl").read_text() == "metrics.jsonl of start 1"
     assert run.train_log.read_text() == "log"
-    assert run.set_aside_results() is None
+    assert run.set_aside(run.results()) is None
 
 
 def test_a_full_disk_leaves_no_half_made_run(full_disk: Callable[[int], Path]) -> None:

@@ -427,6 +427,7 @@ CHANGES = {
     "data.split.seed": "7",
     "data.hub.name": "main",
     "data.hub.split": "validation",
+    "data.hub.eval_split": "dev",
     "data.system": "Hello.",
     "data.prompt": "Say: {text}",
     "data.labels": "{a: b}",

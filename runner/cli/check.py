@@ -6,6 +6,7 @@ The parts that need a tokenizer or torch run in a process of their own.
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,8 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     lines.append(field("rows", _histogram(audit["data"]["train"]["lengths"])))
     for sample in audit["data"]["train"]["samples"]:
         lines += ["", *sample_lines(sample)]
-    lines += ["", field("ok", f"runner train {name} would start")]
+    command = ["runner", "train", name, *(part for text in sets for part in ("--set", text))]
+    lines += ["", field("ok", f"{shlex.join(command)} would start")]
     out.result(
         {
             "ok": True,

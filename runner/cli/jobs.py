@@ -122,6 +122,6 @@ def render_job(
         out.say(field("note", f"substituted: {line}"))
     if not facts.model.present and not smoke:
         out.say(field("note", f"the weights of {facts.model.id} are not on this machine yet"))
-    if not facts.train.present and not smoke:
+    if facts.train.kind == "file" and not facts.train.present and not smoke:
         out.say(field("note", f"data.train is not on this machine: {facts.train.path}"))
     out.result({"plan_hash": plan.hash, "files": files}, [files[name].rstrip("\n")])

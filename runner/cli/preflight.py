@@ -58,6 +58,11 @@ def make_stand_in(plan: Plan, out: Output) -> None:
         return
     if (Path(model.folder) / "config.json").is_file():
         return
+    if plan.train_rows.path is None:
+        raise RefusedError(
+            "a stand-in model needs rows for its tokenizer, and the job's rows are on the hub",
+            "name a small file of the same layout in data.sample",
+        )
     out.say(field("making", f"a tiny random {model.model_type} in {model.folder}"))
     done = subprocess.run(
         [

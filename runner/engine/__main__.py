@@ -59,10 +59,11 @@ def _prepare(folder: RunFolder, *, resume: bool) -> int:
     except RunnerError as error:
         print("\n".join(error.lines()), file=sys.stderr)
         return error.exit_code
-    if not os.environ.get(SUPERVISOR_VARIABLE) and not resume:
-        moved = folder.set_aside_results()
+    if not os.environ.get(SUPERVISOR_VARIABLE):
+        moved = folder.set_aside(folder.verdicts() if resume else folder.results())
         if moved is not None:
-            print(f"runner: the earlier results are now in {moved}", file=sys.stderr)
+            what = "verdict is" if resume else "results are"
+            print(f"runner: the earlier {what} now in {moved}", file=sys.stderr)
     for inner in (folder.logs, folder.checkpoints, folder.engine):
         inner.mkdir(exist_ok=True)
     for line in plan.substitutions:

@@ -155,8 +155,15 @@ def _convert(
     rows = list(islice(_read(plan, source, field), plan.data.max_rows))
     if not rows:
         raise SpecError([Problem(place, field, "holds no rows")])
-    detection = detect([row for _, row in rows], where=place)
-    if plan.data.format != "auto" and plan.data.format != detection.format:
+    stated = plan.data.format
+    try:
+        detection = detect([row for _, row in rows], where=place)
+    except SpecError:
+        if stated == "auto":
+            raise
+        # more than one format fits, or none: the job says which; rows that don't fit it are named
+        detection = Detection(stated, "the job says so")
+    if stated not in ("auto", detection.format):
         raise SpecError(
             [
                 Problem(
@@ -183,7 +190,8 @@ def _convert(
 def _read(plan: Plan, source: PlannedData, field: str) -> Iterator[tuple[int, Row]]:
     if source.kind == "hub":
         hub = plan.data.hub
-        return read_hub(source.id or "", source.revision, hub.name, hub.split)
+        split = hub.split if field == "data.train" else hub.eval_split
+        return read_hub(source.id or "", source.revision, hub.name, split)
     path = Path(source.path or "")
     if source.sha256 is not None and path.is_file() and file_sha256(path) != source.sha256:
         raise RefusedError(

@@ -54,7 +54,8 @@ def train(plan: Plan, folder: RunFolder, control: Control, *, resume: bool) -> i
     arguments = _arguments(plan, folder, has_eval=bool(rows.eval))  # first: ZeRO-3 shards weights
     model = load_model(plan)
     control.stop_if_asked()
-    records = Records(plan, folder, checkpoints.step_of(checkpoint) if checkpoint else None)
+    resumed_step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    records = Records(plan, folder, resumed_step if resume else None)
     trainer = RunTrainer(
         model=model,
         args=arguments,

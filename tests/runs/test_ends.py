@@ -56,13 +56,21 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_resumes_to_its_end(
     step = checkpoints.step_of(run / end["checkpoint"])
     assert 5 <= step < 120
     assert processes_of(run) == []
-    done = subprocess.run(["bash", str(run / "launch.sh"), "--resume"], capture_output=True,
-                          text=True, env=place.environment(), timeout=200)  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(run / "launch.sh"), "--resume"],
+        capture_output=True,
+        text=True,
+        env=place.environment(),
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     assert f"going on from checkpoint-{step}" in done.stderr
     steps = [line["step"] for line in lines(run / "metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, 121))
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    # the verdict on the first start is kept, and does not speak for the second
+    assert termination(run / "earlier" / "1")["reason"] == "stopped"
+    assert place.call("report", str(run), "--json").json["state"] == "by_hand"
 
 
 def test_ctrl_c_twice_kills(place: Workplace, small_job: list[str]) -> None:

@@ -66,7 +66,7 @@ for step in range(1, 60):
         control.enter("stopped", interruptible=False)
         os._exit(143)
 gpu(0)
-state.write_text("\n".join(state.read_text().splitlines()[:2]) + "\n")  # the card is left
+state.write_text("".join(state.read_text().splitlines(keepends=True)[:2]))  # the card is left
 durable.write_json(folder.engine_result, {"completed": True, "steps": step, "max_steps": step})
 control.enter("completed", interruptible=False)
 """

