@@ -16,10 +16,10 @@ import yaml
 
 from runner import __version__
 from runner.errors import RunnerError
-from runner.jobfile import represent_text
 from runner.packaged import templates_folder
 from runner.plan import Plan
 from runner.units import format_bytes
+from runner.yaml_text import represent_text
 
 SCHEMA_VERSION = 1
 _ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}

@@ -23,8 +23,10 @@ from pydantic import BaseModel
 from runner.errors import SpecError, UsageError
 from runner.facts import package_version
 from runner.job import Job, json_schema
-from runner.jobfile import LoadedJob, all_fields, load_job, to_yaml
+from runner.job_fields import all_fields
+from runner.jobfile import LoadedJob, load_job
 from runner.units import GIB
+from runner.yaml_text import to_yaml
 from tests.conftest import REPOSITORY, Answer, run_cli
 
 JOBS = REPOSITORY / "jobs"

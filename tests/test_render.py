@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from runner.errors import RefusedError, RunnerError
 from runner.facts import Facts, Gpu, gather
 from runner.job import DataSettings, Job, LoraSettings
-from runner.jobfile import LoadedJob, all_fields, load_job
+from runner.job_fields import all_fields
+from runner.jobfile import LoadedJob, load_job
 from runner.plan import Plan, make_plan
 from runner.render import comment, read_plan, render
 from runner.sources import DataSource, ModelSource

@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from runner.cli.output import Output, field, table
 from runner.errors import RunnerError, UsageError, nearest
 from runner.facts import gather
-from runner.jobfile import LoadedJob, list_jobs, load_job, to_yaml
+from runner.jobfile import LoadedJob, list_jobs, load_job
 from runner.plan import make_plan
 from runner.render import render
 from runner.units import GIB, KIB, MIB
+from runner.yaml_text import to_yaml
 
 _SIZES = ("budget.gpu_memory", "budget.host_memory")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from runner import durable
 from runner.cli.output import Output
-from runner.engine.control import start_ticks
 from runner.folder import RunFolder, all_runs, default_root, find_run
 from runner.guard.nvml import Nvml, NvmlFailed, NvmlUnavailable
+from runner.liveness import is_living
 from runner.report.monitor_view import Snapshot, gather, render
 
 
@@ -88,9 +88,8 @@ def run_pids(root: Path, followed: RunFolder | None) -> dict[int, str]:
             continue
         for path in [folder.supervisor, *folder.engine.glob("rank-*.json")]:
             status = durable.read_json(path) or {}
-            pid = int(status.get("pid", 0))
-            if pid and start_ticks(pid) == status.get("start_ticks"):
-                out[pid] = folder.name
+            if is_living(status):
+                out[int(status["pid"])] = folder.name
     return out
 
 

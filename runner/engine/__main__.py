@@ -15,8 +15,9 @@ from pathlib import Path
 
 from runner import durable
 from runner.engine.control import STOPPED_EXIT_CODE, SUPERVISOR_VARIABLE, Control, Stopped
-from runner.errors import RunnerError
+from runner.errors import EXIT_REFUSED, RunnerError
 from runner.folder import RunFolder
+from runner.liveness import living_engines
 from runner.render import read_plan
 
 
@@ -60,6 +61,10 @@ def _prepare(folder: RunFolder, *, resume: bool) -> int:
         print("\n".join(error.lines()), file=sys.stderr)
         return error.exit_code
     if not os.environ.get(SUPERVISOR_VARIABLE):
+        living = living_engines(folder)
+        if living:
+            print(f"error: pids {living} train in {folder.path} already", file=sys.stderr)
+            return EXIT_REFUSED
         moved = folder.set_aside(folder.verdicts() if resume else folder.results())
         if moved is not None:
             what = "verdict is" if resume else "results are"

@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 
 from runner import durable
 from runner.folder import RunFolder
+from runner.liveness import start_ticks
 
 SUPERVISOR_VARIABLE = "RUNNER_SUPERVISOR"
 STOPPED_EXIT_CODE = 128 + signal.SIGTERM
@@ -84,20 +84,6 @@ class Control:
         # for first (the guard, over budget) it is owed, and the first step boundary gives it.
         if self._interruptible and not self.checkpoint_requested:
             raise Stopped
-
-
-def start_ticks(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat).
-
-    With the pid it names a process for good: pids are reused, the pair is not. None where the
-    process is gone.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 def _watch(supervisor: str) -> None:

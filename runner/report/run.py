@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from runner import checkpoints, durable
-from runner.engine.control import start_ticks
 from runner.errors import RunnerError
 from runner.folder import RunFolder
+from runner.liveness import is_living, living_engines
 from runner.outcome import Reason
 from runner.plan import Plan
 from runner.render import budget_line, method_line, model_line, read_plan, steps_line
@@ -71,24 +71,10 @@ def live_state(folder: RunFolder) -> str:
     """
     supervisor = durable.read_json(folder.supervisor)
     if isinstance(supervisor, dict):
-        ticks = start_ticks(int(supervisor.get("pid", 0)))
-        alive = ticks is not None and ticks == supervisor.get("start_ticks")
-        return "running" if alive else Reason.LOST.value
+        return "running" if is_living(supervisor) else Reason.LOST.value
     if any(folder.engine.glob("rank-*.json")):
         return "by_hand"
     return "not_started"
-
-
-def living_engines(folder: RunFolder) -> list[int]:
-    """pids of training processes of this run that still live."""
-    out = []
-    for path in folder.engine.glob("rank-*.json"):
-        status = durable.read_json(path) or {}
-        pid = int(status.get("pid", 0))
-        ticks = start_ticks(pid)
-        if ticks is not None and ticks == status.get("start_ticks"):
-            out.append(pid)
-    return sorted(out)
 
 
 def _traces(folder: RunFolder, plan: Plan, losses: list[dict[str, Any]]) -> dict[str, Any]:

@@ -105,9 +105,19 @@ def test_a_killed_supervisor_leaves_a_lost_run_with_its_checkpoint(
 ) -> None:
     cli = place.start("train", *small_job, *LONG)
     run = place.wait_for_step(2)
+    trainer = trainer_of(run)
+    os.kill(trainer, signal.SIGSTOP)
     os.kill(supervisor_of(run), signal.SIGKILL)
     cli.communicate(timeout=60)
     assert cli.returncode == 137
+    # as long as the orphan lives, nobody else trains in its folder
+    again = subprocess.run(
+        ["bash", str(run / "launch.sh"), "--resume"], capture_output=True, text=True, timeout=60
+    )
+    assert again.returncode == 3
+    assert f"pids [{trainer}] train in" in again.stderr
+    assert place.call("report", "@last", "--json").json["living_engines"] == [trainer]
+    os.kill(trainer, signal.SIGCONT)
     wait_gone(run, 60)  # the trainer notices, saves and ends: nothing trains unguarded
     assert not (run / "termination.json").exists()
     report = place.call("report", "@last", "--json").json

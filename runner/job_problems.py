@@ -1,0 +1,144 @@
+"""pydantic's complaints about a job in our words: where, which field, what was expected.
+
+Imports pydantic, runner.job_fields and runner.yaml_text; pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from runner.errors import Problem, nearest
+from runner.job import ConflictError, Job
+from runner.job_fields import (
+    annotation_at,
+    choices_of,
+    field_elsewhere,
+    last_names,
+    model_at,
+)
+from runner.yaml_text import FieldPath, brief, dotted_name
+
+_NUMBER = re.compile(r"[-+]?[0-9._]+(?:[eE][-+]?[0-9]+)?")
+
+_EXPECTED = {
+    "missing": "this field, which has no default",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "list_type": "a list, such as [q_proj, v_proj]",
+    "dict_type": "a mapping of names to text",
+    "model_type": "fields of its own (an indented block)",
+    "model_attributes_type": "fields of its own (an indented block)",
+    "finite_number": "a finite number",
+}
+
+
+def problems_of(
+    error: ValidationError,
+    raw: Mapping[str, Any],
+    shown: str,
+    lines: Mapping[FieldPath, int],
+    given: Mapping[FieldPath, str],
+) -> list[Problem]:
+    found: dict[FieldPath, Problem] = {}
+    for item in error.errors(include_url=False):
+        key = _real_key(item["loc"], raw)
+        where = _where(key, shown, lines, given)
+        kind, context = item["type"], item.get("ctx", {})
+        value = None if kind == "missing" or item["input"] is raw else brief(item["input"])
+        expected = _EXPECTED.get(kind)
+        problem, near = item["msg"], None
+        if kind == "extra_forbidden":
+            model = model_at(annotation_at(key[:-1])) or Job
+            names = list(model.model_fields)
+            problem, expected = "unknown field", "one of " + ", ".join(names)
+            near = nearest(str(key[-1]), names)
+            if near is None or str(key[-1]) in last_names():
+                near = field_elsewhere(str(key[-1]))
+        elif kind == "missing":
+            problem = "is missing"
+        elif kind == "literal_error":
+            choices = [str(choice) for choice in choices_of(annotation_at(key))]
+            problem, expected = "is not one of the possible values", " or ".join(choices)
+            near = nearest(str(item["input"]), choices)
+        elif kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+            sign = {
+                "greater_than": "above",
+                "greater_than_equal": "at least",
+                "less_than": "below",
+                "less_than_equal": "at most",
+            }[kind]
+            bound = next(iter(context.values()))
+            problem, expected = "is out of range", f"{sign} {bound:.12g}"
+        elif kind == "value_error":
+            cause = context.get("error")
+            text = str(cause or problem)
+            if isinstance(cause, ConflictError):
+                key = (*key, *cause.field.split("."))
+                where = _where(key, shown, lines, given)
+                value = _value_at(raw, key)
+            problem, expected = (
+                ("has no usable value", text.removeprefix("expected "))
+                if text.startswith("expected ")
+                else (text, None)
+            )
+        elif expected:
+            unusable = kind in ("finite_number", "string_too_short")
+            problem = "has no usable value" if unusable else "has the wrong type"
+        if kind in ("int_type", "float_type") and _NUMBER.fullmatch(str(item["input"]).strip()):
+            quoted = isinstance(item["input"], str)
+            expected = f"{expected}, without quotes" if quoted else expected
+        if key in found:  # the members of a union each complain
+            earlier = found[key]
+            if expected and earlier.expected and expected not in earlier.expected:
+                joined = f"{earlier.expected}, or {expected}"
+                found[key] = Problem(
+                    where, dotted_name(key), earlier.problem, value, joined, earlier.nearest or near
+                )
+            continue
+        found[key] = Problem(where, dotted_name(key), problem, value, expected, near)
+    return list(found.values())
+
+
+def _real_key(loc: tuple[str | int, ...], raw: Any) -> FieldPath:
+    """pydantic's location without the labels that it puts in for union members."""
+    key: list[str | int] = []
+    place: Any = raw
+    for index, part in enumerate(loc):
+        if isinstance(place, dict) and (part in place or index == 0):
+            place = place.get(part)
+        elif isinstance(place, list) and isinstance(part, int):
+            place = place[part] if part < len(place) else None
+        elif annotation_at((*key, part)) is not None:
+            place = None
+        else:
+            continue
+        key.append(part)
+    return tuple(key)
+
+
+def _where(
+    key: FieldPath, shown: str, lines: Mapping[FieldPath, int], given: Mapping[FieldPath, str]
+) -> str:
+    for length in range(len(key), 0, -1):
+        if key[:length] in given:
+            return f"--set {given[key[:length]]}"
+        if key[:length] in lines:
+            return f"{shown}:{lines[key[:length]]}"
+    for path, text in given.items():
+        if path[: len(key)] == key:  # a block that only --set BLOCK.FIELD names
+            return f"--set {text}"
+    return shown
+
+
+def _value_at(raw: Any, key: FieldPath) -> str | None:
+    for part in key:
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return None if raw is None else brief(raw)

@@ -1,0 +1,74 @@
+"""What the supervisor writes while a run runs: events.jsonl, memory.jsonl, and the peak."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from runner import durable
+from runner.folder import RunFolder
+from runner.guard.records import Sample
+
+RECORD_SECONDS = 1.0  # between two lines of memory.jsonl, where nothing happens
+
+
+class Record:
+    """events.jsonl and memory.jsonl; a full disk loses lines, counted, and never the guard."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._events = durable.JsonlWriter(folder.events)
+        self._memory = durable.JsonlWriter(folder.memory)
+        self.dropped = 0
+        self.warnings: list[str] = []
+        self._last_seconds = -RECORD_SECONDS
+
+    def event(self, kind: str, text: str, **more: Any) -> None:
+        """One thing that happened, also said in the supervisor's log."""
+        print(f"{time.strftime('%H:%M:%S')} {kind}: {text}", file=sys.stderr, flush=True)
+        if kind == "warning":
+            self.warnings.append(text)
+        self._write(
+            self._events,
+            {
+                "schema_version": 1,
+                "time_unix_seconds": round(time.time(), 3),
+                "kind": kind,
+                "text": text,
+                **more,
+            },
+        )
+
+    def sample(self, sample: Sample, *, notable: bool) -> None:
+        """Samples come up to ten times a second; a line is written each second and when notable."""
+        if notable or sample.monotonic_seconds - self._last_seconds >= RECORD_SECONDS:
+            self._last_seconds = sample.monotonic_seconds
+            self._write(self._memory, sample.to_record())
+
+    def _write(self, writer: durable.JsonlWriter, record: dict[str, Any]) -> None:
+        try:
+            writer.write(record)
+        except OSError:
+            self.dropped += 1
+
+
+class Peak:
+    """The largest figure that was the run's own, and where it came from."""
+
+    def __init__(self) -> None:
+        self.value: int | None = None
+        self.source: str | None = None
+
+    def see(self, sample: Sample) -> bool:
+        """Whether this sample is a new peak by more than one percent."""
+        own = sample.own_bytes
+        if own is None or not sample.attribution.enforceable:
+            return False
+        return self.offer(own, f"{sample.attribution.value}:{sample.measure or 'trainer'}")
+
+    def offer(self, value: int, source: str) -> bool:
+        """Take another source's figure if it is larger."""
+        before = self.value or 0
+        if value > before:
+            self.value, self.source = value, source
+        return value > before * 1.01

@@ -1,0 +1,82 @@
+"""From what a run left behind to its Outcome. Reads files; decides by runner.outcome.judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runner import checkpoints, durable
+from runner.folder import RunFolder
+from runner.guard import policy
+from runner.outcome import Evidence, Outcome, Reason, judge
+from runner.plan import Plan
+from runner.supervise.record import Peak, Record
+
+
+def reach_verdict(
+    folder: RunFolder,
+    plan: Plan,
+    *,
+    exit_code: int,
+    cause: policy.Cause | None,
+    interrupted: bool,
+    oom_kills: int,
+    peak: Peak,
+    record: Record,
+) -> Outcome:
+    """The outcome, without what only the supervisor knows (times, signals, enforcement).
+
+    `exit_code` is the launch script's; `oom_kills` counts the kernel's since the start.
+    """
+    result = durable.read_json(folder.engine_result) or {}
+    checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
+    for line in skipped:
+        record.event("warning", line)
+    losses = [line for line in durable.read_jsonl(folder.metrics) if "loss" in line]
+    if plan.launch.device == "cuda":
+        for metrics in losses:
+            peak.offer(int(metrics.get("memory_bytes") or 0), "torch_max_reserved")
+    reason, code, message = judge(
+        Evidence(
+            exit_code=exit_code,
+            engine_failure=durable.read_json(folder.engine_failure),
+            engine_phase=(durable.read_json(folder.engine_status(0)) or {}).get("phase"),
+            engine_completed=bool(result.get("completed")),
+            cause=cause.value if cause else None,
+            checkpoint=checkpoint.name if checkpoint else None,
+            host_oom_kills=oom_kills,
+            interrupted=interrupted,
+        )
+    )
+    if record.dropped:
+        record.warnings.append(f"{record.dropped} lines of the records were lost (disk full?)")
+    adapter = (result.get("adapter") or {}) if reason is Reason.COMPLETED else {}
+    return Outcome(
+        reason=reason,
+        exit_code=code,
+        message=message,
+        budget_bytes=plan.budget.limit_bytes,
+        peak_bytes=peak.value,
+        peak_source=peak.source,
+        checkpoint=f"checkpoints/{checkpoint.name}" if checkpoint else None,
+        steps=int(result.get("steps") or (losses[-1]["step"] if losses else 0)),
+        max_steps=result.get("max_steps") or plan.training.max_steps,
+        first_loss=losses[0]["loss"] if losses else None,
+        last_loss=losses[-1]["loss"] if losses else None,
+        eval_loss=result.get("eval_loss"),
+        adapter_sha256=adapter.get("sha256"),
+        adapter_bytes=adapter.get("size_bytes"),
+        trainer_exit_code=exit_code,
+        substitutions=tuple(plan.substitutions),
+        warnings=tuple(record.warnings),
+    )
+
+
+def kernel_oom_kills() -> int:
+    """Processes the kernel has killed for memory since boot (/proc/vmstat, Linux 4.13)."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except (OSError, ValueError):
+        return 0
+    return 0
