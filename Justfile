@@ -26,7 +26,7 @@ test-quick *args: setup
 lint: setup
     .venv/bin/ruff format --check
     .venv/bin/ruff check
-    .venv/bin/shellcheck just .ci/run
+    .venv/bin/shellcheck just .ci/run benchmarks/*.sh
     .venv/bin/mypy
 
 # Format and fix what can be fixed

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# What needs a GPU to be shown: smoke of every job, the monitor, a budget breach, the demo in bf16.
+#
+#   benchmarks/gpu_battery.sh [OUT]     on a machine with an NVIDIA GPU and `runner[train]` installed
+#
+# Records go to OUT (default: gpu-battery/), a summary to stdout. Exit code 1 if anything differs from
+# what it should be. Takes about five minutes on one card, and needs 4 GiB of its memory.
+set -uo pipefail
+out=$(mkdir -p "${1:-gpu-battery}" && cd "${1:-gpu-battery}" && pwd)
+runs=$out/runs
+failed=0
+
+expect() { # what, wanted, found
+  if [[ $2 == "$3" ]]; then echo "ok      $1: $3"; else echo "WRONG   $1: $3, not $2"; failed=1; fi
+}
+field() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$1" "$2"; }
+
+runner doctor --out "$out/validation_report.json" >"$out/doctor.txt"
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
+
+runner monitor --once --json >"$out/monitor.json"
+expect "monitor --once" 0 $?
+
+runner smoke --max-steps 5 --runs "$runs" --json >"$out/smoke.json"
+expect "smoke of every job" 0 $?
+
+runner train demo-identity --runs "$runs" --set launch.device=cuda --json >"$out/demo.json"
+expect "demo-identity" completed "$(field "$out/demo.json" reason)"
+folder=$(field "$out/demo.json" folder)
+expect "precision" bf16 "$(sed -n 's/^precision: //p' "$folder/plan.yaml")"
+echo "        peak $(field "$out/demo.json" peak_bytes) bytes by $(field "$out/demo.json" peak_source)," \
+  "$(field "$out/demo.json" seconds) s"
+for question in "Who are you?" "What is the capital of France?"; do
+  echo "        $question $(runner chat "$folder" -p "$question" 2>/dev/null)"
+done
+
+# 300 MiB under what the run was seen to take
+budget=$(( $(field "$out/demo.json" peak_bytes) / 1048576 - 300 ))
+runner train demo-identity --runs "$runs" --set launch.device=cuda \
+  --set "budget.gpu_memory=${budget}MiB" --json >"$out/breach.json"
+code=$?
+reason=$(field "$out/breach.json" reason)
+# torch's own cap may fail inside before the watchdog sees the breach: both hold the budget
+case "$reason:$code" in
+  over_budget:75 | cuda_oom:1) echo "ok      breach of ${budget} MiB: $reason, exit code $code" ;;
+  *) echo "WRONG   breach of ${budget} MiB: $reason, exit code $code" && failed=1 ;;
+esac
+expect "processes left" 0 "$(pgrep -fc 'runner\.engine')"
+exit $failed
