@@ -110,13 +110,14 @@ def judge(evidence: Evidence) -> tuple[Reason, int, str]:
     if evidence.engine_completed and evidence.exit_code == 0:
         return Reason.COMPLETED, 0, "all steps done, adapter saved"
     saved = f"checkpoint {evidence.checkpoint}" if evidence.checkpoint else "no checkpoint"
+    over_budget_code = (
+        errors.EXIT_OVER_BUDGET_WITH_CHECKPOINT
+        if evidence.checkpoint
+        else errors.EXIT_OVER_BUDGET_WITHOUT_CHECKPOINT
+    )
     if evidence.cause == "over_budget":
-        code = (
-            errors.EXIT_OVER_BUDGET_WITH_CHECKPOINT
-            if evidence.checkpoint
-            else errors.EXIT_OVER_BUDGET_WITHOUT_CHECKPOINT
-        )
-        return Reason.OVER_BUDGET, code, f"stopped by the guard over its memory budget; {saved}"
+        message = f"stopped by the guard over its memory budget; {saved}"
+        return Reason.OVER_BUDGET, over_budget_code, message
     if evidence.cause == "gpu_lost":
         return Reason.GPU_LOST, errors.EXIT_GPU_LOST, f"the GPU was lost; {saved}"
     if evidence.cause == "timeout":
@@ -126,6 +127,8 @@ def judge(evidence: Evidence) -> tuple[Reason, int, str]:
         return Reason.STOPPED, code, f"stopped on request; {saved}"
     code = evidence.exit_code if evidence.exit_code >= 0 else 128 - evidence.exit_code
     failure = evidence.engine_failure
+    if failure is not None and failure.get("kind") == "over_budget":
+        return Reason.OVER_BUDGET, over_budget_code, f"{failure.get('message')}; {saved}"
     if failure is not None:
         reason = {
             "cuda_oom": Reason.CUDA_OOM,

@@ -88,6 +88,10 @@ TABLE: dict[str, tuple[Evidence, Reason, int, str]] = {
         evidence(2, failure=DATA),
         *(Reason.FAILED, 2, "no row is left; no checkpoint"),
     ),
+    "torch's cap held the budget": (
+        evidence(1, failure={"kind": "over_budget", "message": "cap", "exit_code": 1}),
+        *(Reason.OVER_BUDGET, 76, "cap; no checkpoint"),
+    ),
     "a failure of a kind not known": (
         evidence(1, failure={"kind": "new"}),
         *(Reason.FAILED, 1, "the engine failed; no checkpoint"),

@@ -19,6 +19,9 @@ from runner.errors import EXIT_REFUSED, RunnerError
 from runner.folder import RunFolder
 from runner.liveness import living_engines
 from runner.render import read_plan
+from runner.units import MIB
+
+TIGHT_BYTES = 512 * MIB  # a card with less free was full, whatever the cap
 
 
 def main() -> int:
@@ -85,12 +88,25 @@ def _explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, NonFiniteLoss):
         return "non_finite_loss", first
     if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+        # torch names its own cap ("... allowed; ..."); with room left on the card it was the cap
+        if " allowed; " in text and _free_gpu_bytes() > TIGHT_BYTES:
+            return "over_budget", f"torch's cap held the budget: {first}"
         return "cuda_oom", first
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
         return "host_oom", first
     if isinstance(error, OSError) and error.errno == 28:
         return "disk_full", f"the disk is full: {error.strerror}"
     return "failed", f"{type(error).__name__}: {first}"
+
+
+def _free_gpu_bytes() -> int:
+    """Free memory of this process's card; 0 where that can't be told."""
+    import torch
+
+    try:
+        return int(torch.cuda.mem_get_info()[0])
+    except (RuntimeError, AssertionError):  # no GPU, or a context that the error left unusable
+        return 0
 
 
 def _record_failure(folder: RunFolder, rank: int, kind: str, message: str, exit_code: int) -> None:
