@@ -20,7 +20,8 @@ class Thresholds:
     """The policy's numbers. Fractions are of the budget."""
 
     warn_fraction: float = 0.85
-    hysteresis_fraction: float = 0.05  # an excursion ends this far below where it began
+    hysteresis_fraction: float = 0.05  # an excursion ends this far below where it began,
+    settle_seconds: float = 60.0  # and once it has stayed there: memory swings with every step
     checkpoint_fraction: float = 0.95
     hard_fraction: float = 1.05  # over this, one sample is enough
     breach_gap_seconds: float = 0.1  # over the budget, two samples this far apart
@@ -156,6 +157,8 @@ class State:
     unenforced: bool = False
     warned: bool = False  # in the present excursion
     asked: bool = False  # in the present excursion
+    warn_low_seconds: float | None = None  # since when use has been low enough to end it
+    ask_low_seconds: float | None = None
     over_seconds: float | None = None  # since when each known sample was over the budget
     cause: Cause | None = None  # set once, by the first reason to stop
     deadline_seconds: float | None = None  # the kill is due
@@ -248,11 +251,15 @@ def _measure(
 
     if state.unenforced:
         actions.append(EnforcedAgain())
-    warned = state.warned and fraction >= limits.warn_fraction - limits.hysteresis_fraction
+    warned, warn_low = _lasting(
+        state.warned, fraction, limits.warn_fraction, state.warn_low_seconds, now, limits
+    )
     if not warned and fraction >= limits.warn_fraction:
         warned = True
         actions.append(Warn(used, budget))
-    asked = state.asked and fraction >= limits.checkpoint_fraction - limits.hysteresis_fraction
+    asked, ask_low = _lasting(
+        state.asked, fraction, limits.checkpoint_fraction, state.ask_low_seconds, now, limits
+    )
     if not asked and observation.handles_checkpoint and fraction >= limits.checkpoint_fraction:
         asked = True
         actions.append(AskCheckpoint(used, budget))
@@ -265,6 +272,8 @@ def _measure(
         unenforced=False,
         warned=warned,
         asked=asked,
+        warn_low_seconds=warn_low,
+        ask_low_seconds=ask_low,
         over_seconds=over_seconds,
     )
     sustained = over_seconds is not None and now - over_seconds >= limits.breach_gap_seconds
@@ -273,6 +282,21 @@ def _measure(
         state, ending = _terminate(state, observation, Cause.OVER_BUDGET)
         actions.extend(ending)
     return state, tuple(actions)
+
+
+def _lasting(
+    active: bool,
+    fraction: float,
+    began_at: float,
+    low_seconds: float | None,
+    now: float,
+    limits: Thresholds,
+) -> tuple[bool, float | None]:
+    """Whether an excursion that began at a fraction goes on, and since when use has been low."""
+    if not active or fraction >= began_at - limits.hysteresis_fraction:
+        return active, None
+    low_seconds = now if low_seconds is None else low_seconds
+    return now - low_seconds < limits.settle_seconds, low_seconds
 
 
 def _terminate(

@@ -153,7 +153,7 @@ def test_a_trainer_that_ignores_the_end_is_killed_after_its_grace(
 
 
 def test_a_run_ends_when_its_time_is_up(place: Workplace, small_job: list[str]) -> None:
-    done = place.call("train", *small_job, *LONG, "--set", "timeout_minutes=0.25")
+    done = place.call("train", *small_job, *LONG, "--set", "timeout_minutes=0.5")
     end = termination(place.last)
     assert end["reason"] == "timeout" and done.code == 143
     assert end["checkpoint"] is not None
