@@ -51,10 +51,6 @@ class RunFolder:
         return self.path / "launch.sh"
 
     @property
-    def deepspeed_config(self) -> Path:
-        return self.path / "deepspeed.json"
-
-    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

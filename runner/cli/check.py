@@ -31,8 +31,7 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     facts = gather(loaded)
     require_data(loaded, facts)
     require_training_stack()
-    fetch_builtin(loaded, out)
-    facts = gather(loaded)
+    facts = fetch_builtin(facts, out)
     require_hub(facts)
     plan = make_plan(loaded, facts, "train")
     lines = [

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from runner.cli.output import Output, field
 from runner.errors import RefusedError
-from runner.facts import Facts, gather, package_version
-from runner.jobfile import LoadedJob
+from runner.facts import Facts, package_version
 from runner.plan import Plan
 from runner.sources import BUILTIN_MODELS
 
@@ -31,14 +31,14 @@ def require_training_stack() -> None:
         )
 
 
-def fetch_builtin(loaded: LoadedJob, out: Output, *, required: bool = True) -> None:
-    """Bring the built-in model into the user's cache, once.
+def fetch_builtin(facts: Facts, out: Output, *, required: bool = True) -> Facts:
+    """Bring the built-in model into the user's cache, once; the facts as they are after that.
 
     Raises RefusedError where it can't be had and is `required`.
     """
-    source = gather(loaded).model
+    source = facts.model
     if source.kind != "builtin" or source.present:
-        return
+        return facts
     out.say(field("fetching", f"{BUILTIN_MODELS[source.id]} into {source.folder}"))
     done = subprocess.run(
         [sys.executable, "-m", "runner.engine.builtin", str(source.folder)],
@@ -49,6 +49,7 @@ def fetch_builtin(loaded: LoadedJob, out: Output, *, required: bool = True) -> N
             "the built-in model is not here and could not be fetched",
             "the lines above say why; --set model=FOLDER takes another model",
         )
+    return replace(facts, model=replace(source, present=done.returncode == 0))
 
 
 def make_stand_in(plan: Plan, out: Output) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from runner import durable
 from runner.cli.output import Output, field, table
 from runner.cli.preflight import fetch_builtin, require_training_stack
-from runner.cli.train import start, start_and_follow
+from runner.cli.train import ready_smoke, start_and_follow
 from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
 from runner.facts import gather, require_data
 from runner.jobfile import LoadedJob, list_jobs, load_job
@@ -66,11 +66,10 @@ def smoke_jobs(
 
 
 def _smoke(job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output) -> dict[str, Any]:
-    fetch_builtin(job, out, required=False)
-    facts = gather(job)
+    facts = fetch_builtin(gather(job), out, required=False)
     if facts.sample is None or not facts.sample.present:
         require_data(job, facts)
-    plan, folder = start(job, "smoke", max_steps or SMOKE_DEFAULT_STEPS, runs, out)
+    plan, folder = ready_smoke(job, facts, max_steps or SMOKE_DEFAULT_STEPS, runs, out)
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))
     out.say(field("run", str(folder.path)))

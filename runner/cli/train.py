@@ -22,7 +22,7 @@ from runner.cli.report import verdict_lines
 from runner.facts import Facts, gather, require_data
 from runner.folder import RunFolder, create, default_root
 from runner.jobfile import LoadedJob, load_job
-from runner.plan import Plan, Variant, make_plan
+from runner.plan import Plan, make_plan
 from runner.render import budget_line, method_line, model_line, render, steps_line
 
 
@@ -32,14 +32,14 @@ def train_job(
     """The run's exit code."""
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
-    require_data(loaded, gather(loaded))
-    require_training_stack()
-    fetch_builtin(loaded, out)
     facts = gather(loaded)
+    require_data(loaded, facts)
+    require_training_stack()
+    facts = fetch_builtin(facts, out)
     require_hub(facts)
     plan = make_plan(loaded, facts, "train", max_steps)
     folder = prepare_folder(loaded, plan, runs)
-    announce(plan, facts, folder, out)
+    announce(plan, folder, out)
     code = start_and_follow(folder, plan, out)
     record = durable.read_json(folder.termination) or {}
     out.result(
@@ -58,7 +58,7 @@ def prepare_folder(loaded: LoadedJob, plan: Plan, runs: Path | None) -> RunFolde
     return folder
 
 
-def announce(plan: Plan, facts: Facts, folder: RunFolder, out: Output) -> None:
+def announce(plan: Plan, folder: RunFolder, out: Output) -> None:
     """The quiet lines before a run starts."""
     out.say(field("plan", f"{plan.short_hash}   {model_line(plan)} · {method_line(plan)}"))
     out.say(field("data", f"{plan.train_rows.path or 'hub:' + str(plan.train_rows.id)}"))
@@ -82,11 +82,11 @@ def start_and_follow(folder: RunFolder, plan: Plan, out: Output) -> int:
     return follow(folder, plan, supervisor, out)
 
 
-def start(
-    loaded: LoadedJob, variant: Variant, max_steps: int | None, runs: Path | None, out: Output
+def ready_smoke(
+    loaded: LoadedJob, facts: Facts, max_steps: int, runs: Path | None, out: Output
 ) -> tuple[Plan, RunFolder]:
     """A smoke's plan and folder, its stand-ins made."""
-    plan = make_plan(loaded, gather(loaded), variant, max_steps)
+    plan = make_plan(loaded, facts, "smoke", max_steps)
     make_stand_in(plan, out)
     return plan, prepare_folder(loaded, plan, runs)
 
