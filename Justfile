@@ -34,10 +34,12 @@ format: setup
     .venv/bin/ruff format
     .venv/bin/ruff check --fix
 
-# Write jobs/job.schema.json, which editors read, from runner/job.py
+# Write jobs/job.schema.json, which editors read, and docs/job-fields.md from runner/job*.py
 schema: setup
     .venv/bin/python -m runner.job > jobs/.job.schema.json.tmp
     mv jobs/.job.schema.json.tmp jobs/job.schema.json
+    .venv/bin/python -m runner.job_table > docs/.job-fields.md.tmp
+    mv docs/.job-fields.md.tmp docs/job-fields.md
 
 # Renew requirements.lock for pyproject.toml; versions stay unless given --upgrade or -P NAME
 lock *args: setup
@@ -47,7 +49,7 @@ lock *args: setup
     index=${PIP_INDEX_URL:-$(.venv/bin/pip config get global.index-url 2>/dev/null || true)}
     if [[ $index ]]; then export UV_DEFAULT_INDEX=$index; fi
     .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 \
-        --extra train --extra dev --no-sources --no-annotate --no-emit-index-url \
+        --extra train --extra trackers --extra modelscope --extra dev --no-sources --no-annotate --no-emit-index-url \
         --custom-compile-command './just lock' --quiet "$@" -o requirements.lock
 
 # Build the wheel into dist/

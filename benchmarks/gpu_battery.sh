@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# What needs a GPU to be shown: smoke of every job, the monitor, a budget breach, the demo in bf16.
+# What needs a GPU to be shown: smoke of every job, the monitor, a budget breach, the demo in bf16, and
+# every job at its architecture's real size (random weights in bf16) with peak memory and speed.
 #
 #   benchmarks/gpu_battery.sh [OUT]     on a machine with an NVIDIA GPU and `runner[train]` installed
 #
 # Records go to OUT (default: gpu-battery/), a summary to stdout. Exit code 1 if anything differs from
-# what it should be. Takes about five minutes on one card, and needs 4 GiB of its memory.
+# what it should be. Takes about ten minutes on one card; the real sizes need 24 GiB of its memory and
+# 16 GB of disk. FULL_SIZE=0 leaves them out.
 set -uo pipefail
 out=$(mkdir -p "${1:-gpu-battery}" && cd "${1:-gpu-battery}" && pwd)
 runs=$out/runs
@@ -45,5 +47,32 @@ case "$reason:$code" in
   over_budget:75 | over_budget:76) echo "ok      breach of ${budget} MiB: $reason, exit code $code" ;;
   *) echo "WRONG   breach of ${budget} MiB: $reason, exit code $code" && failed=1 ;;
 esac
+# the real architectures, weights drawn here; a row a job: peak bytes, its source, tokens a second
+if [[ ${FULL_SIZE:-1} != 0 ]]; then
+  models=$out/models
+  python3 "$(dirname "$0")/full_size.py" "$models" || failed=1
+  real() { # job, then --set arguments
+    local job=$1 record=$out/full-$1.json
+    shift
+    runner smoke "$job" --max-steps 5 --runs "$runs" "$@" --set launch.device=cuda --json >"$record"
+    expect "full size: $job" 0 $?
+    python3 - "$record" "$runs" <<'PYTHON'
+import json, pathlib, sys
+record = json.load(open(sys.argv[1]))["jobs"][0]
+run = pathlib.Path(sys.argv[2]) / record.get("run", "")
+lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+rates = sorted(line["tokens_per_second"] for line in lines if "loss" in line)
+print(f"        peak {record['peak_bytes']} bytes by {record['peak_source']}, "
+      f"{rates[len(rates) // 2]:.0f} tokens/s (median of {len(rates)} steps)")
+PYTHON
+  }
+  real demo-identity --set "model=$models/smollm2-135m"
+  real commonsense-two-stage --set "model=$models/qwen2.5-0.5b"
+  real chnsenticorp-qlora --set "model=$models/qwen2.5-0.5b"
+  real minimind-medical-lora --set "model=$models/minimind2-small"
+  real emission-unified-lora --set "model=$models/qwen2.5-3b"
+  real emission-column-mapping-lora --set "model=$models/qwen2.5-3b"
+  real llava-gemma-10k-lora --set "model=$models/gemma-2b" --set "vision.model=$models/clip-l-336"
+fi
 expect "processes left" 0 "$(pgrep -fc 'runner\.engine')"
 exit $failed

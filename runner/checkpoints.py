@@ -11,7 +11,9 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from runner import durable
 
@@ -20,8 +22,11 @@ SCHEMA_VERSION = 1
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
-def seal(folder: Path) -> None:
-    """Flush every file of `folder` to disk and write the seal (path -> size, sha256)."""
+def seal(folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Flush every file of `folder` to disk and write the seal (path -> size, sha256).
+
+    `facts` say what the checkpoint is of (its step, its training, the plan); JSON values.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
@@ -34,7 +39,15 @@ def seal(folder: Path) -> None:
                 "size_bytes": path.stat().st_size,
                 "sha256": digest,
             }
-    durable.write_json(folder / SEAL, {"schema_version": SCHEMA_VERSION, "files": files})
+    record = {"schema_version": SCHEMA_VERSION, "facts": dict(facts or {}), "files": files}
+    durable.write_json(folder / SEAL, record)
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What `seal` was told of a checkpoint; empty where its seal says nothing of it."""
+    record = durable.read_json(folder / SEAL)
+    facts = record.get("facts") if isinstance(record, dict) else None
+    return facts if isinstance(facts, dict) else {}
 
 
 def publish(staged: Path, final: Path) -> None:
@@ -69,6 +82,11 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def name_of(step: int) -> str:
+    """The folder name of the checkpoint after `step` optimizer steps of the run."""
+    return f"checkpoint-{step}"
+
+
 def step_of(folder: Path) -> int:
     """The optimizer step of a checkpoint folder, from its name."""
     match = _NAME.match(folder.name)
@@ -82,6 +100,18 @@ def listed(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if p.is_dir() and _NAME.match(p.name)), key=step_of)
+
+
+def surplus(
+    folder: Path, keep: int, *, protected: Collection[int] = (), after: int = 0
+) -> list[Path]:
+    """The checkpoints to delete so that the `keep` newest and the `protected` steps stay.
+
+    Only steps above `after` are counted and named: what an earlier training of the run left
+    belongs to that training.
+    """
+    own = [path for path in listed(folder) if step_of(path) > after]
+    return [path for path in own[: max(0, len(own) - keep)] if step_of(path) not in protected]
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:

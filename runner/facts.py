@@ -7,11 +7,16 @@ there. Imports no torch: which build of it is installed stands in its metadata.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from runner.job import Job, resolved_phases
 from runner.jobfile import LoadedJob
 from runner.sources import (
     DataSource,
@@ -21,6 +26,8 @@ from runner.sources import (
     find_model,
     missing_data,
 )
+
+_PHASE_FIELD = re.compile(r"^phases\.\d+\.(data\..+)$")
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,17 @@ class Facts:
     gpu_absence: str
     """Why `gpus` is empty, in a few words; empty text where it is not."""
     model: ModelSource
-    train: DataSource
-    eval: DataSource | None
-    sample: DataSource | None
+    rows: Mapping[str, DataSource]
+    """Dotted field (data.train, data.mix.sources.0.rows, phases.1.data.train) -> its rows."""
     cache: Path
-    """The user's folder for models that runner makes."""
+    """The user's folder for models that runner makes and rows that it prepares."""
+    vision: ModelSource | None = None
+    model_type: str | None = None
+    """transformers' name of the architecture, from the weights' config.json, where it is here."""
+    model_dtype: str | None = None
+    """The number format that the weights were published in, from the same file."""
+    quantizes: str | None = None
+    """Why bitsandbytes can't be used here, in a few words; None where it can."""
 
 
 def gather(loaded: LoadedJob) -> Facts:
@@ -69,36 +82,102 @@ def gather(loaded: LoadedJob) -> Facts:
     def beside(field: str) -> Path | None:
         return None if field in loaded.overridden else loaded.path.parent
 
-    def rows(field: str, text: str | None) -> DataSource | None:
-        if text is None:
-            return None
-        return find_data(text, field=field, beside=beside(field), where=where(field))
+    parts = hub_parts(job)
+    # each file is read once
+    hashed: dict[tuple[str, Path | None, tuple[str | None, str]], DataSource] = {}
 
-    train = rows("data.train", job.data.train)
-    assert train is not None  # noqa: S101 - data.train is required
+    def rows(field: str, text: str) -> DataSource:
+        own = said_by(loaded, field)
+        name, split = parts[field]
+        key = (text, beside(own), (name, split))
+        if key not in hashed:
+            hashed[key] = find_data(
+                text, field=own, beside=key[1], where=where(own), name=name, split=split
+            )
+        return hashed[key]
+
+    model = find_model(job.model, beside=beside("model"), where=where("model"))
+    vision = None
+    if job.vision is not None:
+        field = "vision.model"
+        vision = find_model(job.vision.model, beside=beside(field), where=where(field), field=field)
+    said = _config(model.folder)
     return Facts(
         python=sys.executable,
         cores=len(os.sched_getaffinity(0)),
         torch_version=package_version("torch"),
         gpus=gpus,
         gpu_absence=absence,
-        model=find_model(job.model, beside=beside("model"), where=where("model")),
-        train=train,
-        eval=rows("data.eval", job.data.eval),
-        sample=rows("data.sample", job.data.sample),
+        model=model,
+        rows={field: rows(field, text) for field, text in row_fields(job).items()},
         cache=cache_folder(),
+        vision=vision,
+        model_type=said.get("model_type"),
+        model_dtype=said.get("dtype") or said.get("torch_dtype"),
+        quantizes=None if package_version("bitsandbytes") else "bitsandbytes is not installed",
     )
+
+
+def row_fields(job: Job) -> dict[str, str]:
+    """Dotted field -> text of every field that names rows, each phase's own under its prefix."""
+    fields: dict[str, str] = {}
+    for phase in resolved_phases(job):
+        data, prefix = phase.data, f"{phase.field}data."
+        named = {
+            "train": data.train,
+            "eval": data.eval,
+            "test": data.test,
+            "questions": data.questions,
+            "sample": data.sample,
+        }
+        for index, source in enumerate(data.mix.sources if data.mix else []):
+            named[f"mix.sources.{index}.rows"] = source.rows
+            named[f"mix.sources.{index}.sample"] = source.sample
+        fields |= {prefix + name: text for name, text in named.items() if text is not None}
+    return fields
+
+
+def hub_parts(job: Job) -> dict[str, tuple[str | None, str]]:
+    """Dotted field of row_fields -> configuration and split, where its rows are on a hub.
+
+    data.hub.name belongs to data.train's data set: sources that are mixed in take their default.
+    """
+    parts: dict[str, tuple[str | None, str]] = {}
+    splits = {"data.eval": "eval_split", "data.test": "test_split"}
+    for phase in resolved_phases(job):
+        hub = phase.data.hub
+        for field in row_fields(job):
+            if field.startswith(f"{phase.field}data."):
+                own = field.removeprefix(phase.field)
+                name = None if own.startswith("data.mix.") else hub.name
+                parts[field] = (name, getattr(hub, splits.get(own, "split")))
+    return parts
+
+
+def said_by(loaded: LoadedJob, field: str) -> str:
+    """The field that a phase's field has its value from: the job's own where it says no other."""
+    match = _PHASE_FIELD.match(field)
+    return match[1] if match and field not in loaded.sources else field
 
 
 def require_data(loaded: LoadedJob, facts: Facts) -> None:
     """Refuse (SpecError) a job whose own rows are not on this machine."""
-    for field, text, source in (
-        ("data.train", loaded.job.data.train, facts.train),
-        ("data.eval", loaded.job.data.eval, facts.eval),
-    ):
-        if source is not None and text and source.kind == "file" and not source.present:
-            where = loaded.sources.get(field, str(loaded.path))
-            raise missing_data(source, text, field=field, where=where)
+    for field, text in row_fields(loaded.job).items():
+        source = facts.rows[field]
+        if field.endswith(".sample") or source.kind != "file" or source.present:
+            continue
+        own = said_by(loaded, field)
+        where = loaded.sources.get(own, str(loaded.path))
+        raise missing_data(source, text, field=own, where=where)
+
+
+def _config(folder: Path | None) -> dict[str, Any]:
+    """What config.json in a model folder says; nothing where there is none or it is no object."""
+    try:
+        record = json.loads((folder / "config.json").read_text("utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def list_gpus() -> tuple[tuple[Gpu, ...], str]:

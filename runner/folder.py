@@ -72,12 +72,50 @@ class RunFolder:
         return self.path / "data.json"
 
     @property
+    def row_hashes(self) -> Path:
+        """Hashes of the rows on each side of the split: what was trained on, without its text."""
+        return self.path / "row-hashes"
+
+    @property
+    def evaluations(self) -> Path:
+        """A folder for each `runner evaluate`; they outlive a repeated start, as no result does."""
+        return self.path / "evaluations"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """The evaluations while training, and the best of them."""
+        return self.checkpoints / "best.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """Weights & Biases chooses this name itself, inside the folder that it is given."""
+        return self.path / "wandb"
+
+    @property
+    def mlruns(self) -> Path:
+        return self.path / "mlruns"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The whole trained model, of method full; other methods leave an adapter."""
+        return self.path / "model"
+
+    @property
+    def merged(self) -> Path:
+        """Where runner merge writes base and adapter as one model, unless told otherwise."""
+        return self.path / "merged"
 
     @property
     def logs(self) -> Path:
@@ -91,6 +129,15 @@ class RunFolder:
     @property
     def supervisor_log(self) -> Path:
         return self.logs / "supervisor.log"
+
+    @property
+    def phases(self) -> Path:
+        """What the trainings before the last one left, a folder each."""
+        return self.path / "phases"
+
+    def phase(self, name: str) -> Path:
+        """The folder of an earlier training; it is there once that training is done."""
+        return self.phases / name
 
     @property
     def engine(self) -> Path:
@@ -109,6 +156,11 @@ class RunFolder:
         return self.engine / "result.json"
 
     @property
+    def trackers(self) -> Path:
+        """Under which names the trackers know this run, for a resumed start."""
+        return self.engine / "trackers.json"
+
+    @property
     def supervisor(self) -> Path:
         """pid and start time of the supervisor, by which a lost run is known."""
         return self.path / "supervisor.json"
@@ -125,9 +177,16 @@ class RunFolder:
             self.events,
             self.termination,
             self.data_report,
+            self.row_hashes,
             self.checkpoints,
             self.adapter,
+            self.model,
+            self.merged,
+            self.phases,
             self.engine,
+            self.tensorboard,
+            self.wandb,
+            self.mlruns,
             self.supervisor,
         ]
 
@@ -169,9 +228,9 @@ def create(
     The folder's name is new: where two runs start in one second, the second gets "-2".
     Raises RunnerError where the disk refuses.
     """
-    slug = _UNSAFE.sub("_", job).strip("._-") or "job"
+    slug = job_folder(job)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-    base = f"{stamp}-{short_hash}" + ("-smoke" if variant == "smoke" else "")
+    base = f"{stamp}-{short_hash}" + {"smoke": "-smoke", "dry_run": "-dry"}.get(variant, "")
     made: Path | None = None
     try:
         (root / slug).mkdir(parents=True, exist_ok=True)
@@ -207,6 +266,23 @@ def all_runs(root: Path) -> list[RunFolder]:
         if path.is_dir() and _STAMP.match(path.name)
     ]
     return sorted(found, key=lambda run: (run.path.name[:15], _created(run.path), run.name))
+
+
+def runs_of(root: Path, job: str, short_hash: str) -> list[RunFolder]:
+    """The trainings of a job whose plan's hash starts so, oldest first; smokes are left out."""
+    slug = job_folder(job)
+    return [
+        run
+        for run in all_runs(root)
+        if run.path.parent.name == slug
+        and run.path.name[16:].startswith(short_hash)
+        and not run.path.name[16 + len(short_hash) :].startswith(("-smoke", "-dry"))
+    ]
+
+
+def job_folder(job: str) -> str:
+    """The name of the folder that holds a job's runs."""
+    return _UNSAFE.sub("_", job).strip("._-") or "job"
 
 
 def _created(path: Path) -> float:

@@ -1,212 +1,28 @@
 """Job: what a user writes in jobs/NAME.yaml, field by field, with meaning, unit and default.
 
-Imports pydantic and runner.units only. `python -m runner.job` prints the JSON Schema for editors.
+Its parts are in job_data, job_method and job_training. Imports pydantic only.
+`python -m runner.job` prints the JSON Schema for editors.
 Loading, line numbers and overrides are in runner.jobfile; nothing here touches a file.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
-from runner.units import SIZE_EXPECTED, parse_bytes
+from runner.job_data import DataSettings
+from runner.job_method import (
+    LoraSettings,
+    Method,
+    PrefixSettings,
+    QuantizationSettings,
+    VisionSettings,
+)
+from runner.job_model import ByteSize, ConflictError, JobModel
+from runner.job_training import EvaluationSettings, TrackingSettings, TrainingSettings
 
-MAX_SEED = 2**32 - 1  # numpy's generator takes no more
-
-
-class JobModel(BaseModel):
-    """A part of a job: frozen, unknown keys refused, no silent conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ConflictError(ValueError):
-    """Settings that exclude each other; `field`, seen from the model that raises it, is to change.
-
-    A ValueError, so that pydantic collects it with the other problems.
-    """
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-def _size(value: object) -> object:
-    if isinstance(value, str):
-        return parse_bytes(value)
-    raise ValueError(f"expected {SIZE_EXPECTED}")
-
-
-ByteSize = Annotated[
-    int,
-    BeforeValidator(_size, json_schema_input_type=str),
-    Field(json_schema_extra={"examples": ["12GiB", "900MiB"]}),
-]
-"""A size written with its unit ("12GiB"); bytes once validated."""
-
-
-class LoraSettings(JobModel):
-    """The LoRA adapter, by PEFT's names."""
-
-    r: int = Field(16, ge=1, le=1024, description="LoRA rank: columns of A and B; a count.")
-    lora_alpha: float = Field(
-        32, gt=0, description="Scaling numerator; the update is scaled by lora_alpha / r."
-    )
-    lora_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share of adapter inputs dropped in training, 0 to 1."
-    )
-    target_modules: Literal["all-linear"] | list[str] = Field(
-        "all-linear",
-        description="Layers that get an adapter: all-linear (every linear layer but the output "
-        "head) or a list of module names such as [q_proj, v_proj].",
-    )
-
-    @model_validator(mode="after")
-    def _some_modules(self) -> LoraSettings:
-        if self.target_modules == []:
-            raise ConflictError("target_modules", "is empty, so no layer would be trained")
-        return self
-
-
-DataFormat = Literal["auto", "messages", "conversations", "alpaca", "text_label"]
-
-
-class SplitSettings(JobModel):
-    """Rows held out of training for evaluation."""
-
-    eval: float = Field(0.1, gt=0, lt=1, description="Share of the rows held out, 0 to 1.")
-    seed: int = Field(
-        42,
-        ge=0,
-        le=MAX_SEED,
-        description="Seed of the draw; the same seed and rows always give the same split.",
-    )
-
-
-class HubData(JobModel):
-    """Which part of a hub data set is read (only for `train: hub:...`)."""
-
-    name: str | None = Field(None, description="The data set's configuration name.")
-    split: str = Field("train", description="The split that data.train reads from the hub.")
-    eval_split: str = Field(
-        "validation", description="The split that data.eval reads from the hub."
-    )
-
-
-class DataSettings(JobModel):
-    """Where rows come from and how they become conversations."""
-
-    train: str = Field(
-        min_length=1,
-        description="Training rows: a .json, .jsonl, .csv, .tsv or .parquet file, or "
-        "hub:OWNER/NAME[@REVISION]. A relative path is looked for beside the job file, then in "
-        "the current folder; given by --set, in the current folder.",
-    )
-    eval: str | None = Field(
-        None, description="Evaluation rows, same form as train. Without it, see split."
-    )
-    format: DataFormat = Field(
-        "auto",
-        description="How a row is laid out; auto detects it from the keys and says why, or "
-        "refuses where more than one layout fits.",
-    )
-    split: SplitSettings | None = Field(None, description="Hold rows of train out for evaluation.")
-    hub: HubData = Field(HubData(), description="Details of a hub data set.")
-    system: str | None = Field(
-        None, description="System message put before every conversation that has none."
-    )
-    prompt: str = Field(
-        "{text}",
-        description="text_label only: the user message; {text} stands for the row's text.",
-    )
-    labels: dict[str, str] | None = Field(
-        None, description="text_label only: the answer for each label, e.g. {'0': negative}."
-    )
-    placeholders: dict[str, str] = Field(
-        {}, description="Text for {{name}} placeholders in the rows, e.g. {name: Rue}."
-    )
-    max_rows: int | None = Field(None, ge=1, description="Read at most this many rows; a count.")
-    sample: str | None = Field(
-        None,
-        description="A small file of the same layout, beside the job file, that a smoke takes "
-        "where the training rows are not on the machine.",
-    )
-
-    @model_validator(mode="after")
-    def _one_eval_source(self) -> DataSettings:
-        if self.eval is not None and self.split is not None:
-            raise ConflictError(
-                "eval", "data.eval and data.split both name evaluation rows; keep one"
-            )
-        if self.eval == self.train and not self.train.startswith("hub:"):
-            raise ConflictError(
-                "eval", "names the training rows; data.split holds some of them out"
-            )
-        if self.eval == self.train and self.hub.eval_split == self.hub.split:
-            raise ConflictError("hub.eval_split", "names the split that is trained on")
-        if "{text}" not in self.prompt:
-            raise ConflictError("prompt", "does not contain {text}")
-        return self
-
-
-class TrainingSettings(JobModel):
-    """How training goes, by the names of transformers' TrainingArguments."""
-
-    max_steps: int | None = Field(
-        None, ge=1, description="Optimizer steps; a count. Without it num_train_epochs decides."
-    )
-    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
-    per_device_train_batch_size: int = Field(
-        4, ge=1, description="Rows in one forward pass on one device; a count."
-    )
-    per_device_eval_batch_size: int = Field(
-        4, ge=1, description="Rows in one evaluation pass on one device; a count."
-    )
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, description="Forward passes summed into one optimizer step; a count."
-    )
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="How the learning rate goes on after the warm-up."
-    )
-    warmup_ratio: float = Field(
-        0.0, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
-    )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
-    max_grad_norm: float = Field(
-        1.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone."
-    )
-    max_length: int = Field(
-        1024, ge=8, description="Longest row in tokens; longer rows are cut at the end, counted."
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, more time."
-    )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto",
-        description="Number format of weights and arithmetic; auto is bf16 on a GPU that has it "
-        "and fp32 elsewhere.",
-    )
-    seed: int = Field(
-        42, ge=0, le=MAX_SEED, description="Seed of weights drawn, dropout and data order."
-    )
-    logging_steps: int = Field(1, ge=1, description="Steps between two lines of metrics.jsonl.")
-    save_steps: int | None = Field(
-        None, ge=1, description="Steps between two checkpoints; without it, only on request."
-    )
-    save_total_limit: int | None = Field(
-        None, ge=1, description="Checkpoints kept, newest last; without it, all."
-    )
-    eval_steps: int | None = Field(
-        None, ge=1, description="Steps between two evaluations; without it, one at the end."
-    )
-    loss_ceiling: float = Field(
-        100.0,
-        gt=0,
-        description="A training loss above this ends the run as non_finite_loss: cross-entropy "
-        "starts near ln(vocabulary), about 12, so 100 means that something is broken.",
-    )
+_Settings = TypeVar("_Settings", DataSettings, TrainingSettings)
 
 
 class LaunchSettings(JobModel):
@@ -254,6 +70,45 @@ class SmokeSettings(JobModel):
     )
 
 
+def _overrides(base: type[BaseModel], *left_out: str) -> dict[str, Any]:
+    """The fields of `base`, each optional: what a phase may say otherwise."""
+    return {
+        name: (info.annotation | None, Field(None, description=info.description))  # type: ignore[operator]
+        for name, info in base.model_fields.items()
+        if name not in left_out
+    }
+
+
+if TYPE_CHECKING:
+
+    class PhaseData(JobModel): ...
+
+    class PhaseTraining(JobModel): ...
+
+else:
+    PhaseData = create_model("PhaseData", __base__=JobModel, **_overrides(DataSettings))
+    PhaseTraining = create_model(
+        "PhaseTraining", __base__=JobModel, **_overrides(TrainingSettings, "stages")
+    )
+
+
+class Phase(JobModel):
+    """One training of several in a row, each with its own rows, optimizer and trained parts."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Its name in logs and figures.")
+    trains: list[Literal["projector", "adapter"]] = Field(
+        min_length=1,
+        description="What this phase trains: projector (the layers between image tower and "
+        "language model, in full), adapter (the job's method), or both.",
+    )
+    data: PhaseData = Field(
+        default_factory=PhaseData, description="Fields of data that differ in this phase."
+    )
+    training: PhaseTraining = Field(
+        default_factory=PhaseTraining, description="Fields of training that differ in this phase."
+    )
+
+
 class Job(JobModel):
     """One fine-tuning job, whole. Anything not said has the default that `runner show` prints."""
 
@@ -262,15 +117,35 @@ class Job(JobModel):
     model: str = Field(
         min_length=1,
         description="Weights: a folder in transformers' layout, a hub id OWNER/NAME[@REVISION], "
-        "or builtin:smollm2-135m-instruct.",
+        "modelscope:OWNER/NAME[@REVISION], or builtin:smollm2-135m-instruct.",
+    )
+    vision: VisionSettings | None = Field(
+        None, description="An image tower before the language model; without it, text alone."
     )
     trust_remote_code: bool = Field(
         False, description="Let the model's own Python code run. Only for code that you trust."
     )
-    method: Literal["lora"] = Field("lora", description="What is trained: a LoRA adapter.")
-    lora: LoraSettings = Field(LoraSettings(), description="The adapter's shape.")
+    method: Method = Field(
+        "lora",
+        description="What is trained: a LoRA adapter, one on a quantized base (qlora), a prefix, "
+        "or all weights (full).",
+    )
+    lora: LoraSettings = Field(LoraSettings(), description="The LoRA adapter's shape.")
+    quantization: QuantizationSettings = Field(
+        QuantizationSettings(), description="How method qlora stores the base."
+    )
+    prefix: PrefixSettings = Field(PrefixSettings(), description="The prefix of method prefix.")
     data: DataSettings = Field(description="Rows to train on.")
     training: TrainingSettings = Field(TrainingSettings(), description="How training goes.")
+    phases: list[Phase] = Field(
+        [],
+        description="Trainings in a row, each with what differs from data and training above; "
+        "without any, there is one.",
+    )
+    evaluation: EvaluationSettings = Field(
+        EvaluationSettings(), description="What runner evaluate measures."
+    )
+    tracking: TrackingSettings = Field(TrackingSettings(), description="Where figures go.")
     launch: LaunchSettings = Field(LaunchSettings(), description="Processes and devices.")
     budget: BudgetSettings = Field(BudgetSettings(), description="Memory the run may take.")
     smoke: SmokeSettings = Field(SmokeSettings(), description="Stand-ins for a smoke.")
@@ -280,18 +155,137 @@ class Job(JobModel):
 
     @model_validator(mode="after")
     def _possible(self) -> Job:
-        if self.launch.device == "cpu" and self.budget.gpu_memory and not self.budget.host_memory:
+        cpu = self.launch.device == "cpu"
+        if cpu and self.budget.gpu_memory and not self.budget.host_memory:
             raise ConflictError(
                 "budget.gpu_memory",
                 "can't be enforced where launch.device is cpu; give budget.host_memory",
             )
-        if self.launch.device == "cpu" and self.training.precision == "fp16":
-            raise ConflictError("training.precision", "fp16 needs a GPU; launch.device is cpu")
-        if self.training.eval_steps and not (self.data.eval or self.data.split):
+        if self.method == "prefix" and self.training.gradient_checkpointing:
             raise ConflictError(
-                "training.eval_steps", "needs evaluation rows: data.eval or data.split"
+                "training.gradient_checkpointing", "can't be used with method prefix (PEFT)"
             )
+        if self.vision is not None and self.method != "lora":
+            raise ConflictError("method", "a model with an image tower trains by lora here")
+        if self.vision is not None and self.launch.deepspeed == "zero3":
+            raise ConflictError(
+                "launch.deepspeed", "zero3 can't load a model with an image tower; zero2 can"
+            )
+        names = [phase.name for phase in self.phases]
+        for index, phase in enumerate(self.phases):
+            if names.index(phase.name) != index:
+                raise ConflictError(f"phases.{index}.name", "is the name of an earlier phase too")
+            if "projector" in phase.trains and self.vision is None:
+                raise ConflictError(
+                    f"phases.{index}.trains", "projector needs an image tower: vision.model"
+                )
+        for resolved in resolved_phases(self):
+            _require_possible(resolved, cpu=cpu, num_processes=self.launch.num_processes)
         return self
+
+
+class ResolvedPhase(NamedTuple):
+    """What one phase trains, with all its settings; a job without phases has one, unnamed."""
+
+    name: str
+    trains: list[Literal["projector", "adapter"]]
+    data: DataSettings
+    training: TrainingSettings
+    field: str
+    """What its fields' dotted names start with: "" or "phases.0."."""
+
+
+def resolved_phases(job: Job) -> list[ResolvedPhase]:
+    """The trainings of a job, in order, each with whole settings.
+
+    Raises:
+        ConflictError: what a phase says does not fit what the job says.
+    """
+    if not job.phases:
+        return [ResolvedPhase("", ["adapter"], job.data, job.training, "")]
+    resolved = []
+    for index, phase in enumerate(job.phases):
+        field = f"phases.{index}."
+        data = _merged(job.data, phase.data, f"{field}data")
+        training = _merged(job.training, phase.training, f"{field}training")
+        resolved.append(ResolvedPhase(phase.name, list(phase.trains), data, training, field))
+    return resolved
+
+
+def _merged(base: _Settings, override: JobModel, field: str) -> _Settings:
+    said = {
+        **base.model_dump(exclude_unset=True),
+        **override.model_dump(exclude_unset=True),
+    }
+    try:
+        return type(base).model_validate(said)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        name = ".".join(str(part) for part in first["loc"])
+        if isinstance(cause, ConflictError):
+            name = ".".join(part for part in (name, cause.field) if part)
+        raise ConflictError(f"{field}.{name}", str(cause or first["msg"])) from None
+
+
+def _require_possible(phase: ResolvedPhase, *, cpu: bool, num_processes: int) -> None:
+    """Raise ConflictError for settings of one training that contradict each other."""
+    training, data = phase.training, phase.data
+
+    def said(name: str) -> bool:  # a default said in so many words contradicts nothing
+        value = getattr(training, name)
+        return value is not None and value != TrainingSettings.model_fields[name].default
+
+    def refuse(field: str, message: str) -> None:
+        raise ConflictError(f"{phase.field}training.{field}", message)
+
+    if cpu and training.precision == "fp16":
+        refuse("precision", "fp16 needs a GPU; launch.device is cpu")
+    if training.max_steps is not None and said("num_train_epochs"):
+        refuse("num_train_epochs", "max_steps says the length already; keep one")
+    if training.stages:
+        for name in (
+            "max_steps",
+            "num_train_epochs",
+            "learning_rate",
+            "lr_scheduler_type",
+            "warmup_ratio",
+            "save_steps",
+        ):
+            if said(name):
+                refuse(name, "training.stages says it for each stage; keep one")
+        for index, stage in enumerate(training.stages):
+            if stage.warmup_steps >= stage.max_steps:
+                refuse(
+                    f"stages.{index}.warmup_steps",
+                    f"is not shorter than the stage's {stage.max_steps} steps",
+                )
+    has_eval = data.eval is not None or data.split is not None
+    if training.eval_steps and not has_eval:
+        refuse("eval_steps", "needs evaluation rows: data.eval or data.split")
+    for name in ("load_best_model_at_end", "early_stopping_patience"):
+        if getattr(training, name) and not training.eval_steps:
+            refuse(name, "needs eval_loss while training: training.eval_steps")
+    if training.load_best_model_at_end and not training.stages:
+        eval_steps, save_steps = training.eval_steps or 0, training.save_steps
+        if save_steps is None or save_steps % eval_steps:
+            refuse(
+                "save_steps",
+                f"must be a multiple of eval_steps ({eval_steps}) with load_best_model_at_end: "
+                "only a saved step can be the best",
+            )
+    if training.max_steps is not None and training.save_from_step > training.max_steps:
+        refuse("save_from_step", f"lies behind the last step, {training.max_steps}")
+    product = (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps * num_processes
+    )
+    if training.global_batch_size not in (None, product):
+        refuse(
+            "global_batch_size",
+            f"{training.per_device_train_batch_size} rows x "
+            f"{training.gradient_accumulation_steps} accumulated x {num_processes} process(es) "
+            f"come to {product}",
+        )
 
 
 def json_schema() -> dict[str, Any]:

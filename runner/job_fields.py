@@ -27,9 +27,12 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def model_at(annotation: Any) -> type[BaseModel] | None:
+    """The block that a field holds, itself or in a list, or None."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
+        if get_origin(candidate) is list:
+            return model_at(get_args(candidate)[0])
     return None
 
 
@@ -37,6 +40,12 @@ def annotation_at(key: FieldPath) -> Any:
     """The type of the field at `key`, or None."""
     current: Any = Job
     for part in key:
+        if isinstance(part, int) or part.isdigit():  # an entry of a list of blocks
+            lists = [each for each in _members(current) if get_origin(each) is list]
+            if not lists:
+                return None
+            current = get_args(lists[0])[0]
+            continue
         model = model_at(current)
         if model is None or part not in model.model_fields:
             return None
@@ -45,10 +54,11 @@ def annotation_at(key: FieldPath) -> Any:
 
 
 def all_fields(model: type[BaseModel] = Job, prefix: str = "") -> list[str]:
-    """Every dotted field name of a job, in order."""
+    """Every dotted field name of a job, in order; what lists hold is not gone into."""
     out = []
     for name, info in model.model_fields.items():
-        inner = model_at(info.annotation)
+        lists = any(get_origin(part) is list for part in _members(info.annotation))
+        inner = None if lists else model_at(info.annotation)
         out.append(prefix + name)
         if inner is not None:
             out += all_fields(inner, f"{prefix}{name}.")

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from runner.errors import Problem, nearest
-from runner.job import ConflictError, Job
+from runner.job import Job
 from runner.job_fields import (
     annotation_at,
     choices_of,
@@ -20,6 +20,7 @@ from runner.job_fields import (
     last_names,
     model_at,
 )
+from runner.job_model import ConflictError
 from runner.yaml_text import FieldPath, brief, dotted_name
 
 _NUMBER = re.compile(r"[-+]?[0-9._]+(?:[eE][-+]?[0-9]+)?")
@@ -33,6 +34,7 @@ _EXPECTED = {
     "string_type": "text",
     "string_too_short": "text that is not empty",
     "list_type": "a list, such as [q_proj, v_proj]",
+    "string_pattern_mismatch": "lower-case letters, digits and hyphens, a letter first",
     "dict_type": "a mapping of names to text",
     "model_type": "fields of its own (an indented block)",
     "model_attributes_type": "fields of its own (an indented block)",
@@ -81,7 +83,8 @@ def problems_of(
             cause = context.get("error")
             text = str(cause or problem)
             if isinstance(cause, ConflictError):
-                key = (*key, *cause.field.split("."))
+                parts = cause.field.split(".")
+                key = (*key, *(int(part) if part.isdigit() else part for part in parts))
                 where = _where(key, shown, lines, given)
                 value = _value_at(raw, key)
             problem, expected = (
@@ -140,5 +143,8 @@ def _where(
 
 def _value_at(raw: Any, key: FieldPath) -> str | None:
     for part in key:
-        raw = raw.get(part) if isinstance(raw, dict) else None
+        if isinstance(raw, list) and isinstance(part, int):
+            raw = raw[part] if part < len(raw) else None
+        else:
+            raw = raw.get(part) if isinstance(raw, dict) else None
     return None if raw is None else brief(raw)

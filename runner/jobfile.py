@@ -85,7 +85,7 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
     given: dict[FieldPath, str] = {}
     for text in overrides:
         key, value = _parse_override(text)
-        _put(raw, key, value, text)
+        key = _put(raw, key, value, text)
         dotted = dotted_name(key)
         for known in [s for s in sources if s == dotted or s.startswith(dotted + ".")]:
             del sources[known]
@@ -109,7 +109,7 @@ def _leaves(dotted: str, value: object) -> list[str]:
 
 def _parse_override(text: str) -> tuple[FieldPath, Any]:
     name, equals, value = text.partition("=")
-    key = tuple(part for part in name.strip().split("."))
+    key: FieldPath = tuple(name.strip().split("."))
     if not equals or not all(key) or not _is_utf8(text):
         raise UsageError(
             f"--set {text!r} is not FIELD=VALUE in UTF-8",
@@ -134,13 +134,20 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _put(raw: dict[str, Any], key: FieldPath, value: Any, text: str) -> None:
+def _put(raw: dict[str, Any], key: FieldPath, value: Any, text: str) -> FieldPath:
+    """Set the field; its key, with numbers where it leads through lists."""
     place: Any = raw
+    real: FieldPath = ()
     for depth, part in enumerate(key[:-1]):
-        inner = place.get(part) if isinstance(place, dict) else None
+        if isinstance(place, list):
+            place = _entry(place, key, depth, text)
+            real = (*real, int(part))
+            continue
+        real = (*real, part)
+        inner = place.get(part)
         if inner is None:
             inner = place[part] = {}
-        if not isinstance(inner, dict):
+        if not isinstance(inner, dict | list):
             raise SpecError(
                 [
                     Problem(
@@ -151,4 +158,28 @@ def _put(raw: dict[str, Any], key: FieldPath, value: Any, text: str) -> None:
                 ]
             )
         place = inner
+    if isinstance(place, list):
+        _entry(place, key, len(key) - 1, text)
+        place[int(key[-1])] = value
+        return (*real, int(key[-1]))
     place[key[-1]] = value
+    return (*real, key[-1])
+
+
+def _entry(entries: list[Any], key: FieldPath, depth: int, text: str) -> Any:
+    """The entry that a number in a dotted name means; SpecError where there is none."""
+    part = str(key[depth])
+    if not part.isdigit() or int(part) >= len(entries):
+        name = dotted_name(key[:depth])
+        expected = f"{name}.0 to {name}.{len(entries) - 1}" if entries else "a field that has some"
+        raise SpecError(
+            [
+                Problem(
+                    f"--set {text}",
+                    dotted_name(key),
+                    f"{name} has no entry {part!r}; it has {len(entries)}",
+                    expected=expected,
+                )
+            ]
+        )
+    return entries[int(part)]

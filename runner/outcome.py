@@ -59,6 +59,8 @@ class Outcome:
     first_loss: float | None = None
     last_loss: float | None = None
     eval_loss: float | None = None
+    result: str | None = None
+    """The folder of the trained weights, in the run's: adapter, or model where all were trained."""
     adapter_sha256: str | None = None
     adapter_bytes: int | None = None
     trainer_exit_code: int | None = None
@@ -97,6 +99,8 @@ class Evidence:
     checkpoint: str | None
     host_oom_kills: int
     """Processes that the kernel killed for memory on this host since the start."""
+    dry_run: bool
+    """Nothing was to be trained."""
     interrupted: bool
     """The stop was asked for by Ctrl-C rather than by a signal from elsewhere."""
 
@@ -108,7 +112,9 @@ def judge(evidence: Evidence) -> tuple[Reason, int, str]:
     completed when it was asked to stop has completed. Exit codes: docs/exit-codes.md.
     """
     if evidence.engine_completed and evidence.exit_code == 0:
-        return Reason.COMPLETED, 0, "all steps done, adapter saved"
+        if evidence.dry_run:
+            return Reason.COMPLETED, 0, "dry run: everything was made ready, nothing was trained"
+        return Reason.COMPLETED, 0, "all steps done, result saved"
     saved = f"checkpoint {evidence.checkpoint}" if evidence.checkpoint else "no checkpoint"
     over_budget_code = (
         errors.EXIT_OVER_BUDGET_WITH_CHECKPOINT

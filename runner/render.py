@@ -16,8 +16,9 @@ import yaml
 
 from runner import __version__
 from runner.errors import RunnerError
+from runner.job_training import TrainingSettings
 from runner.packaged import templates_folder
-from runner.plan import Plan
+from runner.plan import Plan, PlannedData, PlannedLaunch, PlannedModel
 from runner.units import format_bytes
 from runner.yaml_text import represent_text
 
@@ -77,9 +78,8 @@ def launch_script(plan: Plan) -> str:
     )
     environment.filters["quote"] = shlex.quote
     environment.filters["comment"] = comment
-    local_rows = plan.train_rows.kind == "file" and (
-        plan.eval_rows is None or plan.eval_rows.kind == "file"
-    )
+    rows = [source for training in plan.trainings for source in training.rows.each]
+    models = [plan.model, *([plan.vision.model] if plan.vision else [])]
     return environment.get_template("launch.sh.j2").render(
         plan=plan,
         version=__version__,
@@ -90,7 +90,8 @@ def launch_script(plan: Plan) -> str:
         data_line=data_line(plan),
         steps_line=steps_line(plan),
         budget_line=budget_line(plan),
-        offline=plan.model.folder is not None and local_rows,
+        offline=all(model.folder is not None for model in models)
+        and all(source.path is not None for source in rows),
     )
 
 
@@ -100,26 +101,58 @@ def comment(text: str) -> str:
 
 
 def model_line(plan: Plan) -> str:
-    model = plan.model
+    line = _model_text(plan.model)
+    if plan.vision is not None and plan.model.kind != "standin":
+        line += f" behind {_model_text(plan.vision.model)}"
+    return line
+
+
+def _model_text(model: PlannedModel) -> str:
     name = f"{model.id}@{model.revision[:12]}" if model.revision else model.id
     if model.kind == "standin":
         return f"stand-in for {name}: tiny random {model.model_type}"
-    return name if model.kind in ("hub", "folder") else f"{name} (built in)"
+    if model.kind == "modelscope":
+        return f"modelscope:{name}"
+    return f"{name} (built in)" if model.kind == "builtin" else name
 
 
 def method_line(plan: Plan) -> str:
+    if plan.method == "full":
+        return "full: every weight is trained"
+    if plan.method == "prefix":
+        return f"prefix of {plan.prefix.num_virtual_tokens} virtual tokens"
     modules = plan.lora.target_modules
     shown = modules if isinstance(modules, str) else ",".join(modules)
-    return f"{plan.method} r {plan.lora.r} alpha {plan.lora.lora_alpha:g} on {shown}"
+    kind = {(True, True): "DoRA+rsLoRA", (True, False): "DoRA", (False, True): "rsLoRA"}.get(
+        (plan.lora.use_dora, plan.lora.use_rslora), ""
+    )
+    bits = f" on a {plan.quantization.bits}-bit base" if plan.method == "qlora" else ""
+    return f"{plan.method}{bits} r {plan.lora.r} alpha {plan.lora.lora_alpha:g} on {shown}" + (
+        f", {kind}" if kind else ""
+    )
 
 
 def data_line(plan: Plan) -> str:
-    rows = plan.train_rows
-    return str(rows.path) if rows.kind == "file" else f"hub:{rows.id}"
+    return "; ".join(
+        (f"{each.phase}: " if each.phase else "")
+        + " + ".join(map(source_text, (each.rows.train, *each.rows.mixed)))
+        for each in plan.trainings
+    )
+
+
+def source_text(rows: PlannedData) -> str:
+    return str(rows.path) if rows.kind == "file" else f"{rows.kind}:{rows.id}"
 
 
 def steps_line(plan: Plan) -> str:
-    training = plan.training
+    shown = "; ".join(
+        (f"{each.phase}: " if each.phase else "") + _training_text(each.training, plan.launch)
+        for each in plan.trainings
+    )
+    return f"{shown}, {plan.precision} on {plan.launch.device}"
+
+
+def _training_text(training: TrainingSettings, launch: PlannedLaunch) -> str:
     length = (
         f"{training.max_steps} steps"
         if training.max_steps is not None
@@ -128,13 +161,17 @@ def steps_line(plan: Plan) -> str:
     batch = (
         training.per_device_train_batch_size
         * training.gradient_accumulation_steps
-        * plan.launch.num_processes
+        * launch.num_processes
+    )
+    rate = (
+        ", then ".join(f"{each.max_steps} at {each.learning_rate:g}" for each in training.stages)
+        if training.stages
+        else f"learning rate {training.learning_rate:g}"
     )
     return (
         f"{length}, batch {training.per_device_train_batch_size} x accumulation "
-        f"{training.gradient_accumulation_steps} x processes {plan.launch.num_processes} = "
-        f"{batch}, learning rate {training.learning_rate:g}, {plan.precision} on "
-        f"{plan.launch.device}"
+        f"{training.gradient_accumulation_steps} x processes {launch.num_processes} = {batch}, "
+        f"{rate}"
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner import checkpoints
 
@@ -144,3 +147,30 @@ def test_publishing_replaces_an_older_one_of_that_name(left_behind: bool, tmp_pa
     assert list(staging.iterdir()) == []
     checkpoints.publish(save(staging, 6), final / "checkpoint-6")
     assert checkpoints.newest_whole(final) == (final / "checkpoint-6", [])
+
+
+def test_a_seal_says_what_the_checkpoint_is_of(tmp_path: Path) -> None:
+    path = save(tmp_path, 5)
+    assert checkpoints.facts_of(path) == {}
+    facts = {"step": 5, "phase": "adapter", "eval_loss": None}
+    checkpoints.seal(path, facts)
+    assert checkpoints.facts_of(path) == facts
+    assert checkpoints.damage(path) is None
+    edit_seal(path, lambda record: record.update(facts="all fine"))
+    assert checkpoints.facts_of(path) == {}
+    assert checkpoints.facts_of(tmp_path / checkpoints.name_of(6)) == {}
+
+
+@given(
+    st.sets(st.integers(1, 12)), st.integers(1, 5), st.integers(0, 12), st.sets(st.integers(1, 12))
+)
+def test_the_newest_and_the_protected_stay_and_earlier_trainings_are_left_alone(
+    steps: set[int], keep: int, after: int, protected: set[int]
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for step in steps:
+            (Path(name) / checkpoints.name_of(step)).mkdir()
+        found = checkpoints.surplus(Path(name), keep, protected=protected, after=after)
+        own = sorted(step for step in steps if step > after)
+        doomed = [checkpoints.step_of(path) for path in found]
+        assert doomed == [step for step in own[:-keep] if step not in protected]

@@ -21,6 +21,7 @@ def evidence(
     oom_kills: int = 0,
     interrupted: bool = False,
     phase: str | None = None,
+    dry_run: bool = False,
 ) -> Evidence:
     return Evidence(
         exit_code=exit_code,
@@ -31,6 +32,7 @@ def evidence(
         checkpoint=checkpoint,
         host_oom_kills=oom_kills,
         interrupted=interrupted,
+        dry_run=dry_run,
     )
 
 
@@ -40,10 +42,14 @@ NAN = {"kind": "non_finite_loss", "message": "the loss is nan at step 3"}
 DATA = {"kind": "bad_data", "message": "no row is left"}
 
 TABLE: dict[str, tuple[Evidence, Reason, int, str]] = {
-    "done": (evidence(0, completed=True), Reason.COMPLETED, 0, "all steps done, adapter saved"),
+    "done": (evidence(0, completed=True), Reason.COMPLETED, 0, "all steps done, result saved"),
+    "a dry run": (
+        evidence(0, completed=True, dry_run=True),
+        *(Reason.COMPLETED, 0, "dry run: everything was made ready, nothing was trained"),
+    ),
     "done, though it was asked to stop": (
         evidence(0, completed=True, cause="stop_requested"),
-        *(Reason.COMPLETED, 0, "all steps done, adapter saved"),
+        *(Reason.COMPLETED, 0, "all steps done, result saved"),
     ),
     "over budget, saved": (
         evidence(-15, cause="over_budget", checkpoint=SAVED),

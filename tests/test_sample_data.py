@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 DATA = Path(__file__).resolve().parents[1] / "jobs" / "data"
+DRAW = Path(__file__).parent / "testbed" / "draw_llava_sample.py"
 LLAVA = DATA / "llava_sample"
 CONVERSATIONS = {
     "minimind_medical_sample.jsonl": "conversations",
@@ -191,7 +192,7 @@ def test_pictures_are_small_and_open() -> None:
 
 def test_drawing_again_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("PIL", reason="Pillow is not installed")
-    spec = importlib.util.spec_from_file_location("draw", LLAVA / "draw.py")
+    spec = importlib.util.spec_from_file_location("draw", DRAW)
     assert spec is not None
     assert spec.loader is not None
     draw = importlib.util.module_from_spec(spec)

@@ -37,9 +37,18 @@ Runs = Annotated[
     typer.Option("--runs", metavar="DIR", help="Where runs are kept [runs/, or $RUNNER_RUNS]."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Method = Annotated[
+    str | None,
+    typer.Option("--method", help="lora, qlora, prefix or full, in place of the job's own."),
+]
 MaxSteps = Annotated[
     int | None, typer.Option("--max-steps", min=1, help="Stop after this many optimizer steps.")
 ]
+
+
+def with_method(sets: list[str] | None, method: str | None) -> list[str]:
+    """The overrides, --method among them."""
+    return [*(sets or []), *([f"method={method}"] if method else [])]
 
 
 @app.command()
@@ -62,19 +71,47 @@ def show(job: Job, sets: Sets = None, as_json: AsJson = False) -> None:
 def check(
     job: Job,
     sets: Sets = None,
+    method: Method = None,
     samples: Annotated[int, typer.Option(min=0, help="Rows to show decoded.")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Check a job without training: fields, data, masks, model, machine."""
     from runner.cli.check import check_job
 
-    raise typer.Exit(check_job(job, sets or [], samples=samples, as_json=as_json))
+    raise typer.Exit(check_job(job, with_method(sets, method), samples=samples, as_json=as_json))
+
+
+@app.command()
+def data(
+    job: Job,
+    sets: Sets = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Take the job's sample rows instead of its own.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write the sides there as JSONL.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Clean, split and mix a job's rows, and report what became of them."""
+    from runner.cli.data import data_job
+
+    raise typer.Exit(data_job(job, sets or [], sample=sample, out=out, as_json=as_json))
+
+
+@app.command()
+def fetch(job: Job, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Bring a job's weights and rows to this machine beforehand, checksummed."""
+    from runner.cli.fetch import fetch_job
+
+    raise typer.Exit(fetch_job(job, sets or [], as_json=as_json))
 
 
 @app.command()
 def render(
     job: Job,
     sets: Sets = None,
+    method: Method = None,
     max_steps: MaxSteps = None,
     smoke: Annotated[bool, typer.Option(help="Render the job's smoke instead.")] = False,
     name: Annotated[
@@ -85,21 +122,53 @@ def render(
     """Print the launch script of a job; starts nothing, writes nothing."""
     from runner.cli.jobs import render_job
 
-    render_job(job, sets or [], max_steps=max_steps, smoke=smoke, name=name, as_json=as_json)
+    render_job(
+        job,
+        with_method(sets, method),
+        max_steps=max_steps,
+        smoke=smoke,
+        name=name,
+        as_json=as_json,
+    )
 
 
 @app.command()
 def train(
     job: Job,
     sets: Sets = None,
+    method: Method = None,
     max_steps: MaxSteps = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run of this plan.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew, whatever runs of this plan there are.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="The whole way with real weights, but no training.")
+    ] = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a job under its memory budget; Ctrl-C saves and stops, twice kills."""
-    from runner.cli.train import train_job
+    """Train a job under its memory budget; Ctrl-C saves and stops, twice kills.
 
-    raise typer.Exit(train_job(job, sets or [], max_steps=max_steps, runs=runs, as_json=as_json))
+    The same command again goes on with the latest unfinished run of the same plan.
+    """
+    from runner.cli.train import train_job
+    from runner.errors import UsageError
+
+    if resume and fresh:
+        raise UsageError("--resume and --fresh exclude each other")
+    code = train_job(
+        job,
+        with_method(sets, method),
+        max_steps=max_steps,
+        runs=runs,
+        choice="resume" if resume else "fresh" if fresh else None,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -109,6 +178,7 @@ def smoke(
     ] = None,
     max_steps: MaxSteps = None,
     sets: Sets = None,
+    method: Method = None,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,7 +186,9 @@ def smoke(
     from runner.cli.smoke import smoke_jobs
 
     raise typer.Exit(
-        smoke_jobs(jobs or [], sets or [], max_steps=max_steps, runs=runs, as_json=as_json)
+        smoke_jobs(
+            jobs or [], with_method(sets, method), max_steps=max_steps, runs=runs, as_json=as_json
+        )
     )
 
 
@@ -141,7 +213,7 @@ def chat(
         str | None, typer.Option("-p", "--prompt", help="Ask this and end; - reads stdin.")
     ] = None,
     base: Annotated[
-        bool, typer.Option("--base", help="Ask the base model, without the adapter.")
+        bool, typer.Option("--base", help="Ask the base model too, side by side.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
     runs: Runs = None,
@@ -153,6 +225,66 @@ def chat(
     raise typer.Exit(
         talk(run, prompt, base=base, max_new_tokens=max_new_tokens, runs=runs, as_json=as_json)
     )
+
+
+@app.command()
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run, or with --job a model.")
+    ] = "@last",
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="JOB", help="Whose rows and task are taken.")
+    ] = None,
+    sets: Sets = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Rows to evaluate on; may be repeated."),
+    ] = None,
+    base: Annotated[
+        bool, typer.Option(help="Measure the base model beside the trained one.")
+    ] = True,
+    max_rows: Annotated[
+        int | None, typer.Option("--max-rows", min=1, help="At most this many rows of each set.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where the results are written.")
+    ] = None,
+    runs: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a trained model on held-out rows: figures with 95 % intervals, answers row by row."""
+    from runner.cli.evaluate import evaluate_run
+
+    code = evaluate_run(
+        target,
+        job=job,
+        sets=sets or [],
+        data=data or [],
+        base=base,
+        max_rows=max_rows,
+        runs=runs,
+        out=out,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def merge(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The new model folder [RUN/merged].")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32 [the base's own].")
+    ] = None,
+    runs: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a run's adapter into its base weights: one model folder, compared with the adapter."""
+    from runner.cli.merge import merge_run
+
+    raise typer.Exit(merge_run(run, out=out, dtype=dtype, runs=runs, as_json=as_json))
 
 
 @app.command()

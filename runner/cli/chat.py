@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner.cli.output import Output
 from runner.cli.preflight import require_training_stack
-from runner.errors import RefusedError, UsageError
+from runner.errors import UsageError
 from runner.folder import default_root, find_run
 from runner.report.run import require_plan
 
@@ -23,15 +23,13 @@ def talk(
     runs: Path | None,
     as_json: bool,
 ) -> int:
-    """Exit code of the chat."""
+    """Exit code of the chat. With `base` the base model answers beside the run's."""
+    from runner.engine.trained import require_result
+
     folder = find_run(run, runs or default_root())
-    require_plan(folder)
+    plan = require_plan(folder)
     require_training_stack()
-    if not (folder.adapter / "adapter_model.safetensors").is_file() and not base:
-        raise RefusedError(
-            f"run {folder.name} has no finished adapter",
-            "runner report says how it ended; --base asks the base model",
-        )
+    require_result(plan, folder)
     if prompt == "-":
         prompt = sys.stdin.read()
     if prompt is not None and not prompt.strip():
@@ -55,5 +53,12 @@ def talk(
     )
     if done.returncode == 0:
         record = json.loads(done.stdout)
-        Output(as_json=as_json).result({"run": folder.name, **record}, [record["answer"]])
+        lines = [record["answer"]]
+        if base:
+            lines = ["run", *_indented(record["answer"]), "base", *_indented(record["base_answer"])]
+        Output(as_json=as_json).result({"run": folder.name, **record}, lines)
     return done.returncode
+
+
+def _indented(answer: str) -> list[str]:
+    return [f"  {line}" for line in answer.splitlines()]

@@ -5,21 +5,18 @@ The parts that need a tokenizer or torch run in a process of their own.
 
 from __future__ import annotations
 
-import json
 import shlex
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from runner.cli.output import Output, colour, field
-from runner.cli.preflight import fetch_builtin, require_hub, require_training_stack
-from runner.errors import RefusedError
+from runner.cli.preflight import fetch_missing, require_training_stack
+from runner.cli.survey import SurveyRefused, require_disk, survey, survey_lines
 from runner.facts import gather, require_data
+from runner.folder import default_root
 from runner.jobfile import load_job
 from runner.plan import make_plan
-from runner.render import budget_line, method_line, model_line, plan_yaml, steps_line
+from runner.render import budget_line, method_line, model_line, steps_line
 
 _GREEN, _PLAIN = "\x1b[30;42m", "\x1b[0m"
 
@@ -30,9 +27,9 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     loaded = load_job(name, sets)
     facts = gather(loaded)
     require_data(loaded, facts)
-    require_training_stack()
-    facts = fetch_builtin(facts, out)
-    require_hub(facts)
+    require_training_stack(loaded.job)
+    if fetch_missing(loaded, facts, out):
+        facts = gather(loaded)
     plan = make_plan(loaded, facts, "train")
     lines = [
         field("job", f"{loaded.name}: {loaded.path} is valid"),
@@ -42,43 +39,26 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
         field("training", steps_line(plan)),
         field("memory", budget_line(plan)),
     ]
-    lines += [field("SUBSTITUTE", text) for text in plan.substitutions]
-    out.say("reading the rows and counting parameters (some seconds)")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plan.yaml"
-        path.write_text(plan_yaml(plan), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", "runner.engine.audit", str(path), str(samples)],
-            capture_output=True,
-            text=True,
-        )
     try:
-        audit = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        tail = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RefusedError(
-            f"the check could not be made: {tail[-1] if tail else 'no output'}",
-            "runner doctor looks at the packages",
-        ) from None
-    if "error" in audit:
-        print("\n".join(audit["error"]), file=sys.stderr)
+        surveyed = survey(plan, out, samples)
+    except SurveyRefused as error:
+        print("\n".join(error.lines()), file=sys.stderr)
         if as_json:
-            out.result({"ok": False, "job": loaded.name, "exit_code": done.returncode, **audit}, [])
-        return done.returncode
-    lines += [field("note", text) for text in audit["notes"]]
-    for text in audit["lines"]:
-        label, _, rest = text.partition(" ")
-        lines.append(field(label, rest) if label == "data" else field("", text))
-    count = audit["parameters"]
-    lines.append(
-        field(
-            "parameters",
-            f"{count['trainable']:,} of {count['total']:,} trainable ({count['percent']:.2f} %)",
-        )
+            record = {"ok": False, "job": loaded.name, "exit_code": error.exit_code}
+            out.result({**record, "error": error.lines()}, [])
+        return error.exit_code
+    require_disk(
+        default_root(), int(surveyed["disk_bytes"]), what="this run's checkpoints and result"
     )
-    lines.append(field("rows", _histogram(audit["data"]["train"]["lengths"])))
-    for sample in audit["data"]["train"]["samples"]:
-        lines += ["", *sample_lines(sample)]
+    lines += [field("SUBSTITUTE", text) for text in plan.substitutions]
+    lines += [field("WARNING", text) for text in (*plan.warnings, *surveyed["warnings"])]
+    lines += [field("note", text) for text in surveyed["notes"]]
+    lines += survey_lines(surveyed)
+    for part in surveyed["trainings"]:
+        head = f"{part['phase']}: " if part["phase"] else ""
+        lines.append(field("rows", head + _histogram(part["data"]["train"]["lengths"])))
+        for sample in part["data"]["train"]["samples"]:
+            lines += ["", *sample_lines(sample)]
     command = ["runner", "train", name, *(part for text in sets for part in ("--set", text))]
     lines += ["", field("ok", f"{shlex.join(command)} would start")]
     out.result(
@@ -88,7 +68,8 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
             "plan_hash": plan.hash,
             "exit_code": 0,
             "substitutions": plan.substitutions,
-            **audit,
+            **surveyed,
+            "warnings": [*plan.warnings, *surveyed["warnings"]],
         },
         lines,
     )

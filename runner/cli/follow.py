@@ -35,6 +35,8 @@ class Tail:
         """New whole lines; a line in mid-write waits for the next look."""
         out = []
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as stream:
+            if self._path.stat().st_size < self._offset:
+                self._offset = 0  # a resumed run took lines out
             stream.seek(self._offset)
             for line in stream:
                 if not line.endswith(b"\n"):
@@ -57,11 +59,15 @@ class Progress:
         self.own_bytes: int | None = None
         self._first: tuple[float, int] | None = None
         self._seconds_a_step: float | None = None
+        self._total = plan.planned_steps
+        self._started = time.time()
 
     def update(self) -> list[str]:
         """Take in what is new; the warnings among it, to be said at once."""
         for record in self._metrics.read():
             if "loss" in record:
+                if float(record["time_unix_seconds"]) < self._started:
+                    continue  # of an earlier start: it says nothing of today's speed
                 now, step = float(record["time_unix_seconds"]), int(record["step"])
                 if self._first is None:
                     self._first = (now, step)
@@ -72,6 +78,7 @@ class Progress:
             self.own_bytes = record.get("own_bytes")
         status = durable.read_json(self._folder.engine_status(0)) or {}
         self.phase = str(status.get("phase", self.phase))
+        self._total = self._total or status.get("planned_steps")
         return [
             str(e["text"]) for e in self._events.read() if e.get("kind") in ("warning", "signal")
         ]
@@ -79,7 +86,7 @@ class Progress:
     def line(self, width: int = 100) -> str:
         """step 76/125 ━━━━────  loss 0.412  lr 1e-05  18.2k tok/s  5.0/12 GiB  0:41 left"""
         step = int(self.last.get("step", 0))
-        total = self._plan.training.max_steps
+        total = self._total
         parts = []
         if not self.last or self.phase not in ("training",):
             parts.append(self.phase)

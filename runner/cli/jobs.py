@@ -51,6 +51,9 @@ def show_job(name: str, sets: list[str], *, as_json: bool) -> None:
     """Every field with its value and source, as YAML that is a job file again."""
     loaded = load_job(name, sets)
     record = loaded.job.model_dump(mode="json")
+    record["phases"] = [
+        phase.model_dump(mode="json", exclude_unset=True) for phase in loaded.job.phases
+    ]
     lines = [f"# {loaded.name}: {loaded.path}"]
     _show(loaded, loaded.job, "", 0, lines)
     Output(as_json=as_json).result(
@@ -88,6 +91,13 @@ def _show(loaded: LoadedJob, model: BaseModel, prefix: str, depth: int, lines: l
             lines.append(f"{indent}{name}:")
             _show(loaded, value, dotted + ".", depth + 1, lines)
             continue
+        if isinstance(value, list):
+            value = [
+                entry.model_dump(mode="json", exclude_unset=True)
+                if isinstance(entry, BaseModel)
+                else entry
+                for entry in value
+            ]
         shown = _exact_size(value) if dotted in _SIZES and value is not None else to_yaml(value)
         lines.append(f"{f'{indent}{name}: {shown}':<58}  # {_source(loaded, dotted)}")
 
@@ -123,6 +133,12 @@ def render_job(
         out.say(field("note", f"substituted: {line}"))
     if not facts.model.present and not smoke:
         out.say(field("note", f"the weights of {facts.model.id} are not on this machine yet"))
-    if facts.train.kind == "file" and not facts.train.present and not smoke:
-        out.say(field("note", f"data.train is not on this machine: {facts.train.path}"))
+    for source, rows in facts.rows.items():
+        if (
+            rows.kind == "file"
+            and not rows.present
+            and not smoke
+            and not source.endswith(".sample")
+        ):
+            out.say(field("note", f"{source} is not on this machine: {rows.path}"))
     out.result({"plan_hash": plan.hash, "files": files}, [files[name].rstrip("\n")])

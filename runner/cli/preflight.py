@@ -7,49 +7,114 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from runner.cli.output import Output, field
+from runner.cli.wanted import Wanted, fetch, lacking
+from runner.engine.trackers import missing_trackers
 from runner.errors import RefusedError
 from runner.facts import Facts, package_version
+from runner.job import Job
+from runner.jobfile import LoadedJob
 from runner.plan import Plan
-from runner.sources import BUILTIN_MODELS
+from runner.sources import BUILTIN_MODELS, offline_switch
+
+WAYS_OUT = (
+    "name a mirror in HF_ENDPOINT; or take the model from ModelScope: --set "
+    "model=modelscope:OWNER/NAME; or give a copy: --set model=FOLDER, --set data.train=FILE; "
+    "runner smoke runs the job with stand-ins"
+)
+_unfetched: set[Wanted] = set()
+"""What could not be had for the smokes of this process: one wait for the network is enough."""
 
 
-def require_training_stack() -> None:
-    """Refuse early where the packages that train are not installed beside runner."""
-    missing = [
-        name
-        for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-        if package_version(name) is None
-    ]
+def require_training_stack(job: Job | None = None) -> None:
+    """Refuse early where the packages that train, or those that `job` asks for, are not here."""
+    names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
+    if job is not None:
+        names += ["pillow"] if job.vision is not None else []
+        names += ["deepspeed"] if job.launch.deepspeed != "none" else []
+    missing = [name for name in names if package_version(name) is None]
     if missing:
         raise RefusedError(
             f"this Python ({sys.executable}) lacks {', '.join(missing)}",
             "pip install 'runner[train]' into it",
         )
-
-
-def fetch_builtin(facts: Facts, out: Output, *, required: bool = True) -> Facts:
-    """Bring the built-in model into the user's cache, once; the facts as they are after that.
-
-    Raises RefusedError where it can't be had and is `required`.
-    """
-    source = facts.model
-    if source.kind != "builtin" or source.present:
-        return facts
-    out.say(field("fetching", f"{BUILTIN_MODELS[source.id]} into {source.folder}"))
-    done = subprocess.run(
-        [sys.executable, "-m", "runner.engine.builtin", str(source.folder)],
-        stdout=sys.stderr,
-    )
-    if done.returncode and required:
+    if trackers := missing_trackers(job.tracking.report_to) if job is not None else []:
         raise RefusedError(
-            "the built-in model is not here and could not be fetched",
-            "the lines above say why; --set model=FOLDER takes another model",
+            f"tracking.report_to needs {', '.join(trackers)}, which is not installed",
+            "pip install 'runner[train,trackers]', or --set tracking.report_to=[]",
         )
-    return replace(facts, model=replace(source, present=done.returncode == 0))
+
+
+def fetch_missing(loaded: LoadedJob, facts: Facts, out: Output, *, required: bool = True) -> bool:
+    """Fetch the weights and rows that are not here; whether anything came, so that facts are old.
+
+    Where it is not `required` (a smoke, which has stand-ins), only the built-in model is fetched,
+    which is small, and its absence is no error.
+
+    Raises:
+        RefusedError: the network is forbidden or out of reach, said at once, or it can't be had.
+    """
+    absent = lacking(loaded, facts)
+    if not required:
+        absent = [one for one in absent if one.source == "builtin" and one not in _unfetched]
+    if not absent:
+        return False
+    if required:
+        refuse_unreachable(absent)
+    for one in absent:
+        named = BUILTIN_MODELS[one.id] if one.source == "builtin" else one.text
+        out.say(field("fetching", named if one.split is None else f"{named} ({one.split})"))
+    came = fetch(absent, quiet=out.as_json)
+    failed = [(one, record) for one, record in zip(absent, came, strict=True) if "error" in record]
+    for one, record in failed:
+        if required:
+            raise RefusedError(str(record["error"]), record["hint"])
+        _unfetched.add(one)
+        out.say(field("not here", f"{one.label}: {record['error']}"))
+    return len(failed) < len(came)
+
+
+def refuse_unreachable(absent: list[Wanted]) -> None:
+    """Refuse at once where what is `absent` must come over the network and can't.
+
+    The libraries try for most of a minute before they give up. The built-in model has a second
+    source, so that nothing here speaks for it.
+
+    Raises RefusedError, which names all that is lacking.
+    """
+    kinds = sorted({one.source for one in absent if one.source != "builtin"})
+    if not kinds:
+        return
+    if switch := offline_switch():
+        away = [one for one in absent if one.source != "builtin"]
+        raise RefusedError(_not_here(away, f"{switch} forbids the network"), WAYS_OUT)
+    for kind in kinds:
+        if failure := _unreachable(kind):
+            raise RefusedError(
+                _not_here([one for one in absent if one.source == kind], failure), WAYS_OUT
+            )
+
+
+def _not_here(absent: list[Wanted], why: str) -> str:
+    names = " and ".join(one.label for one in absent)
+    return f"{names} are not on this machine, and {why}"
+
+
+def _unreachable(kind: str) -> str | None:
+    """Why a hub can't be reached, or None where it answers, whatever it says."""
+    from runner.doctor import probes
+
+    if kind == "hub":
+        found = probes.hub()
+        if not found.failure:
+            return None
+        return f"{found.endpoint} can't be reached: {found.text or found.failure}"
+    answer = probes.ask([sys.executable, "-m", "runner.doctor.hub", kind], probes.HUB_SECONDS)
+    if not answer.timed_out and '"status"' in answer.out:
+        return None
+    return "ModelScope can't be reached (MODELSCOPE_ENDPOINT names another address of it)"
 
 
 def make_stand_in(plan: Plan, out: Output) -> None:
@@ -59,7 +124,8 @@ def make_stand_in(plan: Plan, out: Output) -> None:
         return
     if (Path(model.folder) / "config.json").is_file():
         return
-    if plan.train_rows.path is None:
+    rows = plan.trainings[0].rows.train
+    if rows.path is None:
         raise RefusedError(
             "a stand-in model needs rows for its tokenizer, and the job's rows are on the hub",
             "name a small file of the same layout in data.sample",
@@ -72,7 +138,7 @@ def make_stand_in(plan: Plan, out: Output) -> None:
             "runner.engine.standin",
             model.model_type,
             model.folder,
-            str(plan.train_rows.path),
+            str(rows.path),
         ],
         stdout=sys.stderr,
         stderr=subprocess.PIPE,
@@ -81,28 +147,3 @@ def make_stand_in(plan: Plan, out: Output) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise RefusedError(f"the stand-in can't be made: {lines[-1] if lines else 'no reason'}")
-
-
-def require_hub(facts: Facts) -> None:
-    """Refuse at once where weights must come from the hub and it can't be reached.
-
-    The libraries try for most of a minute, in the run, before they give up.
-    """
-    model = facts.model
-    if model.kind != "hub" or model.present:
-        return
-    from runner.doctor.probes import hub
-
-    found = hub()
-    if found.offline is None and not found.failure:
-        return
-    why = (
-        f"{found.offline} forbids the network"
-        if found.offline
-        else f"{found.endpoint} can't be reached: {found.text or found.failure}"
-    )
-    raise RefusedError(
-        f"the weights of {model.id} are not on this machine, and {why}",
-        "give a folder with --set model=FOLDER, or name a mirror in HF_ENDPOINT; "
-        "runner smoke runs the job with a stand-in",
-    )

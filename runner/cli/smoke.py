@@ -8,10 +8,10 @@ from typing import Any
 
 from runner import durable
 from runner.cli.output import Output, field, table
-from runner.cli.preflight import fetch_builtin, require_training_stack
+from runner.cli.preflight import fetch_missing, require_training_stack
 from runner.cli.train import ready_smoke, start_and_follow
 from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
-from runner.facts import gather, require_data
+from runner.facts import gather
 from runner.jobfile import LoadedJob, list_jobs, load_job
 from runner.plan import SMOKE_DEFAULT_STEPS
 from runner.units import format_bytes
@@ -27,7 +27,8 @@ def smoke_jobs(
         raise UsageError("there are no jobs here", "runner jobs lists them")
     # a wrong name or field is answered before anything starts
     loaded = [(name, load_job(name, sets)) for name in chosen]
-    require_training_stack()
+    for _, job in loaded:
+        require_training_stack(job.job)
     records: list[dict[str, Any]] = []
     for number, (name, job) in enumerate(loaded, start=1):
         out.say(f"\n[{number}/{len(loaded)}] {job.name}")
@@ -66,9 +67,9 @@ def smoke_jobs(
 
 
 def _smoke(job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output) -> dict[str, Any]:
-    facts = fetch_builtin(gather(job), out, required=False)
-    if facts.sample is None or not facts.sample.present:
-        require_data(job, facts)
+    facts = gather(job)
+    if fetch_missing(job, facts, out, required=False):
+        facts = gather(job)
     plan, folder = ready_smoke(job, facts, max_steps or SMOKE_DEFAULT_STEPS, runs, out)
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))
@@ -76,7 +77,7 @@ def _smoke(job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output
     code = start_and_follow(folder, plan, out)
     end = durable.read_json(folder.termination) or {}
     result = durable.read_json(folder.engine_result) or {}
-    reached = end.get("steps") == plan.training.max_steps
+    reached = end.get("steps") == plan.planned_steps
     reloaded = bool((result.get("checks") or {}).get("reload", {}).get("loaded"))
     passed = code == 0 and end.get("reason") == "completed" and reached and reloaded
     why = end.get("message", "there is no verdict") if not passed else ""

@@ -1,7 +1,8 @@
 """Asks the hub, or the mirror in HF_ENDPOINT, for one small file's head; a process of its own.
 
-Standard library, and certifi's list of authorities where it is installed. Reads the environment
-rather than arguments, which other users of the machine could see. Prints one JSON object:
+With the argument `modelscope`, ModelScope, or MODELSCOPE_ENDPOINT. Standard library, and certifi's
+list of authorities where it is installed. Reads addresses from the environment rather than from
+arguments, which other users of the machine could see. Prints one JSON object:
 `{"status": 200}`, or `{"failure": "refused|timeout|name|tls|proxy|other", "text": "..."}`.
 """
 
@@ -15,6 +16,7 @@ import json
 import os
 import socket
 import ssl
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,6 +24,7 @@ from email.message import Message
 from typing import IO
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+MODELSCOPE_ENDPOINT = "https://modelscope.cn"
 # Downloads start with this very request, for each file.
 FILE = "HuggingFaceTB/SmolLM2-135M-Instruct/resolve/main/config.json"
 SOCKET_SECONDS = 4.0
@@ -86,5 +89,14 @@ def _kind(reason: object) -> str:
     return "proxy" if "Tunnel connection failed" in str(reason) else "other"
 
 
+def modelscope_endpoint() -> str:
+    """ModelScope's address by its client's rules."""
+    said = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or ""
+    address = said.strip().rstrip("/") or MODELSCOPE_ENDPOINT
+    return address if "://" in address else f"https://{address}"
+
+
 if __name__ == "__main__":
-    print(json.dumps(ask(os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT))))
+    other = sys.argv[1:] == ["modelscope"]
+    where = modelscope_endpoint() if other else os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT)
+    print(json.dumps(ask(where)))

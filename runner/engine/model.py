@@ -1,29 +1,18 @@
-"""Weights, tokenizer and adapter of a plan. Imports torch, transformers and peft when called."""
+"""Weights and tokenizer of a plan, in the precision or quantization that its method asks for.
+
+Imports torch, transformers and bitsandbytes when called. What is trained of them: engine.adapter.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runner.engine.data.masks import ensure_chat_template
-from runner.errors import RefusedError, RunnerError, nearest
+from runner.errors import RefusedError, RunnerError
 from runner.plan import Plan
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """Parameters of a model with its adapter; counts."""
-
-    trainable: int
-    total: int
-
-    @property
-    def percent(self) -> float:
-        return 100 * self.trainable / self.total
 
 
 def location(plan: Plan) -> tuple[str, dict[str, Any]]:
@@ -48,7 +37,11 @@ def load_tokenizer(plan: Plan) -> tuple[Any, list[str]]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
-        raise _unreachable(plan, error) from None
+        raise unreachable(plan, error) from None
+    if plan.vision is not None:
+        from runner.engine.vision import load_vision_tokenizer_additions
+
+        load_vision_tokenizer_additions(tokenizer)
     notes = []
     substituted = ensure_chat_template(tokenizer)
     if substituted:
@@ -62,106 +55,142 @@ def load_tokenizer(plan: Plan) -> tuple[Any, list[str]]:
     return tokenizer, notes
 
 
-def load_model(plan: Plan) -> Any:
-    """The base model in the plan's precision, on the CPU; the trainer moves it.
-
-    Raises RefusedError where the weights can't be had.
-    """
+def precision_dtype(precision: str) -> Any:
+    """torch's dtype of bf16, fp16 or fp32."""
     import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def load_model(plan: Plan) -> Any:
+    """The base model as its method trains it; on the CPU but for qlora, the trainer moves it.
+
+    lora and prefix take the plan's precision. full takes fp32, since updates of 1e-5 vanish in
+    bf16 weights; autocast computes in the plan's precision, and DeepSpeed keeps fp32 copies of its
+    own. qlora is quantized while it loads, on the device that trains, since quantized weights
+    can't be moved about.
+
+    Raises RefusedError where the weights can't be had or bitsandbytes does not work here.
+    """
     from transformers import AutoModelForCausalLM
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[plan.precision]
+    whole = plan.method == "full" and plan.launch.deepspeed == "none"
+    dtype = precision_dtype("fp32" if whole else plan.precision)
+    if plan.vision is not None:
+        from runner.engine.vision import load_vision_model
+
+        return load_vision_model(plan, dtype)
     place, options = location(plan)
+    if plan.method == "qlora":
+        options |= _quantized(plan)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             place, dtype=dtype, use_safetensors=True, **options
         )
     except (OSError, ValueError) as error:
-        raise _unreachable(plan, error) from None
+        raise unreachable(plan, error) from None
+    if plan.method == "qlora":
+        _keep_layout(model)
+    return model
 
 
-def lora_config(plan: Plan, model: Any) -> LoraConfig:
-    """PEFT's config for the plan.
+def load_whole(plan: Plan, folder: Path) -> Any:
+    """A whole trained model that lies in `folder`, in the plan's precision, on the CPU."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    Raises RefusedError naming target modules that the model lacks, with the nearest it has.
-    """
-    from peft import LoraConfig
-
-    modules = plan.lora.target_modules
-    if not isinstance(modules, str):
-        require_modules(modules, linear_names(model))
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=plan.lora.r,
-        lora_alpha=plan.lora.lora_alpha,
-        lora_dropout=plan.lora.lora_dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
+    kind = AutoModelForCausalLM if plan.vision is None else AutoModelForImageTextToText
+    return kind.from_pretrained(
+        str(folder),
+        dtype=precision_dtype(plan.precision),
+        use_safetensors=True,
+        trust_remote_code=plan.trust_remote_code,
     )
 
 
-def linear_names(model: Any) -> list[str]:
-    """The last part of the name of every linear layer, each once."""
-    from torch import nn
-
-    names = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    }
-    return sorted(names)
+def training_device(plan: Plan) -> str:
+    """The device of this process: "cpu", or the GPU of its local rank."""
+    if plan.launch.device == "cpu":
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
 
 
-def require_modules(wanted: list[str], available: list[str]) -> None:
-    """Refuse target modules that no layer of the model is named."""
-    missing = [name for name in wanted if name.rsplit(".", 1)[-1] not in available]
-    if missing:
-        near = {name: nearest(name, available) for name in missing}
-        hints = ", ".join(f"{name} -> {hit}" for name, hit in near.items() if hit)
-        raise RefusedError(
-            f"lora.target_modules {', '.join(missing)}: the model has no such layer; "
-            f"it has {', '.join(available)}",
-            f"nearest: {hints}" if hints else None,
+def _quantized(plan: Plan) -> dict[str, Any]:
+    """from_pretrained's options for a quantized base."""
+    from transformers import BitsAndBytesConfig
+
+    # of every int8 layer, at every step: "inputs will be cast to float16", as the method does
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    device = training_device(plan)
+    require_quantization(plan, device)
+    settings = plan.quantization
+    if settings.bits == 8:
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=settings.quant_type,
+            bnb_4bit_use_double_quant=settings.double_quant,
+            bnb_4bit_compute_dtype=precision_dtype(plan.precision),
         )
+    options: dict[str, Any] = {"quantization_config": config}
+    if plan.launch.deepspeed != "zero3":  # which shards while loading and forbids a device map
+        options["device_map"] = {"": device}
+    return options
 
 
-def count_parameters(plan: Plan) -> ParameterCount:
-    """Exact counts without weights: model and adapter on the meta device, from the config alone.
+def _keep_layout(model: Any) -> None:
+    """Keep bitsandbytes 0.50 from repacking 4-bit weights when a model is first evaluated.
 
-    Raises RefusedError where the config can't be had or the adapter does not fit.
+    On CPUs with AVX512-BF16 it turns them, in place and for good, to a layout for inference alone:
+    scales rounded to bf16, rows a multiple of 32 or an AssertionError, and, once training goes on,
+    no gradient through any such layer, without a word.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def require_quantization(plan: Plan, device: str) -> None:
+    """Quantize one small matrix and compute with it, as the run will.
+
+    Raises RefusedError with bitsandbytes' own words where that does not work.
     """
     import torch
-    from peft import get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    place, options = location(plan)
+    settings = plan.quantization
     try:
-        config = AutoConfig.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
-        raise _unreachable(plan, error) from None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=plan.trust_remote_code)
-        wrapped = get_peft_model(model, lora_config(plan, model), low_cpu_mem_usage=True)
-    return counted(wrapped)
+        import bitsandbytes as bnb
+
+        layer: Any
+        if settings.bits == 8:
+            layer = bnb.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
+        else:
+            layer = bnb.nn.Linear4bit(
+                64,
+                64,
+                bias=False,
+                compute_dtype=precision_dtype(plan.precision),
+                compress_statistics=settings.double_quant,
+                quant_type=settings.quant_type,
+            )
+        torch.nn.init.eye_(layer.weight)
+        layer = layer.to(device)
+        ones = torch.ones(2, 64, device=device, dtype=precision_dtype(plan.precision))
+        with torch.no_grad():
+            error = float((layer(ones) - ones).abs().max())
+        if not error < 0.1:
+            raise RuntimeError(f"its product of two small matrices is off by {error:g}")
+    except Exception as error:  # a missing CUDA library shows itself in half a dozen ways
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RefusedError(
+            f"method qlora: bitsandbytes does not work on {device} here: {reason[0]}",
+            "runner doctor looks at the packages; --method lora trains on unquantized weights, "
+            "which takes more memory",
+        ) from None
 
 
-def counted(model: Any) -> ParameterCount:
-    """Counts of a model that is there; sharded (ZeRO-3) parameters count whole."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        size = int(getattr(parameter, "ds_numel", 0)) or parameter.numel()
-        total += size
-        trainable += size if parameter.requires_grad else 0
-    return ParameterCount(trainable, total)
-
-
-def load_adapter(base: Any, adapter: Path) -> Any:
-    """The base model with a saved adapter on it, loaded by plain PEFT."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base, str(adapter))
-
-
-def _unreachable(plan: Plan, error: Exception) -> RunnerError:
+def unreachable(plan: Plan, error: Exception) -> RunnerError:
+    """The refusal for weights that from_pretrained could not load."""
     place, _ = location(plan)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return RefusedError(

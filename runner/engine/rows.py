@@ -1,210 +1,334 @@
-"""From a plan's data to tokenized rows: read, convert, split, encode; counted at each step.
+"""From prepared rows to what a trainer takes: token ids and labels in an Arrow file on disk.
 
-Imports runner.engine.data (no torch); the tokenizer is passed in.
+Imports runner.engine.data; datasets, numpy and pyarrow when called. No torch; the tokenizer is
+passed in. Rows stream, so that training sets larger than memory work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runner.engine.data.audit import Audit, audit
-from runner.engine.data.formats import (
-    Converted,
-    Detection,
-    FormatOptions,
-    Message,
-    convert_rows,
-    detect,
-)
-from runner.engine.data.masks import EncodedSet, encode_all
-from runner.engine.data.read import Row, read_hub, read_rows
-from runner.engine.data.split import content_key, split
-from runner.errors import Problem, RefusedError, SpecError
-from runner.plan import Plan, PlannedData
-from runner.sources import file_sha256
+from runner import durable
+from runner.engine.data.audit import Audit, Tally, audit, sample, sample_places
+from runner.engine.data.cache import make_once, no_room
+from runner.engine.data.formats import IMAGE_MARK, Message
+from runner.engine.data.masks import Encoded, Line, encode_rows
+from runner.engine.data.prepare import prepare
+from runner.engine.data.prepared import Prepared, PreparedRow, Side
+from runner.engine.data.summary import cleaning_lines, name_of, named
+from runner.errors import RefusedError
+from runner.plan import Plan
 
-NAMED = 10  # line numbers that a message names
+ENCODING_VERSION = 1
+"""Raised with every change that gives other ids or labels, so that no cache of before is reused."""
+_WRITE_ROWS = 1000  # at most in memory before they are written
+_WRITE_TOKENS = 1_000_000
+_ENCODED: tuple[Side, ...] = ("train", "eval")
 
 
 @dataclass(frozen=True)
 class PreparedRows:
     """What is trained and evaluated on, and how it came about."""
 
-    train: list[dict[str, Any]]
-    """input_ids and labels, both of one length a row."""
-    eval: list[dict[str, Any]]
-    rows_read: int
-    detection: Detection
-    dropped_empty: list[int]
-    train_set: EncodedSet
-    eval_set: EncodedSet | None
+    train: Any
+    """datasets.Dataset on disk: input_ids and labels, of one length a row; images, a list of paths,
+    where any row has some. In a smoke the longest row is first."""
+    eval: Any
+    """The same; with no rows where the job holds none out."""
+    prepared: Prepared
     train_audit: Audit
+    eval_audit: Audit
 
     def lines(self) -> list[str]:
         """What a person is told."""
-        audit_ = self.train_audit
-        ending = audit_.end_of_turn_text
+        audit_, report = self.train_audit, self.prepared.report
+        first = report["sources"][0]
+        read = " + ".join(f"{source['read']:,}" for source in report["sources"])
+        test = self.prepared.counts["test"]
         out = [
-            f"data {self.rows_read:,} rows ({self.detection.format}: {self.detection.because}) -> "
-            f"{len(self.train):,} train / {len(self.eval):,} eval; "
-            f"{audit_.supervised_share:.0%} of tokens supervised; longest {audit_.longest}"
+            f"data {read} rows ({first['format']}: {first['because']}) -> "
+            f"{len(self.train):,} train / {len(self.eval):,} eval"
+            + (f" / {test:,} test" if test else "")
+            + f"; {audit_.supervised_share:.0%} of tokens supervised; longest {audit_.longest}"
             + (f" of {audit_.max_length}" if audit_.max_length else ""),
-            f"end of turn {ending!r} is trained in {audit_.end_of_turn_rows} of {audit_.rows} rows"
+            *cleaning_lines(report),
+            f"end of turn {audit_.end_of_turn_text!r} is trained in {audit_.end_of_turn_rows} of "
+            f"{audit_.rows} rows"
             if audit_.end_of_turn_trained
             else "WARNING: no end of turn is trained, so the model will not learn to stop",
         ]
-        if self.dropped_empty:
-            out.append(
-                f"{len(self.dropped_empty)} rows with an empty answer are left out: "
-                f"{_named(self.dropped_empty)}"
-            )
-        for name, encoded in (("train", self.train_set), ("eval", self.eval_set)):
-            if encoded is None:
-                continue
-            if encoded.truncated_count:
+        images = ", or part of an image," if "images" in self.train.column_names else ""
+        for name, part in (("train", self.train_audit), ("eval", self.eval_audit)):
+            if part.truncated:
+                out.append(f"{part.truncated} {name} rows were cut to {part.max_length} tokens")
+            if part.lost:
                 out.append(
-                    f"{encoded.truncated_count} {name} rows were cut to {encoded.max_length} tokens"
+                    f"WARNING: {part.lost} {name} rows lost every trained token{images} by that "
+                    f"cut and are left out: {named(part.lost_lines, part.lost)}"
                 )
-            if encoded.lost:
-                out.append(
-                    f"WARNING: {len(encoded.lost)} {name} rows lost every trained token by "
-                    f"that cut and are left out: {_named(encoded.lost)}"
-                )
-            out += encoded.notes
+            out += part.notes
         return out
 
     def report(self) -> dict[str, Any]:
-        """data.json."""
+        """data.json.
+
+        For each source in `prepared`, read = empty + duplicates + conflicts + leaked + train + eval
+        + test; train_rows is what all sources draw, less the rows that the cut to max_length lost.
+        """
+        prepared = self.prepared.report
+        sources = prepared["sources"]
+        empty = [source["empty"] for source in sources if source["role"] in ("train", "mixed")]
         return {
-            "schema_version": 1,
-            "rows_read": self.rows_read,
-            "format": self.detection.format,
-            "because": self.detection.because,
+            "schema_version": 2,
+            "rows_read": sum(source["read"] for source in sources),
+            "format": sources[0]["format"],
+            "because": sources[0]["because"],
             "dropped_empty": {
-                "rows": len(self.dropped_empty),
-                "first_lines": self.dropped_empty[:NAMED],
+                "rows": sum(one["rows"] for one in empty),
+                "first_lines": empty[0]["first_lines"],
             },
             "train_rows": len(self.train),
             "eval_rows": len(self.eval),
+            "test_rows": self.prepared.counts["test"],
             "train": self.train_audit.to_record(),
-            "eval_lost": len(self.eval_set.lost) if self.eval_set else 0,
+            "eval_lost": self.eval_audit.lost,
+            "prepared_in": str(self.prepared.folder),
+            "prepared": prepared,
         }
 
 
-def prepare_rows(plan: Plan, tokenizer: Any, samples: int = 2) -> PreparedRows:
-    """Everything between the data files and the trainer.
+def prepare_rows(
+    plan: Plan,
+    tokenizer: Any,
+    samples: int = 2,
+    image_tokens: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> PreparedRows:
+    """Everything between the data files and the trainer; made once and then reused.
 
-    Raises SpecError or RefusedError: unreadable or changed files, rows that don't fit their
-    format, nothing left to train on.
+    Args:
+        plan: a plan of one training.
+        samples: training rows that the audit shows as text, the longest among them.
+        image_tokens: how many tokens stand for an image; each "<image>" of a row with images is
+            repeated so often.
+        say: gets a line now and then while many rows are read; without, stderr does.
+
+    Raises SpecError or RefusedError: as `prepare` does; truncation that leaves nothing to train on;
+    a tokenizer that has no token for images.
     """
-    settings = plan.data
-    options = FormatOptions(
-        settings.system, settings.prompt, settings.labels, settings.placeholders
-    )
-    rows_read, detection, converted = _convert(plan, plan.train_rows, "data.train", options)
-    train_rows = converted.rows
-    eval_rows: list[tuple[int, list[Message]]] = []
-    if plan.eval_rows is not None:
-        _, _, evaluation = _convert(plan, plan.eval_rows, "data.eval", options)
-        eval_rows = evaluation.rows
-    elif settings.split is not None:
-        keys = [content_key(messages) for _, messages in train_rows]
-        train_at, eval_at = split(keys, settings.split.eval, settings.split.seed)
-        if not eval_at:
-            raise SpecError(
-                [
-                    Problem(
-                        _place(plan.train_rows),
-                        "data.split",
-                        "can't hold rows out: all rows are the same",
-                        str(len(keys)) + " rows",
-                    )
-                ]
-            )
-        eval_rows = [train_rows[index] for index in eval_at]
-        train_rows = [train_rows[index] for index in train_at]
-    train_set = encode_all(tokenizer, train_rows, plan.training.max_length)
-    eval_set = encode_all(tokenizer, eval_rows, plan.training.max_length) if eval_rows else None
-    train = _features(train_set)
+    say = say or _say
+    prepared = prepare(plan, say=say)
+    encoding = _Encoding(tokenizer, plan.training.max_length, image_tokens)
+    root = prepared.folder.parent
+    folder = root / f"{prepared.folder.name}-{encoding.key()}"
+    try:
+        make_once(folder, lambda staging: _encode_sides(encoding, prepared, staging, say))
+    except OSError as error:
+        raise no_room(root, error) from error
+
+    tallies = {
+        side: Tally.from_record(json.loads((folder / f"{side}.json").read_text(encoding="utf-8")))
+        for side in _ENCODED
+    }
+    train = _dataset(folder, "train")
+    shown = _samples(encoding, prepared, folder, tallies["train"], train, samples)
     if plan.variant == "smoke":
-        train.sort(key=lambda row: -len(row["input_ids"]))
+        train = _longest_first(train, folder)
     return PreparedRows(
         train=train,
-        eval=_features(eval_set) if eval_set else [],
-        rows_read=rows_read,
-        detection=detection,
-        dropped_empty=converted.dropped_empty,
-        train_set=train_set,
-        eval_set=eval_set,
-        train_audit=audit(tokenizer, train_set, samples),
+        eval=_dataset(folder, "eval"),
+        prepared=prepared,
+        train_audit=audit(tokenizer, tallies["train"], shown),
+        eval_audit=audit(tokenizer, tallies["eval"], []),
     )
 
 
-def _features(encoded: EncodedSet) -> list[dict[str, Any]]:
-    return [{"input_ids": row.input_ids, "labels": row.labels} for row in encoded.rows]
+@dataclass(frozen=True)
+class _Encoding:
+    """How rows become ids."""
+
+    tokenizer: Any
+    max_length: int | None
+    image_tokens: int
+
+    def key(self) -> str:
+        """Equal for tokenizers and settings that give equal ids."""
+        tokenizer = self.tokenizer
+        parts = [
+            ENCODING_VERSION,
+            version("tokenizers"),
+            version("transformers"),
+            type(tokenizer).__name__,
+            tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else "",
+            tokenizer.chat_template,
+            {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            self.max_length,
+            self.image_tokens,
+        ]
+        canonical = json.dumps(parts, sort_keys=True, default=str)
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def messages(self, row: PreparedRow) -> list[Message]:
+        """The row's messages with room for its images."""
+        if not row.images or not self.image_tokens:
+            return row.messages
+        room = IMAGE_MARK * self.image_tokens
+        return [
+            {"role": message["role"], "content": message["content"].replace(IMAGE_MARK, room)}
+            for message in row.messages
+        ]
+
+    def image_id(self) -> int:
+        """The id of the token that stands for a piece of an image. Raises RefusedError: none."""
+        ids = self.tokenizer.encode(IMAGE_MARK, add_special_tokens=False)
+        if len(ids) != 1:
+            raise RefusedError(
+                f"the tokenizer has no token {IMAGE_MARK}, which stands for an image",
+                "add it as a special token, or take a model that reads images",
+            )
+        return int(ids[0])
 
 
-def _convert(
-    plan: Plan, source: PlannedData, field: str, options: FormatOptions
-) -> tuple[int, Detection, Converted]:
-    place = _place(source)
-    rows = list(islice(_read(plan, source, field), plan.data.max_rows))
-    if not rows:
-        raise SpecError([Problem(place, field, "holds no rows")])
-    stated = plan.data.format
-    try:
-        detection = detect([row for _, row in rows], where=place)
-    except SpecError:
-        if stated == "auto":
-            raise
-        # more than one format fits, or none: the job says which; rows that don't fit it are named
-        detection = Detection(stated, "the job says so")
-    if stated not in ("auto", detection.format):
-        raise SpecError(
-            [
-                Problem(
-                    place,
-                    "data.format",
-                    f"the rows are {detection.format}: {detection.because}",
-                    plan.data.format,
-                    "the rows' own format, or auto",
-                    detection.format,
-                )
-            ]
+def _encode_sides(
+    encoding: _Encoding, prepared: Prepared, folder: Path, say: Callable[[str], None]
+) -> None:
+    for side in _ENCODED:
+        tally = _encode_side(encoding, prepared, side, folder, say)
+        if prepared.counts[side]:
+            tally.require_rows()
+        durable.write_json(folder / f"{side}.json", tally.record())
+
+
+def _encode_side(
+    encoding: _Encoding,
+    prepared: Prepared,
+    side: Side,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Tally:
+    """Write SIDE.arrow and, beside it, each kept row's length and place among the prepared rows."""
+    import numpy
+    import pyarrow
+
+    place_of = _line_names(prepared)
+    tally = Tally(encoding.max_length)
+    has_images = any(row.images for row in prepared.rows(side)) if encoding.image_tokens else False
+    image_id = encoding.image_id() if has_images else None
+    fields = [
+        ("input_ids", pyarrow.list_(pyarrow.int32())),
+        ("labels", pyarrow.list_(pyarrow.int32())),
+    ]
+    if has_images:
+        fields.append(("images", pyarrow.list_(pyarrow.string())))
+    schema = pyarrow.schema(fields)
+    kept: list[tuple[Any, ...]] = []
+    tokens = 0
+    with (
+        pyarrow.OSFile(str(folder / f"{side}.arrow"), "wb") as stream,
+        pyarrow.ipc.new_stream(stream, schema) as writer,
+        (folder / f"{side}.lengths").open("wb") as lengths,
+        (folder / f"{side}.places").open("wb") as places,
+    ):
+
+        def flush() -> None:
+            if not kept:
+                return
+            at, *columns = zip(*kept, strict=True)
+            named_columns = dict(zip(schema.names, columns, strict=False))
+            writer.write_batch(pyarrow.record_batch(named_columns, schema=schema))
+            numpy.array([len(ids) for ids in columns[0]], dtype="<i4").tofile(lengths)
+            numpy.array(at, dtype="<i8").tofile(places)
+            kept.clear()
+
+        for at, (row, encoded) in enumerate(_encoded(encoding, prepared.rows(side), place_of)):
+            whole = (
+                image_id is None
+                or not encoded.truncated
+                or encoded.input_ids.count(image_id) == len(row.images) * encoding.image_tokens
+            )
+            if tally.add(place_of(row), encoded, whole=whole):
+                kept.append((at, encoded.input_ids, encoded.labels, row.images))
+                tokens += len(encoded.input_ids)
+                if len(kept) == _WRITE_ROWS or tokens > _WRITE_TOKENS:
+                    flush()
+                    tokens = 0
+            if (at + 1) % 200_000 == 0:
+                say(f"{at + 1:,} {side} rows tokenized")
+        flush()
+    return tally
+
+
+def _encoded(
+    encoding: _Encoding, rows: Iterator[PreparedRow], place_of: Callable[[PreparedRow], Line]
+) -> Iterator[tuple[PreparedRow, Encoded]]:
+    """Each row beside its ids. `encode_rows` reads ahead: the rows it holds are kept here."""
+    waiting: deque[PreparedRow] = deque()
+
+    def conversations() -> Iterator[tuple[Line, Sequence[Message]]]:
+        for row in rows:
+            waiting.append(row)
+            yield place_of(row), encoding.messages(row)
+
+    for encoded in encode_rows(encoding.tokenizer, conversations(), encoding.max_length):
+        yield waiting.popleft(), encoded
+
+
+def _line_names(prepared: Prepared) -> Callable[[PreparedRow], Line]:
+    """How a row's origin is named: its line, with the file where rows come from several."""
+    sources = prepared.report["sources"]
+    alone = sum(source["role"] in ("train", "mixed") for source in sources) == 1
+    names = [name_of(source) for source in sources]
+    return lambda row: row.line if alone else f"{names[row.source]}:{row.line}"
+
+
+def _samples(
+    encoding: _Encoding,
+    prepared: Prepared,
+    folder: Path,
+    tally: Tally,
+    train: Any,
+    wanted: int,
+) -> list[Any]:
+    import numpy
+
+    chosen = sample_places(tally.rows, tally.longest_at, wanted)
+    if not chosen:
+        return []
+    places = numpy.memmap(folder / "train.places", dtype="<i8", mode="r")
+    rows = prepared.pick("train", [int(places[index]) for index in chosen])
+    place_of = _line_names(prepared)
+    return [
+        sample(
+            encoding.tokenizer,
+            place_of(row),
+            encoding.messages(row),
+            encoding.max_length,
+            train[index]["input_ids"],
         )
-    if detection.media:
-        raise RefusedError(
-            f"{place}: rows hold {', '.join(detection.media)}, which a text model can't read",
-            "engine sft trains text here; image-text jobs are not supported by this version",
-        )
-    converted = convert_rows(rows, detection.format, options, source=place, field=field)
-    if not converted.rows:
-        raise SpecError([Problem(place, field, f"all {len(rows)} rows have an empty answer")])
-    return len(rows), detection, converted
+        for index, row in zip(chosen, rows, strict=True)
+    ]
 
 
-def _read(plan: Plan, source: PlannedData, field: str) -> Iterator[tuple[int, Row]]:
-    if source.kind == "hub":
-        hub = plan.data.hub
-        split = hub.split if field == "data.train" else hub.eval_split
-        return read_hub(source.id or "", source.revision, hub.name, split)
-    path = Path(source.path or "")
-    if source.sha256 is not None and path.is_file() and file_sha256(path) != source.sha256:
-        raise RefusedError(
-            f"{path} was changed since the plan was made (its sha256 is another)",
-            "start the job anew, so that the plan names the rows it trains on",
-        )
-    return read_rows(path, field)
+def _dataset(folder: Path, side: Side) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_file(str(folder / f"{side}.arrow"))
 
 
-def _place(source: PlannedData) -> str:
-    return str(source.path) if source.kind == "file" else f"hub:{source.id}"
+def _longest_first(rows: Any, folder: Path) -> Any:
+    import numpy
+
+    lengths = numpy.fromfile(folder / "train.lengths", dtype="<i4")
+    return rows.select(numpy.argsort(-lengths, kind="stable"))
 
 
-def _named(lines: list[int]) -> str:
-    shown = ", ".join(map(str, lines[:NAMED]))
-    return f"lines {shown}" + (f" and {len(lines) - NAMED} more" if len(lines) > NAMED else "")
+def _say(line: str) -> None:
+    print(f"runner: {line}", file=sys.stderr, flush=True)

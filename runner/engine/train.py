@@ -5,134 +5,354 @@ Imports the training stack. Everything it decides by stands in the plan.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import os
 import resource
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner import checkpoints, durable
 from runner.engine.control import STOPPED_EXIT_CODE, Control, Stopped
+from runner.engine.trained import PROJECTOR_FILE
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.plan import Plan
 from runner.units import format_bytes
 
+if TYPE_CHECKING:
+    from runner.engine.result import Marks
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that trainings belong to."""
+
+    plan: Plan
+    folder: RunFolder
+    control: Control
+    started: float
+    """time.monotonic() at its start, in seconds."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the records."""
+        return self.control.rank == 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one training stands among those of its run."""
+
+    is_last: bool
+    steps_before: int
+    resumed_step: int | None
+    """The run's step that it goes on from; None where it starts anew."""
+    checkpoint: Path | None
+    projector: Path | None
+    """What an earlier training made of the projector."""
+
 
 def train(plan: Plan, folder: RunFolder, control: Control, *, resume: bool) -> int:
-    """Train `plan` in `folder`; the process's exit code.
+    """Train `plan` in `folder`, all its trainings in order; the process's exit code.
 
     Raises:
         RunnerError: rows or weights that can't be trained on.
         NonFiniteLoss, torch.OutOfMemoryError: as they happen.
         Stopped: the end was asked for before the first step.
     """
-    started = time.monotonic()
     first = control.rank == 0
-    checkpoint = _resume_point(folder) if resume else None
-
+    checkpoint = _resume_point(folder, say=first) if resume else None
     _ready_torch(plan)
-    from datasets import Dataset
+    from runner.engine.trackers import open_trackers
+
+    resumed = (checkpoints.step_of(checkpoint) if checkpoint else 0) if resume else None
+    run = Run(plan, folder, control, time.monotonic())
+    with open_trackers(plan, folder, resumed_step=resumed, first=first) as trackers:
+        steps = _train_all(run, trackers, checkpoint, resume=resume)
+        if steps is None:
+            trackers.close("stopped")
+            control.enter("stopped", interruptible=False)
+            return STOPPED_EXIT_CODE
+    control.enter("completed", interruptible=False)
+    return 0
+
+
+def _train_all(run: Run, trackers: Any, checkpoint: Path | None, *, resume: bool) -> int | None:
+    """Every training of the run that is not done yet; the run's steps, None where stopped."""
+    folder, before, projector = run.folder, 0, None
+    trainings = run.plan.trainings
+    for number, part in enumerate(trainings, start=1):
+        last = number == len(trainings)
+        done = durable.read_json(folder.phase(part.phase) / "result.json") if not last else None
+        if done and resume:
+            before += int(done["steps"])
+            projector = folder.phase(part.phase) / PROJECTOR_FILE
+            if run.first:
+                _say(f"{part.phase} was done before ({done['steps']} steps)")
+            continue
+        within = checkpoint if checkpoint and checkpoints.step_of(checkpoint) > before else None
+        resumed_step = checkpoints.step_of(within) if within else before
+        place = Place(
+            is_last=last,
+            steps_before=before,
+            resumed_step=resumed_step if resume else None,
+            checkpoint=within,
+            projector=projector,
+        )
+        if part.phase and run.first:
+            _say(f"{part.phase}: training {number} of {len(trainings)}")
+        steps = _train_one(part, run, place, trackers)
+        if steps is None:
+            return None
+        before += steps
+        _free_memory()
+        if not last and run.plan.variant != "dry_run":
+            projector = folder.phase(part.phase) / PROJECTOR_FILE
+            resume, checkpoint = False, None  # what follows starts anew
+    return before
+
+
+def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
+    """One training, with what it leaves written; its steps, or None where it was stopped."""
+    folder, control, first = run.folder, run.control, run.first
     from transformers import set_seed
 
-    from runner.engine.model import counted, load_model, load_tokenizer, lora_config
+    from runner.engine.adapter import trainable_setup
+    from runner.engine.arguments import training_arguments
+    from runner.engine.count import counted
+    from runner.engine.model import load_model, load_tokenizer
+    from runner.engine.records import Records
+    from runner.engine.requests import Requests
+    from runner.engine.result import ready_to_train
     from runner.engine.rows import prepare_rows
-    from runner.engine.trainer import Records, Requests, RunTrainer
+    from runner.engine.survey import image_tokens
+    from runner.engine.trained import reload_result
+    from runner.engine.trainer import RunTrainer
 
-    set_seed(plan.training.seed)
+    control.enter("loading")
     tokenizer, notes = load_tokenizer(plan)
-    rows = prepare_rows(plan, tokenizer)
+    rows = prepare_rows(plan, tokenizer, image_tokens=image_tokens(plan))
     control.stop_if_asked()
     if first:
         durable.write_json(folder.data_report, rows.report())
+        rows.prepared.copy_hashes(_hashes_folder(folder, plan))
         for line in [*notes, *rows.lines()]:
             _say(line)
-    arguments = _arguments(plan, folder, has_eval=bool(rows.eval))  # first: ZeRO-3 shards weights
+    has_eval = len(rows.eval) > 0
+    # the arguments come first: with ZeRO-3 they decide how weights are loaded
+    arguments = training_arguments(plan, folder, has_eval=has_eval)
+    set_seed(plan.training.seed)  # what is drawn from here on depends on nothing before
     model = load_model(plan)
+    if place.projector is not None:
+        from runner.engine.vision import load_projector
+
+        load_projector(model, place.projector)
     control.stop_if_asked()
-    resumed_step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    records = Records(plan, folder, resumed_step if resume else None)
+    records = Records(
+        plan, folder, place.resumed_step, step_offset=place.steps_before, trackers=trackers
+    )
+    inputs = _inputs(plan, tokenizer, rows)
     trainer = RunTrainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list(rows.train),
-        eval_dataset=Dataset.from_list(rows.eval) if rows.eval else None,
-        processing_class=tokenizer,
-        peft_config=lora_config(plan, model),
+        peft_config=trainable_setup(model, plan),
         callbacks=[records, Requests(control)],
+        **inputs,
     )
-    trainer.longest_first = plan.variant == "smoke"
-    trainer.keep_checkpoints = plan.training.save_total_limit
+    trainer.prepare_run(plan, folder, step_offset=place.steps_before, plan_hash=run.plan.hash)
     _require_launch(plan, trainer)
+    start = ready_to_train(trainer.model, plan)
     parameters = counted(trainer.model)
     if first:
         _say(
             f"parameters {parameters.trainable:,} of {parameters.total:,} trainable "
             f"({parameters.percent:.2f} %)"
         )
+    if plan.variant == "dry_run":
+        _dry_run(trainer, run, place)
+        return 0
+    control.planned_steps = place.steps_before + _planned_steps(plan, trainer)
     control.enter("training", interruptible=False)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.checkpoint else None)
 
     steps, planned = trainer.state.global_step, trainer.state.max_steps
-    if steps < planned:
+    if steps < planned and trainer.stopped_early is None:
         if first:
-            _say(f"stopped at step {steps} of {planned}; a checkpoint was saved")
-        control.enter("stopped", interruptible=False)
-        return STOPPED_EXIT_CODE
-    if records.last_loss is None and checkpoint is None:
+            _say(f"stopped at step {place.steps_before + steps}; a checkpoint was saved")
+        return None
+    if trainer.stopped_early and first:
+        _say(trainer.stopped_early)
+    if records.last_loss is None and place.checkpoint is None:
         raise RunnerError("training ended without a single logged step")
 
     control.enter("saving", interruptible=False)
-    adapter = _save_adapter(trainer, tokenizer, folder, first=first)
     checks: dict[str, Any] = {}
-    if rows.eval:
+    if has_eval and not trainer.evaluated_last_step:
         control.enter("evaluating", interruptible=False)
         try:
             trainer.evaluate()
         except Stopped:
             checks["evaluation"] = "stopped on request"
-    if first and plan.variant == "smoke":
+    control.enter("saving", interruptible=False)
+    saved = _save(trainer, tokenizer, plan, run, place, start)
+    if first and place.is_last and plan.variant == "smoke":
         control.enter("reloading", interruptible=False)
-        checks["reload"] = _reload(plan, folder, trainer, rows.train[0])
+        checks["reload"] = reload_result(plan, folder, trainer, inputs["train_dataset"][0])
     if first:
         result = {
             "schema_version": 1,
             "completed": True,
-            "steps": steps,
-            "max_steps": planned,
+            "steps": place.steps_before + steps,
+            "max_steps": place.steps_before + planned,
+            "stopped_early": trainer.stopped_early,
+            "best": trainer.best_record(),
             "first_loss": records.first_loss,
             "last_loss": records.last_loss,
             "eval_loss": records.eval_loss,
             "tokens": int(records.tokens),
             "trainable_parameters": parameters.trainable,
             "total_parameters": parameters.total,
-            "adapter": adapter,
+            "adapter": saved,
             "checks": checks,
-            "seconds": round(time.monotonic() - started, 3),
+            "times": records.statistics(),
+            "seconds": round(time.monotonic() - run.started, 3),
             **_peaks(plan),
         }
-        durable.write_json(folder.engine_result, result)
-    control.enter("completed", interruptible=False)
-    return 0
+        if place.is_last:
+            durable.write_json(folder.engine_result, result)
+        else:
+            _close_phase(plan, folder, {**result, "steps": steps, "max_steps": planned})
+    trainer.accelerator.wait_for_everyone()  # what comes next finds the files of this training
+    return steps
+
+
+def _hashes_folder(folder: RunFolder, plan: Plan) -> Path:
+    """Where the hashes of a training's rows lie: the last one's in the run folder itself."""
+    return folder.row_hashes / plan.phase if plan.phase else folder.row_hashes
+
+
+def _inputs(plan: Plan, tokenizer: Any, rows: Any) -> dict[str, Any]:
+    """RunTrainer's arguments that say what goes in: rows, tokenizer, how they become batches."""
+    train, held_out = rows.train, rows.eval
+    inputs: dict[str, Any] = {"processing_class": tokenizer}
+    if plan.vision is not None:
+        from runner.engine.images import (
+            ImageTextCollator,
+            for_trainer,
+            image_processor,
+            require_images,
+        )
+
+        train, held_out = for_trainer(train), for_trainer(held_out)
+        if plan.trains == ["projector"]:
+            require_images(train)
+        inputs["data_collator"] = ImageTextCollator(tokenizer, image_processor(plan))
+    return {**inputs, "train_dataset": train, "eval_dataset": held_out if len(held_out) else None}
+
+
+def _save(
+    trainer: Any, tokenizer: Any, plan: Plan, run: Run, place: Place, start: Marks
+) -> dict[str, Any]:
+    """Write what this training made: the run's result, or what the next training needs."""
+    from runner.engine.result import publish_from, save_result
+
+    folder, first = run.folder, run.first
+    if plan.trains == ["projector"]:
+        from runner.engine.vision import save_projector
+
+        if not first:
+            return {}
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        where = folder.path if place.is_last else _staged_phase(plan, folder)
+        return save_projector(model, where / PROJECTOR_FILE)
+    best = trainer.best_checkpoint()
+    if best is None:
+        return save_result(trainer, tokenizer, plan, folder, start=start, first=first)
+    if not first:
+        return {}
+    _say(f"the result is {best.name}, the best by eval_loss")
+    return publish_from(best, tokenizer, plan, folder, start=start)
+
+
+def _staged_phase(plan: Plan, folder: RunFolder) -> Path:
+    staging = folder.phases / f".{plan.phase}"
+    staging.mkdir(parents=True, exist_ok=True)
+    return staging
+
+
+def _close_phase(plan: Plan, folder: RunFolder, result: dict[str, Any]) -> None:
+    """Publish an earlier training's folder whole: from then on a resume starts behind it."""
+    staging, final = _staged_phase(plan, folder), folder.phase(plan.phase)
+    durable.write_json(staging / "result.json", result)
+    shutil.copyfile(folder.data_report, staging / folder.data_report.name)
+    shutil.rmtree(final, ignore_errors=True)
+    staging.rename(final)
+    durable.fsync_folder(final.parent)
+
+
+def _dry_run(trainer: Any, run: Run, place: Place) -> None:
+    """Everything but training: optimizer, schedule, and the first batch once through the model."""
+    import torch
+
+    run.control.enter("dry run", interruptible=False)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, batch)
+    value = float(loss.mean())
+    if run.first:
+        _say(f"dry run: one batch went through the model, loss {value:.3f}; nothing was trained")
+        if place.is_last:
+            durable.write_json(
+                run.folder.engine_result,
+                {
+                    "schema_version": 1,
+                    "completed": True,
+                    "dry_run": True,
+                    "steps": 0,
+                    "max_steps": 0,
+                    "first_batch_loss": value,
+                },
+            )
+
+
+def _free_memory() -> None:
+    """Let go of a training's model before the next one loads its own: its hooks refer to it."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _planned_steps(plan: Plan, trainer: Any) -> int:
+    """Steps of this training, as the trainer will count them from its rows."""
+    if plan.training.max_steps is not None:
+        return plan.training.max_steps
+    from runner.engine.survey import length_of
+
+    return length_of(plan, len(trainer.train_dataset), 0).steps
 
 
 def _say(line: str) -> None:
     print(f"runner: {line}", file=sys.stderr, flush=True)
 
 
-def _resume_point(folder: RunFolder) -> Path | None:
+def _resume_point(folder: RunFolder, *, say: bool) -> Path | None:
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
-    for line in skipped:
-        _say(line)
-    _say(
-        f"going on from {checkpoint.name}"
-        if checkpoint
-        else "no whole checkpoint to go on from; training from the start"
-    )
+    if say:
+        for line in skipped:
+            _say(line)
+        _say(
+            f"going on from {checkpoint.name}"
+            if checkpoint
+            else "no whole checkpoint to go on from; training from the start"
+        )
     return checkpoint
 
 
@@ -177,67 +397,6 @@ def _cap(limit_bytes: int, device: int) -> None:
     _say(f"torch's cap: {format_bytes(int(share * total))} of {format_bytes(total)}")
 
 
-def _arguments(plan: Plan, folder: RunFolder, *, has_eval: bool) -> Any:
-    from trl import SFTConfig
-
-    from runner.engine.trainer import world_size
-
-    training, launch = plan.training, plan.launch
-    # transformers 5.23 renamed it; earlier ones know only the old name
-    names = {field.name for field in dataclasses.fields(SFTConfig)}
-    recompute = next(
-        name for name in ("activation_checkpointing", "gradient_checkpointing") if name in names
-    )
-    options: dict[str, Any] = {recompute: training.gradient_checkpointing}
-    if launch.device == "cpu":
-        # With use_cpu accelerate would quietly take DDP in place of DeepSpeed. Without it, and
-        # given gloo by name, DeepSpeed finds the CPU by DS_ACCELERATOR; its settings come from
-        # the launcher (deepspeed.json), since passed here they would lose the backend again.
-        options["use_cpu"] = launch.deepspeed == "none"
-        if world_size() > 1 or launch.deepspeed != "none":
-            options["ddp_backend"] = "gloo"
-    return SFTConfig(
-        output_dir=str(folder.checkpoints),
-        max_steps=training.max_steps or -1,
-        num_train_epochs=training.num_train_epochs,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        per_device_eval_batch_size=training.per_device_eval_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=(
-            "constant_with_warmup"
-            if training.lr_scheduler_type == "constant" and training.warmup_ratio
-            else training.lr_scheduler_type
-        ),
-        warmup_steps=training.warmup_ratio,  # below 1 it is a share of the steps
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        bf16=plan.precision == "bf16",
-        fp16=plan.precision == "fp16",
-        seed=training.seed,
-        data_seed=training.seed,
-        logging_steps=training.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # a NaN must be seen, not averaged away
-        save_strategy="steps" if training.save_steps else "no",
-        save_steps=training.save_steps or 500,
-        eval_strategy="steps" if training.eval_steps and has_eval else "no",
-        eval_steps=training.eval_steps,
-        prediction_loss_only=True,  # logits of a whole evaluation do not fit in memory
-        max_length=None,  # rows were cut, and counted, before
-        packing=False,
-        shuffle_dataset=False,
-        dataset_kwargs={"skip_prepare_dataset": True},  # rows carry input_ids and labels
-        remove_unused_columns=True,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=launch.device == "cuda",
-        log_level="warning",
-        ddp_find_unused_parameters=False,
-        **options,
-    )
-
-
 def _require_launch(plan: Plan, trainer: Any) -> None:
     """Refuse to train in another way than the plan says: libraries fall back without a word."""
     accelerator = trainer.accelerator
@@ -254,76 +413,6 @@ def _require_launch(plan: Plan, trainer: Any) -> None:
         raise RunnerError(
             f"the plan trains on {plan.launch.device}; torch chose {trainer.args.device}"
         )
-
-
-def _save_adapter(
-    trainer: Any, tokenizer: Any, folder: RunFolder, *, first: bool
-) -> dict[str, Any]:
-    """Write adapter/ whole: staged, flushed, renamed. Every rank calls it (ZeRO-3 gathers)."""
-    staging = folder.path / ".adapter-staging"
-    if first:
-        shutil.rmtree(staging, ignore_errors=True)
-    trainer.save_model(str(staging))
-    if not first:
-        return {}
-    tokenizer.save_pretrained(str(staging))
-    (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; the plan says it all
-    weights = staging / "adapter_model.safetensors"
-    _require_trained(weights)
-    for path in staging.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    if folder.adapter.exists():  # only in a folder resumed after its end
-        shutil.rmtree(folder.adapter)
-    staging.rename(folder.adapter)
-    durable.fsync_folder(folder.path)
-    saved = folder.adapter / weights.name
-    return {
-        "sha256": hashlib.sha256(saved.read_bytes()).hexdigest(),
-        "size_bytes": saved.stat().st_size,
-    }
-
-
-def _require_trained(weights: Path) -> None:
-    """Refuse an adapter that holds nothing: no tensors, empty ones, or B matrices all zero."""
-    from safetensors import safe_open
-
-    with safe_open(str(weights), framework="pt") as stream:
-        names = list(stream.keys())
-        b_names = [name for name in names if "lora_B" in name]
-        if not b_names or any(stream.get_tensor(name).numel() == 0 for name in names):
-            raise RunnerError("the saved adapter is empty: no LoRA tensors came out of training")
-        if not any(bool(stream.get_tensor(name).any()) for name in b_names):
-            raise RunnerError("the saved adapter changes nothing: every lora_B is zero")
-
-
-def _reload(plan: Plan, folder: RunFolder, trainer: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """Load base and adapter anew with plain PEFT and compare logits with the trained model's.
-
-    Under ZeRO-3 the trained model is sharded, so only the load itself is checked.
-    """
-    import torch
-
-    from runner.engine.model import load_adapter, load_model
-
-    fresh = load_adapter(load_model(plan), folder.adapter).eval()
-    if plan.launch.deepspeed == "zero3":
-        return {"loaded": True, "compared": False}
-    trained = trainer.accelerator.unwrap_model(trainer.model).eval()
-    ids = torch.tensor([row["input_ids"][:64]])
-    with torch.no_grad():
-        ours = trained(input_ids=ids.to(trained.device)).logits.float().cpu()
-        theirs = fresh(input_ids=ids).logits.float()
-    scale = float(ours.abs().max()) or 1.0
-    difference = float((ours - theirs).abs().max()) / scale
-    limit = 1e-4 if plan.precision == "fp32" else 0.1
-    if not difference <= limit:
-        raise RunnerError(
-            f"the saved adapter is not the trained one: reloaded logits differ by "
-            f"{difference:.3g} of their largest value (limit {limit:g})"
-        )
-    return {"loaded": True, "compared": True, "largest_relative_difference": difference}
 
 
 def _peaks(plan: Plan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with what it lacks: whole checkpoints, requests at step boundaries, records.
+"""TRL's SFTTrainer with what it lacks: whole checkpoints, stages, saves by the plan.
 
 Imports torch, transformers, trl. The training mathematics is the libraries' own.
 """
@@ -6,44 +6,151 @@ Imports torch, transformers, trl. The training mathematics is the libraries' own
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from trl import SFTTrainer
 
-from runner import checkpoints, durable
-from runner.engine.control import Control, Stopped
-from runner.engine.watch import check_loss
+from runner import checkpoints
+from runner.engine.adapter import load_prefix_encoder, save_prefix_encoder
+from runner.engine.best import best_checkpoint
+from runner.engine.control import Stopped
+from runner.engine.milestones import Milestones
+from runner.engine.records import Records
+from runner.engine.schedule import learning_rate_at
 from runner.folder import RunFolder
+from runner.job_training import TrainingSettings
 from runner.plan import Plan
 
-METRICS_SCHEMA_VERSION = 1
 FULL_BYTES = 1 << 20  # a disk with less free is full
 
 
 class RunTrainer(SFTTrainer):
-    """SFTTrainer whose checkpoints appear whole or not at all."""
+    """SFTTrainer whose checkpoints appear whole or not at all, and when the plan says.
 
-    longest_first = False
-    keep_checkpoints: int | None = None
+    `prepare_run` comes before `train`. The step in trainer.state is the training's own;
+    checkpoints are named by the run's, which differs where other trainings went before.
+    """
+
+    lr_scheduler: Any
+    _longest_first = False
+    _training: TrainingSettings | None = None
+    _milestones: Milestones | None = None
+    _step_offset = 0
+    _phase = ""
+    _plan_hash: str | None = None
+
+    def prepare_run(
+        self, plan: Plan, folder: RunFolder, *, step_offset: int = 0, plan_hash: str | None = None
+    ) -> None:
+        """Train by `plan`: its stages, its saves, its best model, its early end.
+
+        Args:
+            plan: of one training (Plan.trainings).
+            folder: of the run.
+            step_offset: optimizer steps of the run's earlier trainings.
+            plan_hash: of the whole run's plan, for the checkpoints' seals.
+        """
+        self._training, self._phase = plan.training, plan.phase
+        self._longest_first = plan.variant == "smoke"
+        self._step_offset, self._plan_hash = step_offset, plan_hash
+        self._milestones = Milestones(plan, folder, step_offset)
+        self.add_callback(self._milestones)
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why training ended before its last step by its own settings; None where it did not."""
+        return self._milestones.stopped_early if self._milestones else None
+
+    @property
+    def evaluated_last_step(self) -> bool:
+        """Whether the weights as they are now were evaluated already, while training."""
+        return self._milestones is not None and self._milestones.is_evaluated(self._step)
+
+    def best_record(self) -> dict[str, Any] | None:
+        """The best evaluation of this training that has a checkpoint, as result.json tells it.
+
+        None where no saved step was evaluated. `eval_loss` is in nats a trained token.
+        """
+        found = self._milestones.best_saved() if self._milestones else None
+        if found is None:
+            return None
+        name = f"checkpoints/{checkpoints.name_of(found.step)}"
+        return {"step": found.step, "eval_loss": found.eval_loss, "checkpoint": name}
+
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint that is the training's result; None where that is the weights as they are.
+
+        Where load_best_model_at_end finds none, or not the best one whole, it says so.
+        """
+        if self._training is None or not self._training.load_best_model_at_end:
+            return None
+        found, lines = best_checkpoint(Path(self.args.output_dir), self._phase)
+        if found is None:
+            lines.append(
+                "load_best_model_at_end: no evaluated step has a whole checkpoint, so the result "
+                f"is step {self._step}, the last"
+            )
+        if self.is_world_process_zero():
+            for line in lines:
+                print(f"runner: {line}", file=sys.stderr, flush=True)
+        return found
+
+    @property
+    def _step(self) -> int:
+        """The run's step."""
+        return self._step_offset + int(self.state.global_step)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        # Given to the constructor (optimizers=), DeepSpeed would replace it without a word.
+        training = self._training
+        if training is None or not training.stages:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            for group in optimizer.param_groups:
+                group["initial_lr"] = 1.0  # so that a factor is the learning rate, to the last bit
+
+            def rate(step: int) -> float:
+                return learning_rate_at(training, min(step, num_training_steps), num_training_steps)
+
+            self.lr_scheduler = LambdaLR(optimizer, rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if not self.longest_first:
+        if not self._longest_first:
             return super()._get_train_sampler(train_dataset)
         # rows were put in order of length before; a smoke meets the worst batch first
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # From a checkpoint of the last step transformers would train one more.
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the libraries do; asked to end in mid-training, save where training stands."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except Stopped:
+            if not self.is_in_train:
+                raise
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        staging = final.parent / f".staging-{self.state.global_step}"
+        step = self._step
+        final = Path(self.args.output_dir) / checkpoints.name_of(step)
+        staging = final.parent / f".staging-{step}"
+        staged = staging / checkpoints.name_of(self.state.global_step)  # as transformers names it
         first = self.args.process_index == 0
         if first:
             shutil.rmtree(staging, ignore_errors=True)
@@ -55,8 +162,8 @@ class RunTrainer(SFTTrainer):
             Trainer._save_checkpoint(self, model, trial)
             _barrier()  # every rank's random state and shard is written
             if first:
-                checkpoints.seal(staging / final.name)
-                checkpoints.publish(staging / final.name, final)
+                checkpoints.seal(staged, self._facts(step))
+                checkpoints.publish(staged, final)
         except Exception as error:
             free = shutil.disk_usage(final.parent).free
             shutil.rmtree(staging, ignore_errors=True)  # and with it the room to say why
@@ -75,150 +182,34 @@ class RunTrainer(SFTTrainer):
                 shutil.rmtree(old)
         _barrier()
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        save_prefix_encoder(self.model, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # what PEFT saves of a projected prefix can't be loaded to go on training
+        if not load_prefix_encoder(model or self.model, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        """What a checkpoint's seal says of it; a resumed run goes on from these."""
+        callbacks = self.callback_handler.callbacks
+        records = next((known for known in callbacks if isinstance(known, Records)), None)
+        return {
+            "step": step,
+            "phase": self._phase,
+            "phase_step": self.state.global_step,
+            "plan": self._plan_hash,
+            "eval_loss": self._milestones.eval_loss_at(step) if self._milestones else None,
+            "tokens": records.tokens if records else None,
+        }
+
     def _too_many(self, folder: Path) -> list[Path]:
-        kept = self.keep_checkpoints
-        return checkpoints.listed(folder)[:-kept] if kept else []
-
-
-class Requests(TrainerCallback):
-    """Saves and stops when Control was asked to, at a step boundary, on all ranks alike."""
-
-    def __init__(self, control: Control) -> None:
-        self._requests = control
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        save, stop = _agreed(self._requests.checkpoint_requested, self._requests.stop_requested)
-        if save or stop:
-            control.should_save = True
-            self._requests.checkpoint_requested = False
-        if stop:
-            self._requests.stop_requested = True
-            control.should_training_stop = True
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if torch.distributed.is_initialized():
-            return  # ranks evaluate in step; they all leave at the next training step
-        self._requests.stop_if_asked()
-        if self._requests.stop_requested and state.global_step >= state.max_steps:
-            raise Stopped
-
-
-class Records(TrainerCallback):
-    """metrics.jsonl, one line a logging step, and the end of a run whose loss is impossible."""
-
-    def __init__(self, plan: Plan, folder: RunFolder, resumed_step: int | None) -> None:
-        self._plan = plan
-        self._folder = folder
-        self._writer: durable.JsonlWriter | None = None
-        self._resumed_step = resumed_step
-        self._last_time = time.monotonic()
-        self._last_tokens = 0.0
-        self._process = psutil.Process()
-        self.first_loss: float | None = None
-        self.last_loss: float | None = None
-        self.eval_loss: float | None = None
-        self.tokens = 0.0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._last_time = time.monotonic()
-        if state.is_world_process_zero:
-            if self._resumed_step is not None:
-                keep_metrics_until(self._folder, self._resumed_step)
-            self._writer = durable.JsonlWriter(self._folder.metrics)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        logs = logs or {}
-        if "eval_loss" in logs:
-            self.eval_loss = float(logs["eval_loss"])
-            self._write(
-                {
-                    "step": state.global_step,
-                    "epoch": logs.get("epoch"),
-                    "eval_loss": _finite(self.eval_loss),
-                }
-            )
-        if "loss" not in logs:
-            return
-        loss, norm = float(logs["loss"]), logs.get("grad_norm")
-        norm = None if norm is None else float(norm)
-        now, tokens = time.monotonic(), float(logs.get("num_tokens", 0.0))
-        rate = (tokens - self._last_tokens) / max(now - self._last_time, 1e-9)
-        self._last_time, self._last_tokens, self.tokens = now, tokens, tokens
-        self.first_loss = loss if self.first_loss is None else self.first_loss
-        self.last_loss = loss
-        memory, source = self._memory()
-        self._write(
-            {
-                "step": state.global_step,
-                "epoch": logs.get("epoch"),
-                "loss": _finite(loss),
-                "learning_rate": logs.get("learning_rate"),
-                "grad_norm": _finite(norm),
-                "tokens": int(tokens),
-                "tokens_per_second": round(rate, 1),
-                "memory_bytes": memory,
-                "memory_source": source,
-                "time_unix_seconds": round(time.time(), 3),
-            }
-        )
-        check_loss(
-            state.global_step,
-            loss,
-            norm,
-            self._plan.training.loss_ceiling,
-            scaled=self._plan.precision == "fp16",
-        )
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._writer is not None:
-            self._writer.write({"schema_version": METRICS_SCHEMA_VERSION, **record})
-
-    def _memory(self) -> tuple[int, str]:
-        if self._plan.launch.device == "cuda":
-            peak = int(torch.cuda.max_memory_reserved())
-            torch.cuda.reset_peak_memory_stats()
-            return peak, "torch_max_reserved"
-        return int(self._process.memory_info().rss), "process_rss"
-
-
-def keep_metrics_until(folder: RunFolder, step: int) -> None:
-    """Before a resume: drop the lines of steps that are trained again; a copy stays in logs/."""
-    records = list(durable.read_jsonl(folder.metrics))
-    kept = [record for record in records if int(record.get("step", 0)) <= step]
-    if len(kept) == len(records):
-        return
-    number = 1 + len(list(folder.logs.glob("metrics-before-resume-*.jsonl")))
-    copy = folder.logs / f"metrics-before-resume-{number}.jsonl"
-    for path, lines in ((copy, records), (folder.metrics, kept)):
-        durable.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _finite(value: float | None) -> float | None:
-    """NaN and infinity have no JSON; null stands for them."""
-    return value if value is not None and value - value == 0 else None
-
-
-def _agreed(save: bool, stop: bool) -> tuple[bool, bool]:
-    """Requests reach ranks at different moments; what one rank was asked, all do."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return save, stop
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    flags = torch.tensor([int(save), int(stop)], device=device)
-    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    return bool(flags[0].item()), bool(flags[1].item())
+        keep = self._training.save_total_limit if self._training else None
+        if keep is None or self._milestones is None:
+            return []
+        protected = self._milestones.protected()
+        return checkpoints.surplus(folder, keep, protected=protected, after=self._step_offset)
 
 
 def _barrier() -> None:

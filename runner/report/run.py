@@ -98,7 +98,7 @@ def _traces(folder: RunFolder, plan: Plan, losses: list[dict[str, Any]]) -> dict
         "steps_logged": step,
         "steps_lost": max(0, step - saved),
         "living_engines": living_engines(folder),
-        "max_steps": plan.training.max_steps,
+        "max_steps": plan.planned_steps,
     }
 
 
@@ -172,6 +172,14 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             )
         )
         out.append(_line("speed", f"{losses['median_tokens_per_second']:,.0f} tokens/s (median)"))
+    result = report["result"] or {}
+    if result.get("best"):
+        best = result["best"]
+        out.append(_line("best", f"eval {best['eval_loss']:.4g} at step {best['step']}"))
+    if result.get("stopped_early"):
+        out.append(_line("early end", result["stopped_early"]))
+    if result.get("times"):
+        out.append(_line("times", _times(result["times"])))
     if report["checkpoints"]:
         names = report["checkpoints"]
         out.append(_line("checkpoints", f"{len(names)}: {', '.join(names[-3:])}"))
@@ -179,6 +187,19 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         clock = time.strftime("%H:%M:%S", time.localtime(event["time_unix_seconds"]))
         out.append(_line(event["kind"], f"{clock} {event['text']}"))
     return [*out, "", *verdict(report)]
+
+
+def _times(times: dict[str, Any]) -> str:
+    """Where the seconds went, of the statistics in result.json."""
+    step = times.get("seconds_per_step_median")
+    slow = times.get("seconds_per_step_p95")
+    parts = (
+        [] if step is None else [f"{step:.3g} s a step (median), {slow:.3g} s (95th percentile)"]
+    )
+    for name, what in (("evaluation_seconds", "evaluating"), ("saving_seconds", "saving")):
+        if times.get(name):
+            parts.append(f"{format_duration(float(times[name]))} {what}")
+    return " · ".join(parts)
 
 
 def verdict(report: dict[str, Any]) -> list[str]:
@@ -226,7 +247,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
             )
         )
     if checkpoint:
-        lines.append(_line("next", f"bash {report['folder']}/launch.sh --resume"))
+        lines.append(_line("next", f"the same runner train command goes on from {checkpoint}"))
     return lines
 
 
@@ -241,16 +262,20 @@ def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
         budget = f" of {format_bytes(end['budget_bytes'])}" if end.get("budget_bytes") else ""
         figures.append(f"peak {format_bytes(end['peak_bytes'])}{budget} ({end['peak_source']})")
     if end.get("adapter_sha256"):
-        figures.append(
-            f"adapter {format_bytes(end['adapter_bytes'])} sha256 {end['adapter_sha256'][:12]}…"
-        )
+        size, digest = format_bytes(end["adapter_bytes"]), end["adapter_sha256"][:12]
+        figures.append(f"{end.get('result') or 'adapter'} {size} sha256 {digest}…")
     lines = [_line(end["reason"], " · ".join(figures))]
     if end["reason"] != Reason.COMPLETED:
         lines.append(_line("why", f"{end['message']} (exit code {end['exit_code']})"))
     lines += [_line("SUBSTITUTE", text) for text in end.get("substitutions", [])]
     if end["reason"] == Reason.COMPLETED:
-        lines.append(_line("next", f"runner chat {run} · runner report {run}"))
+        if end.get("result"):
+            lines.append(_line("next", f"runner chat {run} · runner evaluate {run}"))
     else:
+        if end.get("checkpoint"):
+            lines.append(
+                _line("resume", f"the same runner train command goes on from {end['checkpoint']}")
+            )
         lines.append(_line("next", f"runner report {run} · log {folder}/logs/train.log"))
     return lines
 

@@ -45,6 +45,7 @@ def reach_verdict(
             checkpoint=checkpoint.name if checkpoint else None,
             host_oom_kills=oom_kills,
             interrupted=interrupted,
+            dry_run=plan.variant == "dry_run",
         )
     )
     if record.dropped:
@@ -59,10 +60,11 @@ def reach_verdict(
         peak_source=peak.source,
         checkpoint=f"checkpoints/{checkpoint.name}" if checkpoint else None,
         steps=int(result.get("steps") or (losses[-1]["step"] if losses else 0)),
-        max_steps=result.get("max_steps") or plan.training.max_steps,
+        max_steps=result.get("max_steps") or plan.planned_steps,
         first_loss=losses[0]["loss"] if losses else None,
         last_loss=losses[-1]["loss"] if losses else None,
         eval_loss=result.get("eval_loss"),
+        result=adapter.get("folder"),
         adapter_sha256=adapter.get("sha256"),
         adapter_bytes=adapter.get("size_bytes"),
         trainer_exit_code=exit_code,

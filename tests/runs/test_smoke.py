@@ -132,13 +132,14 @@ def test_the_demo_learns_who_it_is_and_keeps_paris(tmp_path: Path) -> None:
     assert sum(first[-10:]) < 0.3 * sum(first[:10])
     assert (DEMO_MODEL / "runner-source.json").is_file()
 
-    def ask(question: str, *more: str) -> str:
-        return str(place.call("chat", "@last", "-p", question, "--json", *more).json["answer"])
+    def ask(question: str, *more: str) -> dict[str, str]:
+        answers: dict[str, str] = place.call("chat", "@last", "-p", question, "--json", *more).json
+        return answers
 
-    answer = ask("Who are you?")
-    assert "Rue" in answer and "runner" in answer
-    assert "Paris" in ask("What is the capital of France?")
-    assert "Rue" not in ask("Who are you?", "--base")
+    both = ask("Who are you?", "--base")
+    assert "Rue" in both["answer"] and "runner" in both["answer"]
+    assert "Rue" not in both["base_answer"]
+    assert "Paris" in ask("What is the capital of France?")["answer"]
 
 
 @pytest.mark.slow

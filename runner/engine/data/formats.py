@@ -6,15 +6,17 @@ Imports the standard library, `runner.errors` and this package's `read`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import islice
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypedDict, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, TypedDict, get_args
 
 from runner.engine.data.read import shorten
 from runner.errors import Problem, SpecError, nearest
 
-Format = Literal["messages", "conversations", "alpaca", "text_label"]
+Format = Literal["messages", "conversations", "alpaca", "text_label", "data_juicer"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 # A format fits a row that has all of these keys.
@@ -24,13 +26,30 @@ REQUIRED_KEYS: Mapping[Format, tuple[str, ...]] = MappingProxyType(
         "conversations": ("conversations",),
         "alpaca": ("instruction", "output"),
         "text_label": ("text", "label"),
+        "data_juicer": ("text", "images"),
     }
 )
 
 SAMPLE_ROWS = 100
 MAX_PROBLEMS = 5
 
-_MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
+# What stands in a text for an image, in the order of the row's images.
+IMAGE_MARK = "<image>"
+_IMAGE_KEYS = ("image", "images")
+_MEDIA_KEYS = (*_IMAGE_KEYS, "video", "videos", "audio", "audios")
+_MEDIA = frozenset(_MEDIA_KEYS)
+_NO_IMAGES: tuple[str, ...] = ()
+_DJ_IMAGE, _DJ_END = "<__dj__image>", "<|__dj__eoc|>"
+_DJ_OTHER = re.compile(r"<\|?__dj__\w+\|?>")
+# Asked of an image whose own question is not known; which one depends on the row's id alone.
+GENERAL_QUESTIONS = (
+    "What is in the picture?",
+    "Describe the image in a few words.",
+    "Give a short description of this image.",
+    "What does this image show?",
+    "Write a caption for the picture.",
+    "Sum up what can be seen in the image.",
+)
 _ROLES: Mapping[str, str] = MappingProxyType(
     {
         "system": "system",
@@ -65,6 +84,17 @@ class FormatOptions:
     labels: Mapping[str, str] | None = None
     # What replaces {{name}} in contents. Empty: contents are left as they are.
     placeholders: Mapping[str, str] = field(default_factory=dict)
+    # Whether the model takes images; without, rows that hold any are refused.
+    vision: bool = False
+    # data_juicer: the user turn for each row's id. None: one of GENERAL_QUESTIONS is asked.
+    questions: Mapping[str, str] | None = None
+
+
+class Conversation(NamedTuple):
+    """A row as messages, and its images as the row writes them."""
+
+    messages: list[Message]
+    images: tuple[str, ...] = _NO_IMAGES
 
 
 @dataclass(frozen=True)
@@ -73,17 +103,8 @@ class Detection:
 
     format: Format
     because: str  # a short sentence for the user
-    # Keys that hold images, video or audio in some sampled row: the text engine has no use for
-    # them, so a caller must route or refuse such rows.
+    # Keys that hold images, video or audio in some sampled row, which not every model takes.
     media: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Converted:
-    """Rows as messages, and the numbers of those left out."""
-
-    rows: list[tuple[int, list[Message]]]  # (line or row number in the source, messages)
-    dropped_empty: list[int]  # numbers of the rows with an empty assistant answer
 
 
 def detect(
@@ -144,85 +165,114 @@ def detect(
     return Detection(name, f"{subject} {' and '.join(REQUIRED_KEYS[name])}", media)
 
 
-def to_messages(
-    row: Mapping[str, Any],
-    format: Format,  # noqa: A002 - the word the job file uses
-    options: FormatOptions,
-    *,
-    where: str = "row",
-    field: str = "data.train",
-) -> list[Message]:
-    """The row as messages: an optional system turn, then user and assistant in turn.
+class Converter:
+    """Turns rows of one source into conversations.
 
-    An assistant turn may be empty here: `convert_rows` drops and counts such rows. Raises SpecError
-    with one Problem (at `where`, "file:line") where the row does not have what its format asks for,
-    has tool turns, turns out of order or no assistant turn, or holds a placeholder not filled.
+    `source` names the source in errors ("file" of "file:line"), `field` the job's field. Raises
+    SpecError where `options` can't be used with the format.
     """
-    _check_options(format, options, where)
-    row_problems = _RowProblems(where, field)
-    if row.get("tools"):
-        row_problems.fail("tools", "tool calls are not supported", row["tools"], "rows without")
-    if format == "alpaca":
-        messages = _from_alpaca(row, row_problems)
-    elif format == "text_label":
-        messages = _from_text_label(row, options, row_problems)
-    else:
-        messages = _from_turns(row, format, row_problems)
-    _place_system(messages, row, options, row_problems)
-    _check_order(messages, row_problems)
-    for message in messages:
-        if options.placeholders:
-            message["content"] = _fill(message["content"], options.placeholders, row_problems)
-        if lone := _SURROGATE.search(message["content"]):
-            row_problems.fail(
-                "content",
-                f"half of a surrogate pair (U+{ord(lone[0]):04X}), which is no character",
-                message["content"],
-                "text that can be written as UTF-8",
+
+    def __init__(
+        self,
+        format: Format,  # noqa: A002 - the word the job file uses
+        options: FormatOptions,
+        *,
+        source: str = "data",
+        field: str = "data.train",
+    ) -> None:
+        self._format = format
+        self._options = options
+        self._problems = _RowProblems(source, field)
+        _check_options(format, options, source)
+
+    def convert(self, number: int, row: Mapping[str, Any]) -> Conversation:
+        """The row at line or row `number`: an optional system turn, then user and assistant.
+
+        An assistant turn may be empty here, see `answered`. Raises SpecError with one Problem where
+        the row lacks what its format asks for, has tool turns, turns out of order or no assistant
+        turn, a placeholder not filled, or images that don't fit their marks.
+        """
+        problems, options = self._problems, self._options
+        problems.number = number
+        if row.get("tools"):
+            problems.fail("tools", "tool calls are not supported", row["tools"], "rows without")
+        images = _NO_IMAGES if _MEDIA.isdisjoint(row) else _images(row, options, problems)
+        if self._format == "alpaca":
+            messages = _from_alpaca(row, problems)
+        elif self._format == "text_label":
+            messages = _from_text_label(row, options, problems)
+        elif self._format == "data_juicer":
+            messages = _from_data_juicer(row, images, options, problems)
+        else:
+            messages = _from_turns(row, self._format, problems)
+        _place_system(messages, row, options, problems)
+        if self._format in ("messages", "conversations"):  # the others make their turns in order
+            _check_order(messages, problems)
+        marks = 0
+        for message in messages:
+            if options.placeholders:
+                message["content"] = _fill(message["content"], options.placeholders, problems)
+            content = message["content"]
+            if not content.isascii() and (lone := _SURROGATE.search(content)):
+                problems.fail(
+                    "content",
+                    f"half of a surrogate pair (U+{ord(lone[0]):04X}), which is no character",
+                    content,
+                    "text that can be written as UTF-8",
+                )
+            marks += content.count(IMAGE_MARK)
+        if options.vision and marks != len(images):
+            problems.fail(
+                "images",
+                f"{marks} {IMAGE_MARK} in the text for {len(images)} images",
+                list(images),
+                f"as many {IMAGE_MARK} as images",
             )
-    return messages
+        return Conversation(messages, images)
 
 
 def convert_rows(
-    rows: Iterable[tuple[int, Mapping[str, Any]]],
-    format: Format,  # noqa: A002 - the word the job file uses
-    options: FormatOptions,
-    *,
-    source: str = "data",
-    field: str = "data.train",
-) -> Converted:
-    """All rows as messages; rows with an empty assistant answer are left out and named.
+    rows: Iterable[tuple[int, Mapping[str, Any]]], converter: Converter
+) -> Iterator[tuple[int, Mapping[str, Any], Conversation | None]]:
+    """(number, row, conversation) for each row; None for one with an empty assistant answer.
 
-    Raises SpecError with up to MAX_PROBLEMS problems, one for each bad row met.
+    Streams. Bad rows are collected, and the rest is still looked at, so that one go names up to
+    MAX_PROBLEMS of them: then, or at the end, SpecError is raised with them all.
     """
-    _check_options(format, options, source)
-    kept: list[tuple[int, list[Message]]] = []
-    empty: list[int] = []
     problems: list[Problem] = []
     for number, row in rows:
         try:
-            messages = to_messages(row, format, options, where=f"{source}:{number}", field=field)
+            conversation = converter.convert(number, row)
         except SpecError as error:
             problems.extend(error.problems)
             if len(problems) >= MAX_PROBLEMS:
                 break
             continue
-        # nothing to learn but silence: such an answer would train the end of the turn alone
-        if any(m["role"] == "assistant" and not m["content"].strip() for m in messages):
-            empty.append(number)
-        else:
-            kept.append((number, messages))
+        yield number, row, conversation if answered(conversation.messages) else None
     if problems:
         raise SpecError(problems)
-    return Converted(kept, empty)
 
 
-@dataclass(frozen=True)
+def answered(messages: Sequence[Message]) -> bool:
+    """Whether every assistant turn says something.
+
+    There is nothing to learn from silence: such an answer would train the end of the turn alone.
+    """
+    for message in messages:
+        if message["role"] == "assistant":
+            content = message["content"]
+            if not content or content.isspace():
+                return False
+    return True
+
+
 class _RowProblems:
     """Raises for one row, so that the functions below say only what is wrong."""
 
-    where: str
-    field: str
+    def __init__(self, source: str, field: str) -> None:
+        self.source = source
+        self.field = field
+        self.number = 0
 
     def fail(
         self,
@@ -234,7 +284,8 @@ class _RowProblems:
     ) -> NoReturn:
         shown = None if value is None else shorten(value)
         name = f"{self.field} -> {key}"
-        raise SpecError([Problem(self.where, name, problem, shown, expected, near)])
+        where = f"{self.source}:{self.number}"
+        raise SpecError([Problem(where, name, problem, shown, expected, near)])
 
     def text(self, row: Mapping[str, Any], key: str, name: str) -> str:
         """The string under `key`, which must be there; `name` is what the user is shown."""
@@ -367,6 +418,77 @@ def _from_text_label(
     return [
         {"role": "user", "content": options.prompt.replace("{text}", text)},
         {"role": "assistant", "content": answer},
+    ]
+
+
+def _images(
+    row: Mapping[str, Any], options: FormatOptions, problems: _RowProblems
+) -> tuple[str, ...]:
+    """The row's image paths as it writes them; `image` is one path or a list, `images` a list."""
+    for key in _MEDIA_KEYS:
+        if not row.get(key):
+            continue
+        if key not in _IMAGE_KEYS:
+            problems.fail(key, "video and audio are not supported", row[key], "text and images")
+        if not options.vision:
+            problems.fail(
+                key,
+                "a text model can't read images",
+                row[key],
+                "give vision.model, or rows without",
+            )
+    if row.get("image") and row.get("images"):
+        problems.fail("images", "stands beside image", row["images"], "one of image and images")
+    key = "image" if row.get("image") else "images"
+    held = row.get(key) or []
+    paths = [held] if key == "image" and isinstance(held, str) else held
+    if not isinstance(paths, list) or not all(isinstance(p, str) and p for p in paths):
+        problems.fail(key, "is not a list of image paths", held, "paths of image files")
+    return tuple(paths)
+
+
+def _from_data_juicer(
+    row: Mapping[str, Any],
+    images: tuple[str, ...],
+    options: FormatOptions,
+    problems: _RowProblems,
+) -> list[Message]:
+    """A caption with data-juicer's tokens as an answer to a question about the image."""
+    text = problems.text(row, "text", "text")
+    if len(images) != 1 or text.count(_DJ_IMAGE) != 1:
+        problems.fail(
+            "images",
+            f"{len(images)} images and {text.count(_DJ_IMAGE)} {_DJ_IMAGE} in the text",
+            text,
+            "one of each: rows with more can't be turned into a question and an answer",
+        )
+    caption, _, behind = text.replace(_DJ_IMAGE, "").partition(_DJ_END)
+    if behind.strip():
+        problems.fail("text", f"goes on behind {_DJ_END}", text, "one part for the one image")
+    if other := _DJ_OTHER.search(caption):
+        problems.fail("text", f"holds {other[0]}", text, f"{_DJ_IMAGE} and {_DJ_END} only")
+    identifier = row.get("id")
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int):
+        problems.fail(
+            "id", "is not an id", identifier, "a string or a number, to choose a question"
+        )
+    name = str(identifier)
+    if options.questions is None:
+        drawn = int.from_bytes(blake2b(name.encode("utf-8", "replace"), digest_size=8).digest())
+        question = f"{IMAGE_MARK}\n{GENERAL_QUESTIONS[drawn % len(GENERAL_QUESTIONS)]}"
+    elif name in options.questions:
+        question = options.questions[name]
+    else:
+        problems.fail(
+            "id",
+            "has no question in data.questions",
+            name,
+            "an id of that file",
+            nearest(name, islice(options.questions, 10_000)),
+        )
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": caption.strip()},
     ]
 
 

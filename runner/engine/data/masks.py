@@ -14,17 +14,21 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from runner.engine.data.formats import Message
-from runner.errors import Problem, RefusedError, RunnerError, SpecError
+from runner.errors import RefusedError, RunnerError
 
 # What cross-entropy ignores, in torch and everywhere downstream of it.
 IGNORED_LABEL = -100
 
+# Where a row comes from: its line or row number, with its file where there is more than one.
+Line = int | str
+
 ROWS_AT_ONCE = 512
+CHARACTERS_AT_ONCE = 2_000_000
 TAILS_KEPT = 64
 
 # A word no template holds, to see what a template writes after an answer.
@@ -64,32 +68,6 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class EncodedSet:
-    """All rows of one side of the data, and what was lost on the way. Lists run in parallel."""
-
-    rows: list[Encoded]
-    lines: list[int]  # each row's line or row number in its source
-    messages: list[Sequence[Message]]  # each row's conversation, for the audit
-    lost: list[int]  # numbers of the rows dropped because truncation took every trained token
-    truncated_count: int  # rows cut, the lost ones included
-    skipped_turns: int  # over all rows, see Encoded
-    straddled_turns: int
-    max_length: int | None  # tokens
-    longest_prompt: int  # tokens
-    template: str  # name of the chat template, for messages
-    notes: list[str] = field(default_factory=list)  # sentences for the user
-
-    @property
-    def end_of_turn_id(self) -> int | None:
-        return next((r.end_of_turn_id for r in self.rows if r.end_of_turn_id is not None), None)
-
-    @property
-    def end_of_turn_trained(self) -> bool:
-        """Whether the end of the turn is trained in some row: without, no model learns to stop."""
-        return any(row.end_of_turn_trained for row in self.rows)
-
-
-@dataclass(frozen=True)
 class Segment:
     """A stretch of rendered text of which all or nothing carries loss."""
 
@@ -107,64 +85,23 @@ def encode(tokenizer: Any, messages: Sequence[Message], max_length: int | None) 
     return encoder.finish(encoder.label([messages])[0], max_length)
 
 
-def encode_all(
-    tokenizer: Any, rows: Iterable[tuple[int, Sequence[Message]]], max_length: int | None
-) -> EncodedSet:
-    """Encode (line, messages) rows; `lost` names those that truncation leaves without a label.
+def encode_rows(
+    tokenizer: Any, rows: Iterable[tuple[Line, Sequence[Message]]], max_length: int | None
+) -> Iterator[Encoded]:
+    """`encode` for each of (line, messages), in order; streams, ROWS_AT_ONCE in memory at most.
 
-    Raises RefusedError as `encode` does, naming the line; SpecError where no row is left.
+    A row that truncation leaves without a label comes too, with `supervised` 0. Raises RefusedError
+    as `encode` does, naming the line.
     """
     encoder = _Encoder(tokenizer)
-    kept: list[Encoded] = []
-    lines: list[int] = []
-    conversations: list[Sequence[Message]] = []
-    lost: list[int] = []
-    truncated = skipped = straddled = longest_prompt = 0
-    shortest_prompt: int | None = None
     for chunk in _chunks(rows):
-        for (line, messages), labelled in zip(chunk, encoder.label_rows(chunk), strict=True):
-            row = encoder.finish(labelled, max_length)
-            truncated += row.truncated
-            skipped += row.skipped_turns
-            straddled += row.straddled_turns
-            longest_prompt = max(longest_prompt, row.prompt_tokens)
-            shortest_prompt = min(shortest_prompt or row.prompt_tokens, row.prompt_tokens)
-            if row.supervised:
-                kept.append(row)
-                lines.append(line)
-                conversations.append(messages)
-            else:
-                lost.append(line)
-    if not kept and shortest_prompt is None:
-        raise SpecError([Problem("data", "data.train", "no rows to train on")])
-    if not kept:
-        raise SpecError(
-            [
-                Problem(
-                    "data",
-                    "training.max_length",
-                    f"truncation removes every answer: none of {len(lost)} rows has a token left "
-                    "to train on",
-                    f"max_length {max_length}",
-                    f"more than {longest_prompt}, the longest prompt's tokens "
-                    f"(the shortest has {shortest_prompt})",
-                )
-            ]
-        )
-    encoded = EncodedSet(
-        kept,
-        lines,
-        conversations,
-        lost,
-        truncated,
-        skipped,
-        straddled,
-        max_length,
-        longest_prompt,
-        encoder.template_name,
-    )
-    encoded.notes.extend(_notes(encoded))
-    return encoded
+        for labelled in encoder.label_rows(chunk):
+            yield encoder.finish(labelled, max_length)
+
+
+def template_name(tokenizer: Any) -> str:
+    """The chat template as messages name it."""
+    return f"the chat template of {_tokenizer_name(tokenizer)}"
 
 
 def segments(
@@ -273,7 +210,7 @@ class _Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.template_name = f"the chat template of {_tokenizer_name(tokenizer)}"
+        self.template_name = template_name(tokenizer)
         if not tokenizer.chat_template:
             raise RefusedError(
                 f"the tokenizer {_tokenizer_name(tokenizer)} has no chat template",
@@ -292,7 +229,7 @@ class _Encoder:
         self.tail_ids: dict[str, list[int]] = {}
         self.dummy, self.turn_suffix = self._probe_template()
 
-    def label_rows(self, rows: Sequence[tuple[int, Sequence[Message]]]) -> list[_Labelled]:
+    def label_rows(self, rows: Sequence[tuple[Line, Sequence[Message]]]) -> list[_Labelled]:
         """`label` for numbered rows; an error names the row it comes from."""
         try:
             return self.label([messages for _, messages in rows])
@@ -555,31 +492,18 @@ def _first_token(tokens: _Tokens, start: int) -> int | None:
 
 
 def _chunks(
-    rows: Iterable[tuple[int, Sequence[Message]]],
-) -> Iterator[list[tuple[int, Sequence[Message]]]]:
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, ROWS_AT_ONCE)):
+    rows: Iterable[tuple[Line, Sequence[Message]]],
+) -> Iterator[list[tuple[Line, Sequence[Message]]]]:
+    chunk: list[tuple[Line, Sequence[Message]]] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        characters += sum(len(message["content"]) for message in row[1])
+        if len(chunk) == ROWS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
-
-
-def _notes(encoded: EncodedSet) -> list[str]:
-    notes = []
-    if encoded.skipped_turns:
-        notes.append(
-            f"{encoded.skipped_turns} earlier assistant turns are not trained: {encoded.template} "
-            "writes them differently once others follow"
-        )
-    if encoded.straddled_turns:
-        notes.append(
-            f"in {encoded.straddled_turns} turns the first token mixes header and answer, and is "
-            "not trained"
-        )
-    if encoded.end_of_turn_id is None:
-        notes.append(
-            f"{encoded.template} ends no assistant turn with a special token: the model will not "
-            "learn to stop"
-        )
-    return notes
 
 
 def _tokenizer_name(tokenizer: Any) -> str:

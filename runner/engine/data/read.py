@@ -1,23 +1,31 @@
-"""Read rows from a data file or a hub data set, and name the exact place where one is broken.
+"""Read rows from a data file, and name the exact place where one is broken.
 
-Imports the standard library; pyarrow (parquet) and datasets (hub) only when they are needed.
+Imports the standard library; pyarrow (parquet) only when it is needed.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
+import re
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from runner.errors import Problem, RefusedError, SpecError, nearest
 
 Row = dict[str, Any]
 
 MAX_CELL_CHARACTERS = 64 * 1024 * 1024
+MAX_ROW_CHARACTERS = 256 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
+_ARRAY = "an array of objects: [{...}, {...}]"
+_BUFFER_CHARACTERS = 1 << 20
+_LOOKAHEAD = 16  # more than the longest thing but a string that JSON's grammar has: \\ud83d\\ude00
+_PARQUET_ROWS = 1000
+_DECODER = json.JSONDecoder()
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def shorten(value: object, limit: int = 80) -> str:
@@ -60,57 +68,6 @@ def read_rows(path: Path, field: str = "data.train") -> Iterator[tuple[int, Row]
         _fail(path, None, field, f"can't be read: {error.strerror or error}", cause=error)
     if not found:
         _fail(path, None, field, "the file is empty", expected="at least one row")
-
-
-def read_hub(
-    dataset_id: str, revision: str | None, config: str | None, split: str
-) -> Iterator[tuple[int, Row]]:
-    """Yield (1-based row number, row) of a data set on the Hugging Face hub, or in its cache.
-
-    Raises RefusedError where `datasets` is not installed, the hub can't be reached and the cache
-    holds no copy, or the data set, revision, config or split does not exist there.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise RefusedError(
-            f"reading {dataset_id} needs the `datasets` package", "pip install 'runner[train]'"
-        ) from error
-    what = f"{dataset_id}{'@' + revision if revision else ''}"
-    try:
-        rows = datasets.load_dataset(
-            dataset_id, name=config, split=split, revision=revision, streaming=False
-        )
-    except FileNotFoundError as error:  # datasets.DatasetNotFoundError is one
-        raise RefusedError(
-            f"the hub has no data set {what}: {shorten(str(error), 200)}",
-            "check the name and the revision; a private or gated one needs HF_TOKEN",
-        ) from error
-    except ValueError as error:
-        raise RefusedError(
-            f"{what} can't be read with config {config!r}, split {split!r}: "
-            f"{shorten(str(error), 200)}",
-            "the message lists what the data set offers",
-        ) from error
-    except Exception as error:
-        # httpx, urllib3 and hub errors share no base class: tell them by their names
-        if not _is_connection_error(error):
-            raise
-        raise RefusedError(
-            f"could not reach the hub for {what}: {shorten(str(error), 200)}",
-            "set HF_ENDPOINT to a mirror; or, with a copy in the cache, set HF_HUB_OFFLINE=1 and "
-            "HF_DATASETS_OFFLINE=1 (unset them if they are set and there is no copy); or download "
-            "the file and give its path",
-        ) from error
-    for number, row in enumerate(rows, start=1):
-        yield number, dict(row)
-
-
-def _is_connection_error(error: BaseException) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, OSError) or bool(
-        names & {"TransportError", "HTTPError", "HfHubHTTPError", "OfflineModeIsEnabled"}
-    )
 
 
 def _fail(
@@ -168,11 +125,14 @@ def _decode(path: Path, field: str, raw: bytes, line: int | None, offset: int) -
         )
 
 
-def _read_text(path: Path, field: str) -> str:
-    """The whole file's text, a byte-order mark left out."""
-    raw = path.read_bytes()
-    skipped = len(_BOM) if raw.startswith(_BOM) else 0
-    return _decode(path, field, raw[skipped:], None, skipped)
+def _fail_decoding(path: Path, field: str) -> NoReturn:
+    """Name the first byte of the file that is not UTF-8, which a buffered reader can't."""
+    offset = 0
+    with path.open("rb") as stream:
+        for line, raw in enumerate(stream, start=1):
+            _decode(path, field, raw, line, offset)
+            offset += len(raw)
+    raise AssertionError(f"{path} is UTF-8 after all")
 
 
 def _read_jsonl(path: Path, field: str) -> Iterator[tuple[int, Row]]:
@@ -211,53 +171,147 @@ def _read_jsonl(path: Path, field: str) -> Iterator[tuple[int, Row]]:
 
 
 def _read_json(path: Path, field: str) -> Iterator[tuple[int, Row]]:
-    text = _read_text(path, field)
-    if not text.strip():
-        return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        # objects one after the other are .jsonl under the wrong name
-        many = error.msg == "Extra data" and text.lstrip().startswith("{")
-        lines = text.split("\n")
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        try:
+            yield from _Array(path, field, stream).rows()
+        except UnicodeDecodeError:
+            _fail_decoding(path, field)
+
+
+class _Array:
+    """The objects of a JSON array, decoded one by one from a buffer of some rows."""
+
+    def __init__(self, path: Path, field: str, stream: TextIO) -> None:
+        self._path, self._field, self._stream = path, field, stream
+        self._text = ""
+        self._at = 0  # what is before it in the buffer is done with
+        self._ended = False  # the buffer holds the rest of the file
+        self._line, self._column = 1, 1  # where the buffer begins, 1-based
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """(1-based row number, row); SpecError at the first place that is no array of objects."""
+        first = self._next()
+        if not first:
+            return
+        if first != "[":
+            self._fail_other_than_array()
+        self._at += 1
+        if self._next() == "]":
+            self._at += 1
+        else:
+            for number in count(1):
+                value = self._value()
+                if not isinstance(value, dict):
+                    _fail(
+                        self._path,
+                        number,
+                        self._field,
+                        f"row {number} is {_kind(value)}, not an object",
+                        value=value,
+                        expected=_ARRAY,
+                    )
+                yield number, value
+                if (mark := self._next()) == "]":
+                    self._at += 1
+                    break
+                if mark != ",":
+                    self._fail_at("Expecting ',' delimiter", self._at)
+                self._at += 1
+                self._next()
+        if self._next():
+            self._fail_at("Extra data", self._at)
+
+    def _more(self) -> None:
+        """Read on, as much again as is kept: a long row is looked at few times."""
+        done = self._text[: self._at]
+        lines = done.count("\n")
+        self._line += lines
+        self._column = len(done) - done.rfind("\n") if lines else self._column + len(done)
+        kept = len(self._text) - self._at
+        if kept > MAX_ROW_CHARACTERS:
+            self._fail_at(f"one row has over {MAX_ROW_CHARACTERS:,} characters", self._at)
+        added = self._stream.read(max(kept, _BUFFER_CHARACTERS))
+        self._text, self._at = self._text[self._at :] + added, 0
+        self._ended = not added
+
+    def _next(self) -> str:
+        """The next character that is no white space, not taken; empty at the end of the file."""
+        while True:
+            found = _JSON_SPACE.match(self._text, self._at)
+            assert found is not None  # noqa: S101 - the pattern matches nothing too
+            self._at = found.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._ended:
+                return ""
+            self._more()
+
+    def _value(self) -> Any:
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                # only what stands well before the buffer's end is wrong whatever comes behind it
+                open_ended = error.msg.startswith("Unterminated string")
+                if self._ended or not (open_ended or error.pos > len(self._text) - _LOOKAHEAD):
+                    self._fail_at(error.msg, error.pos)
+            except RecursionError as error:
+                line = self._place(self._at)[0]
+                _fail(
+                    self._path,
+                    line,
+                    self._field,
+                    f"line {line} is not JSON: nested too deeply",
+                    expected="an array of objects",
+                    cause=error,
+                )
+            else:
+                if self._ended or end < len(self._text):
+                    self._at = end
+                    return value
+            self._more()
+
+    def _place(self, at: int) -> tuple[int, int]:
+        """Line and column in the file, both 1-based, of a place in the buffer."""
+        lines = self._text.count("\n", 0, at)
+        if lines:
+            return self._line + lines, at - self._text.rfind("\n", 0, at)
+        return self._line, self._column + at
+
+    def _fail_at(self, message: str, at: int, near: str | None = None) -> NoReturn:
+        line, column = self._place(at)
+        start = self._text.rfind("\n", 0, at) + 1
+        end = self._text.find("\n", at)
+        shown = self._text[start : end if end >= 0 else start + 400].strip()
         _fail(
-            path,
-            error.lineno,
-            field,
-            f"line {error.lineno} is not JSON: {_reason(error)}",
-            value=lines[error.lineno - 1].strip() if error.lineno <= len(lines) else None,
+            self._path,
+            line,
+            self._field,
+            f"line {line} is not JSON: {message} at column {column}",
+            value=shown,
             expected="an array of objects",
-            near=f"{path.stem}.jsonl (one object on each line)" if many else None,
-            cause=error,
+            near=near,
         )
-    except RecursionError as error:
-        _fail(path, 1, field, "nested too deeply", expected="an array of objects", cause=error)
-    if not isinstance(rows, list):
-        held = (
-            nearest("data", [k for k, v in rows.items() if isinstance(v, list)])
-            if (isinstance(rows, dict))
-            else None
-        )
+
+    def _fail_other_than_array(self) -> NoReturn:
+        value = self._value()
+        if self._next():
+            # objects one after the other are .jsonl under the wrong name
+            many = isinstance(value, dict)
+            near = f"{self._path.stem}.jsonl (one object on each line)" if many else None
+            self._fail_at("Extra data", self._at, near)
+        held = None
+        if isinstance(value, dict):
+            held = nearest("data", [key for key, inner in value.items() if isinstance(inner, list)])
         _fail(
-            path,
+            self._path,
             1,
-            field,
-            f"the file holds {_kind(rows)}, not an array of objects",
-            value=sorted(rows)[:8] if isinstance(rows, dict) else rows,
-            expected="an array of objects: [{...}, {...}]",
+            self._field,
+            f"the file holds {_kind(value)}, not an array of objects",
+            value=sorted(value)[:8] if isinstance(value, dict) else value,
+            expected=_ARRAY,
             near=f"the array under its key {held!r}" if held else None,
         )
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            _fail(
-                path,
-                number,
-                field,
-                f"row {number} is {_kind(row)}, not an object",
-                value=row,
-                expected="an array of objects: [{...}, {...}]",
-            )
-        yield number, row
 
 
 def _read_csv(path: Path, field: str) -> Iterator[tuple[int, Row]]:
@@ -269,53 +323,57 @@ def _read_tsv(path: Path, field: str) -> Iterator[tuple[int, Row]]:
 
 
 def _read_table(path: Path, field: str, delimiter: str) -> Iterator[tuple[int, Row]]:
-    text = _read_text(path, field)
-    if not text.strip():
-        return
     # the module's limit of 128 KiB a cell is a process-wide setting: long documents exceed it
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_CHARACTERS))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            _fail(
-                path,
-                line,
-                field,
-                f"the row at line {line} is broken: {error}",
-                expected='cells with quotes inside written as ""',
-                cause=error,
-            )
-        if cells is None:
-            return
-        if header is None:
-            header = cells
-            names = [name.strip() for name in header]
-            if len(set(names)) != len(names) or "" in names:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        while True:
+            try:
+                cells = next(reader, None)
+            except UnicodeDecodeError:
+                _fail_decoding(path, field)
+            except csv.Error as error:
                 _fail(
                     path,
                     line,
                     field,
-                    "the header has an empty name or one name twice",
-                    value=delimiter.join(header),
-                    expected="one distinct name for each column",
+                    f"the row at line {line} is broken: {error}",
+                    expected='cells with quotes inside written as ""',
+                    cause=error,
                 )
-            header = names
-        elif cells:  # a blank line is no row
-            if len(cells) != len(header):
-                _fail(
-                    path,
-                    line,
-                    field,
-                    f"the row at line {line} has {len(cells)} cells, the header {len(header)}",
-                    value=delimiter.join(cells),
-                    expected=f"{len(header)} cells: {', '.join(header)}",
-                )
-            yield line, dict(zip(header, cells, strict=True))
-        line = reader.line_num + 1
+            if cells is None:
+                return
+            if header is None:
+                if any(cell.strip() for cell in cells):
+                    header = _header(path, line, field, cells, delimiter)
+            elif cells:  # a blank line is no row
+                if len(cells) != len(header):
+                    _fail(
+                        path,
+                        line,
+                        field,
+                        f"the row at line {line} has {len(cells)} cells, the header {len(header)}",
+                        value=delimiter.join(cells),
+                        expected=f"{len(header)} cells: {', '.join(header)}",
+                    )
+                yield line, dict(zip(header, cells, strict=True))
+            line = reader.line_num + 1
+
+
+def _header(path: Path, line: int, field: str, cells: list[str], delimiter: str) -> list[str]:
+    names = [name.strip() for name in cells]
+    if len(set(names)) != len(names) or "" in names:
+        _fail(
+            path,
+            line,
+            field,
+            "the header has an empty name or one name twice",
+            value=delimiter.join(cells),
+            expected="one distinct name for each column",
+        )
+    return names
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[tuple[int, Row]]:
@@ -330,8 +388,9 @@ def _read_parquet(path: Path, field: str) -> Iterator[tuple[int, Row]]:
         ) from error
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches():
+        # pages are read as they are needed, not a row group's columns at once
+        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as table:
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

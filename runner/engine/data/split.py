@@ -1,54 +1,95 @@
-"""Split rows into train and eval by their content. Pure; imports only the standard library."""
+"""Which rows are held out: how many of each stratum, and which. Pure; standard library only."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from math import floor
+from typing import TypeVar
+
+Key = TypeVar("Key")
+
+EVAL, TEST = 1, 2
 
 
-def content_key(value: object) -> str:
-    """A key that is equal for equal JSON values (a row, its messages), in any process."""
-    canonical = json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+def allot(sizes: Mapping[str, int], eval_share: float, test_share: float) -> dict[str, list[int]]:
+    """Rows of each stratum for [eval, test]; what is left over trains.
 
+    Each of the three sides gets its share of a stratum rounded down or up, never further off. Which
+    of the two follows from the largest remainders, so that the whole eval side has
+    `round(eval_share * rows)` rows, and the test side as near to its own share as that allows. A
+    side that rounding leaves without a row, training before all, gets one where one can be spared.
 
-def split(
-    keys: Sequence[str], fraction_eval: float, seed: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Indices (train, eval), each ascending; every index of `keys` is in exactly one of them.
-
-    Rows with the same key stay on the same side. Which side depends on nothing but the keys,
-    `fraction_eval` and `seed`: rows in another order give the same contents on each side. The eval
-    side gets `round(fraction_eval * len(keys))` rows where duplicates allow it; where
-    `fraction_eval` is above zero and at least two keys differ, both sides get at least one row.
-    With a single distinct key nothing can be held out, and eval is empty.
-
-    Raises ValueError unless 0 <= fraction_eval < 1.
+    Raises ValueError unless both shares are at least 0 and together below 1.
     """
-    if not 0 <= fraction_eval < 1:
-        raise ValueError(f"fraction_eval must be at least 0 and below 1, not {fraction_eval}")
-    groups: dict[str, int] = {}
-    for key in keys:
-        groups[key] = groups.get(key, 0) + 1
-    held_out: set[str] = set()
-    if fraction_eval > 0 and len(groups) >= 2:
-        ranked = sorted(groups, key=lambda key: (_rank(key, seed), key))
-        # the last group always trains
-        target = min(max(1, round(fraction_eval * len(keys))), len(keys) - groups[ranked[-1]])
-        room = target
-        for key in ranked[:-1]:
-            if groups[key] <= room:
-                held_out.add(key)
-                room -= groups[key]
-        if not held_out:  # every group is larger than the target: one row is worth more than none
-            held_out.add(min(ranked[:-1], key=lambda key: groups[key]))
-    train = tuple(i for i, key in enumerate(keys) if key not in held_out)
-    evaluation = tuple(i for i, key in enumerate(keys) if key in held_out)
-    return train, evaluation
+    shares = (Fraction(str(eval_share)), Fraction(str(test_share)))
+    if min(shares) < 0 or sum(shares) >= 1:
+        raise ValueError(f"shares must be at least 0 and below 1 together, not {shares}")
+    total = sum(sizes.values())
+    names = sorted(sizes)
+    parts = {name: [floor(size * share) for share in shares] for name, size in sizes.items()}
+    rest = {name: [size * share % 1 for share in shares] for name, size in sizes.items()}
+
+    def largest_first(side: int, among: Iterable[str]) -> list[str]:
+        return sorted(among, key=lambda name: (-rest[name][side], name))
+
+    extra = round(total * shares[0]) - sum(part[0] for part in parts.values())
+    up = set(largest_first(0, (name for name in names if rest[name][0]))[:extra])
+    for name in up:
+        parts[name][0] += 1
+    wanted = round(total * shares[1])
+    free = []
+    for name in names:
+        # the remainders of eval, test and train add up to 0, 1 or 2 rows: that many are rounded up
+        held = sum(rest[name])
+        train = -held % 1
+        ups = int(held + train) - (name in up)
+        candidates = [rest[name][1] > 0, train > 0]
+        if ups >= 2 or (ups == 1 and candidates == [True, False]):
+            parts[name][1] += 1
+        elif ups == 1 and all(candidates):
+            free.append(name)
+    missing = wanted - sum(part[1] for part in parts.values())
+    for name in largest_first(1, free)[: max(0, missing)]:
+        parts[name][1] += 1
+    _none_empty(parts, sizes, shares)
+    return parts
 
 
-def _rank(key: str, seed: int) -> bytes:
-    """Where a key stands in the order drawn by `seed`; built on no process-local hash()."""
-    raw = f"{seed}\0{key}".encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(raw, digest_size=16).digest()
+def draw(groups: Iterable[tuple[Key, int]], rooms: list[int]) -> Iterator[tuple[Key, int]]:
+    """(key, EVAL or TEST) of the groups held out of one stratum.
+
+    Args:
+        groups: each group of rows that have to stay together and its size, in drawn order.
+        rooms: rows wanted for [eval, test]; what is left in it at the end found no group that fits.
+
+    Groups are read no further than needed. A larger room for eval holds all of a smaller one.
+    """
+    if not any(rooms):
+        return
+    for key, size in groups:
+        for index, side in ((0, EVAL), (1, TEST)):
+            if size <= rooms[index]:
+                rooms[index] -= size
+                yield key, side
+                break
+        if not any(rooms):
+            return
+
+
+def _none_empty(
+    parts: dict[str, list[int]], sizes: Mapping[str, int], shares: tuple[Fraction, ...]
+) -> None:
+    """Give a row to a side that is asked for and has none; before all, one to training."""
+    spare = {name: sizes[name] - sum(parts[name]) for name in sorted(parts)}
+    if parts and not any(spare.values()):
+        name = max(spare, key=lambda name: sizes[name])
+        side = TEST - 1 if parts[name][TEST - 1] else EVAL - 1
+        parts[name][side] -= 1
+        spare[name] += 1
+    for side, share in enumerate(shares):
+        if share and spare and not any(part[side] for part in parts.values()):
+            name = max(spare, key=lambda name: spare[name])
+            if spare[name] > 1:
+                parts[name][side] += 1
+                spare[name] -= 1

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from runner.engine.data.audit import audit
-from runner.engine.data.formats import FormatOptions, Message, convert_rows
-from runner.engine.data.masks import encode_all
+from runner.engine.data.audit import Audit, Tally, sample, sample_places
+from runner.engine.data.audit import audit as audit_of
+from runner.engine.data.formats import Converter, FormatOptions, Message, convert_rows
+from runner.engine.data.masks import Encoded, encode_rows
 from runner.engine.data.read import read_rows
 
 Tokenizers = Callable[..., Any]  # a fixture that makes one
@@ -17,6 +18,38 @@ Tokenizers = Callable[..., Any]  # a fixture that makes one
 
 def chat(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+class Set:
+    """Rows encoded and counted, as the engine does it on disk."""
+
+    def __init__(self, tokenizer: Any, rows: Any, max_length: int | None) -> None:
+        rows = list(rows)
+        self.tally = Tally(max_length)
+        encoded = encode_rows(tokenizer, rows, max_length)
+        self.kept: list[tuple[int, list[Message], Encoded]] = [
+            (line, messages, row)
+            for (line, messages), row in zip(rows, encoded, strict=True)
+            if self.tally.add(line, row)
+        ]
+
+    @property
+    def rows(self) -> list[Encoded]:
+        return [row for _, _, row in self.kept]
+
+
+def encode_all(tokenizer: Any, rows: Any, max_length: int | None) -> Set:
+    return Set(tokenizer, rows, max_length)
+
+
+def audit(tokenizer: Any, encoded: Set, samples: int = 3) -> Audit:
+    places = sample_places(encoded.tally.rows, encoded.tally.longest_at, samples)
+    shown = [
+        sample(tokenizer, line, messages, encoded.tally.max_length, row.input_ids)
+        for line, messages, row in (encoded.kept[place] for place in places)
+    ]
+    assert Tally.from_record(json.loads(json.dumps(encoded.tally.record()))) == encoded.tally
+    return audit_of(tokenizer, encoded.tally, shown)
 
 
 def test_the_figures_of_a_small_set(tiny_tokenizer: Tokenizers) -> None:
@@ -96,14 +129,15 @@ def test_samples_are_as_many_as_asked_and_hold_the_longest(
 def test_the_record_of_real_rows(shared: Path, real_tokenizer: Any) -> None:
     rows = list(read_rows(shared / "data" / "chnsenticorp_dev.jsonl"))
     options = FormatOptions(prompt="好评还是差评？\n{text}", labels={"0": "差评", "1": "好评"})
-    converted = convert_rows(rows, "text_label", options)
-    encoded = encode_all(real_tokenizer, converted.rows, 256)
+    converted = convert_rows(rows, Converter("text_label", options))
+    conversations = [(line, made.messages) for line, _, made in converted if made is not None]
+    encoded = encode_all(real_tokenizer, conversations, 256)
     record = audit(real_tokenizer, encoded).to_record()
     assert json.loads(json.dumps(record)) == record
     assert record["schema_version"] == 1
     assert record["rows"] + record["lost"]["rows"] == 805
     assert 0 < record["supervised_share"] < 0.5
     assert record["end_of_turn"]["trained"]
-    for sample in record["samples"]:
-        trained = "".join(text for text, is_trained in sample["segments"] if is_trained)
+    for shown in record["samples"]:
+        trained = "".join(text for text, is_trained in shown["segments"] if is_trained)
         assert trained.strip().removesuffix(real_tokenizer.eos_token) in ("差评", "好评")

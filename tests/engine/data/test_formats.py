@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,19 +8,43 @@ import pytest
 
 from runner.engine.data.formats import (
     FORMATS,
+    GENERAL_QUESTIONS,
+    Conversation,
+    Converter,
     Format,
     FormatOptions,
+    Message,
     convert_rows,
     detect,
-    to_messages,
 )
+from runner.engine.data.llava import read_questions
 from runner.engine.data.read import read_rows
 from runner.errors import Problem, SpecError
 
 NONE = FormatOptions()
+VISION = FormatOptions(vision=True)
 SENTIMENT = FormatOptions(
     prompt="Positive or negative?\n{text}", labels={"0": "negative", "1": "positive"}
 )
+
+
+def to_conversation(
+    row: Any, format_: Format, options: FormatOptions, number: int = 7
+) -> Conversation:
+    return Converter(format_, options, source="d.jsonl").convert(number, row)
+
+
+def to_messages(row: Any, format_: Format, options: FormatOptions) -> list[Message]:
+    return to_conversation(row, format_, options).messages
+
+
+def convert(
+    rows: Any, format_: Format, options: FormatOptions
+) -> tuple[dict[int, Conversation], list[int]]:
+    """Conversations by row number, and the numbers of the rows with an empty answer."""
+    found = list(convert_rows(rows, Converter(format_, options, source="d.json")))
+    kept = {number: conversation for number, _, conversation in found if conversation is not None}
+    return kept, [number for number, _, conversation in found if conversation is None]
 
 
 def turns(*pairs: str) -> list[dict[str, str]]:
@@ -29,7 +54,7 @@ def turns(*pairs: str) -> list[dict[str, str]]:
 
 def problem_of(row: Any, format_: Format, options: FormatOptions = NONE) -> Problem:
     with pytest.raises(SpecError) as caught:
-        to_messages(row, format_, options, where="d.jsonl:7")
+        to_messages(row, format_, options)
     assert len(caught.value.problems) == 1
     return caught.value.problems[0]
 
@@ -145,7 +170,7 @@ def test_a_prompt_without_its_text_is_refused() -> None:
     problem = problem_of({"text": "x", "label": "a"}, "text_label", options)
     assert problem.field == "data.prompt"
     with pytest.raises(SpecError) as caught:
-        convert_rows([(1, {"text": "x", "label": "a"})] * 3, "text_label", options)
+        convert([(1, {"text": "x", "label": "a"})] * 3, "text_label", options)
     assert len(caught.value.problems) == 1
 
 
@@ -199,15 +224,15 @@ def test_empty_answers_are_dropped_and_named() -> None:
         (5, {"instruction": "q", "output": "", "history": [["x", "y"]]}),
         (6, {"instruction": "q", "output": "a", "history": [["x", ""]]}),
     ]
-    converted = convert_rows(rows, "alpaca", NONE)
-    assert [number for number, _ in converted.rows] == [2]
-    assert converted.dropped_empty == [3, 5, 6]
+    kept, empty = convert(rows, "alpaca", NONE)
+    assert list(kept) == [2]
+    assert empty == [3, 5, 6]
 
 
 def test_several_bad_rows_are_reported_together() -> None:
     rows = [(n, {"instruction": "q", "output": None}) for n in range(1, 20)]
     with pytest.raises(SpecError) as caught:
-        convert_rows(rows, "alpaca", NONE, source="d.json")
+        convert(rows, "alpaca", NONE)
     assert [p.where for p in caught.value.problems] == [f"d.json:{n}" for n in range(1, 6)]
 
 
@@ -220,7 +245,9 @@ def test_several_bad_rows_are_reported_together() -> None:
         ("lora_identity.jsonl", "conversations", NONE),
         ("medical_minimind_800.jsonl", "conversations", NONE),
         ("chnsenticorp_dev.jsonl", "text_label", SENTIMENT),
-        ("mllm_demo.json", "messages", NONE),
+        ("mllm_demo.json", "messages", VISION),
+        ("mgm_200/data.llava.json", "conversations", VISION),
+        ("mgm_200/data.jsonl", "data_juicer", VISION),
     ],
 )
 def test_real_files_are_recognised_and_converted(
@@ -228,11 +255,113 @@ def test_real_files_are_recognised_and_converted(
 ) -> None:
     rows = list(read_rows(shared / "data" / name))
     assert detect([row for _, row in rows[:100]]).format == format_
-    converted = convert_rows(rows, format_, options)
-    assert len(converted.rows) + len(converted.dropped_empty) == len(rows)
-    assert len(converted.rows) > 0.99 * len(rows)
-    assert not options.placeholders or "{{" not in str(converted.rows)
+    kept, empty = convert(rows, format_, options)
+    assert len(kept) + len(empty) == len(rows)
+    assert len(kept) > 0.99 * len(rows)
+    assert not options.placeholders or "{{" not in str(kept)
 
 
 def test_every_format_has_its_keys() -> None:
-    assert FORMATS == ("messages", "conversations", "alpaca", "text_label")
+    assert FORMATS == ("messages", "conversations", "alpaca", "text_label", "data_juicer")
+
+
+SEEN = turns("user: <image>who?", "assistant: a", "user: and <image>?", "assistant: b")
+
+
+@pytest.mark.parametrize(
+    ("format_", "row", "images"),
+    [
+        ("messages", {"messages": SEEN, "images": ["a.jpg", "b.jpg"]}, ("a.jpg", "b.jpg")),
+        ("messages", {"messages": QA}, ()),
+        ("messages", {"messages": QA, "images": None, "image": ""}, ()),
+        ("conversations", {"conversations": SEEN[:2], "image": "a.jpg"}, ("a.jpg",)),
+        ("conversations", {"conversations": SEEN, "image": ["a.jpg", "b.jpg"]},
+         ("a.jpg", "b.jpg")),
+    ],
+)  # fmt: skip
+def test_images_come_with_their_marks(format_: Format, row: Any, images: tuple[str, ...]) -> None:
+    assert to_conversation(row, format_, VISION).images == images
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "where", "words"),
+    [
+        ({"messages": SEEN, "images": ["a.jpg"]}, VISION, "images", "2 <image> in the text for 1"),
+        ({"messages": QA, "images": ["a.jpg"]}, VISION, "images", "0 <image> in the text for 1"),
+        ({"messages": SEEN}, VISION, "images", "2 <image> in the text for 0"),
+        ({"messages": QA, "videos": ["a.mp4"]}, VISION, "videos", "not supported"),
+        ({"messages": QA, "image": "a", "images": ["b"]}, VISION, "images", "beside image"),
+        ({"messages": QA, "images": [{"bytes": "x"}]}, VISION, "images", "image paths"),
+        ({"messages": QA, "images": "a.jpg"}, VISION, "images", "image paths"),
+        ({"messages": QA, "images": ["a.jpg"]}, NONE, "images", "text model"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(
+    row: Any, options: FormatOptions, where: str, words: str
+) -> None:
+    problem = problem_of(row, "messages", options)
+    assert problem.field.endswith(where)
+    assert words in problem.problem
+
+
+def captioned(text: str, **more: Any) -> dict[str, Any]:
+    return {"id": "7", "text": text, "images": ["a.jpg"], **more}
+
+
+def test_a_caption_answers_the_question_of_its_id() -> None:
+    row = captioned("<__dj__image>\na cat <|__dj__eoc|>")
+    asked = FormatOptions(vision=True, questions={"7": "What is it?\n<image>"})
+    conversation = to_conversation(row, "data_juicer", asked)
+    assert conversation.messages == turns("user: What is it?\n<image>", "assistant: a cat")
+    assert conversation.images == ("a.jpg",)
+    general = {
+        to_messages(row | {"id": n}, "data_juicer", VISION)[0]["content"] for n in range(100)
+    }
+    assert general == {f"<image>\n{question}" for question in GENERAL_QUESTIONS}
+    assert to_messages(row, "data_juicer", VISION) == to_messages(row, "data_juicer", VISION)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (captioned("<__dj__image> a", images=["a", "b"]), "2 images and 1"),
+        (captioned("<__dj__image> a", images=[]), "0 images and 1"),
+        (captioned("<__dj__image> a <__dj__image>"), "1 images and 2"),
+        (captioned("a cat"), "1 images and 0"),
+        (captioned("<__dj__image> a <|__dj__eoc|> <b> <|__dj__eoc|>"), "goes on behind"),
+        (captioned("<__dj__image> <__dj__video> a"), "holds <__dj__video>"),
+        (captioned("<__dj__image> a", id=None), "not an id"),
+        (captioned("<__dj__image> a", id="8"), "no question"),
+    ],
+)
+def test_captions_that_cannot_be_asked_for_are_refused(row: Any, words: str) -> None:
+    asked = FormatOptions(vision=True, questions={"7": "<image>?"})
+    assert words in problem_of(row, "data_juicer", asked).problem
+
+
+def test_questions_are_the_first_human_turns(tmp_path: Path) -> None:
+    def write(*rows: Any) -> Path:
+        path = tmp_path / "stage_1.json"
+        path.write_text(json.dumps(rows))
+        return path
+
+    row = {"id": 3, "conversations": [{"from": "human", "value": "<image>\nWhat?"}]}
+    assert read_questions(write(row)) == {"3": "<image>\nWhat?"}
+    other = {**row, "conversations": [{"from": "human", "value": "<image>\nWho?"}]}
+    for wrong, words in (
+        ([row, other], "another question"),
+        ([{"conversations": row["conversations"]}], "no id"),
+        ([{"id": 3, "conversations": [{"from": "gpt", "value": "x"}]}], "not a human"),
+        ([{"id": 3, "conversations": [{"from": "human", "value": "x"}]}], "not about one image"),
+    ):
+        with pytest.raises(SpecError, match=words):
+            read_questions(write(*wrong))
+
+
+def test_real_captions_become_the_conversations_they_were(shared: Path) -> None:
+    folder = shared / "data" / "mgm_200"
+    options = FormatOptions(vision=True, questions=read_questions(folder / "data.llava.json"))
+    made, _ = convert(read_rows(folder / "data.jsonl"), "data_juicer", options)
+    known, _ = convert(read_rows(folder / "data.llava.json"), "conversations", VISION)
+    assert len(made) == 200
+    assert made == known

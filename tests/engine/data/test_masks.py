@@ -9,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.engine.data.formats import FormatOptions, Message, convert_rows, detect
+from runner.engine.data.audit import Tally
+from runner.engine.data.formats import Converter, FormatOptions, Message, convert_rows, detect
 from runner.engine.data.masks import (
     IGNORED_LABEL,
     Encoded,
     encode,
-    encode_all,
+    encode_rows,
     end_of_turn_ids,
     ensure_chat_template,
     segments,
@@ -29,6 +30,26 @@ CHATML = (
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+
+class Set:
+    """Rows encoded and counted; those kept, with their lines."""
+
+    def __init__(self, tokenizer: Any, rows: Any, max_length: int | None) -> None:
+        rows = list(rows)
+        self.tally = Tally(max_length)
+        self.rows: list[Encoded] = []
+        self.lines: list[int] = []
+        for (line, _), row in zip(rows, encode_rows(tokenizer, rows, max_length), strict=True):
+            if self.tally.add(line, row):
+                self.rows.append(row)
+                self.lines.append(line)
+        self.tally.require_rows()
+        self.notes = self.tally.notes("the template")
+
+
+def encode_all(tokenizer: Any, rows: Any, max_length: int | None) -> Set:
+    return Set(tokenizer, rows, max_length)
 
 
 def chat(*contents: str, system: str | None = None) -> list[Message]:
@@ -205,7 +226,7 @@ def test_turns_the_template_rewrites_are_skipped_and_counted(tiny_tokenizer: Tok
     tokenizer = tiny_tokenizer(FORGETS_THINKING)
     encoded = encode_all(tokenizer, [(1, chat("a", "b", "c", "d")), (2, chat("a", "b"))], None)
     assert [row.turns for row in encoded.rows] == [1, 1]
-    assert encoded.skipped_turns == 1
+    assert encoded.tally.skipped_turns == 1
     assert "1 earlier assistant turns are not trained" in encoded.notes[0]
     thinking = "<think>\n\n</think>\n\n"
     assert trained_texts(tokenizer, chat("a", "b", "c", "d")) == [f"{thinking}d<|im_end|>"]
@@ -240,8 +261,8 @@ def test_a_template_without_an_end_of_turn_says_so(tiny_tokenizer: Tokenizers) -
     )
     tokenizer = tiny_tokenizer(template)
     encoded = encode_all(tokenizer, [(1, chat("a", "b<|im_end|>c", "d", "e"))], None)
-    assert encoded.end_of_turn_id is None
-    assert not encoded.end_of_turn_trained
+    assert encoded.tally.end_of_turn_id is None
+    assert not encoded.tally.ended
     assert "will not learn to stop" in encoded.notes[-1]
     assert trained_texts(tokenizer, chat("a", "b<|im_end|>c", "d", "e")) == [
         "b<|im_end|>c\n",
@@ -306,7 +327,7 @@ def test_a_token_that_cannot_be_parted_is_left_out_and_counted(load_tokenizer: T
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     encoded = encode_all(tokenizer, [(1, chat("Hi", "the cat"))], None)
-    assert encoded.straddled_turns == 1
+    assert encoded.tally.straddled_turns == 1
     assert "in 1 turns the first token mixes header and answer" in encoded.notes[0]
     assert trained_texts(tokenizer, chat("Hi", "the cat")) == [" cat</s>"]
 
@@ -349,16 +370,15 @@ def test_rows_that_truncation_empties_are_named(tiny_tokenizer: Tokenizers) -> N
     rows = [(4, chat("q", "a")), (8, chat("q" * 500, "a")), (9, chat("q", "a" * 500))]
     encoded = encode_all(tokenizer, rows, 100)
     assert encoded.lines == [4, 9]
-    assert encoded.lost == [8]
-    assert encoded.truncated_count == 2
-    assert encoded.longest_prompt > 500
-    assert len(encoded.rows) == len(encoded.messages) == 2
+    assert encoded.tally.lost_lines == [8]
+    assert encoded.tally.truncated == 2
+    assert encoded.tally.longest_prompt > 500
     with pytest.raises(SpecError) as caught:
         encode_all(tokenizer, rows, 5)
     problem = caught.value.problems[0]
     assert problem.field == "training.max_length"
     assert problem.value == "max_length 5"
-    assert str(encoded.longest_prompt) in str(problem.expected)
+    assert str(encoded.tally.longest_prompt) in str(problem.expected)
     with pytest.raises(SpecError, match="no rows"):
         encode_all(tokenizer, [], 5)
 
@@ -372,7 +392,7 @@ def test_many_rows_are_the_same_as_one_by_one(tiny_tokenizer: Tokenizers) -> Non
         row = encode(tokenizer, messages, 60)
         assert kept.get(line, row) == row
         assert (line in kept) == (row.supervised > 0)
-    assert sorted([*kept, *encoded.lost]) == [line for line, _ in rows]
+    assert len(kept) + encoded.tally.lost == len(rows)
 
 
 def test_a_missing_template_is_replaced_in_words(tiny_tokenizer: Tokenizers) -> None:
@@ -414,9 +434,9 @@ def test_a_slow_tokenizer_is_refused() -> None:
 def test_real_rows(shared: Path, real_tokenizer: Any, name: str) -> None:
     rows = list(read_rows(shared / "data" / name))[:300]
     found = detect([row for _, row in rows])
-    converted = convert_rows(rows, found.format, FormatOptions())
-    encoded = encode_all(real_tokenizer, converted.rows, None)
-    assert not encoded.lost
-    assert len(encoded.rows) == len(converted.rows)
-    for row, messages in list(zip(encoded.rows, encoded.messages, strict=True))[::10]:
+    converted = convert_rows(rows, Converter(found.format, FormatOptions()))
+    conversations = [(line, made.messages) for line, _, made in converted if made is not None]
+    encoded = encode_all(real_tokenizer, conversations, None)
+    assert encoded.lines == [line for line, _ in conversations]
+    for row, (_, messages) in list(zip(encoded.rows, conversations, strict=True))[::10]:
         assert_last_turn_is_what_the_model_must_write(real_tokenizer, list(messages), row)

@@ -3,13 +3,16 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import tracemalloc
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner.engine.data.read import read_hub, read_rows, shorten
+from runner.engine.data import read
+from runner.engine.data.hub import read_hub
+from runner.engine.data.read import read_rows, shorten
 from runner.errors import Problem, RefusedError, SpecError
 
 ROWS = [{"text": '你好, "quoted"\nnext line', "label": "a"}, {"text": "b 🤖", "label": "c"}]
@@ -65,6 +68,83 @@ def test_numbers_are_lines_or_rows(tmp_path: Path) -> None:
     assert [n for n, _ in read_rows(table)] == [2, 5]
     array = write(tmp_path / "a.json", '[\n\n{"a": 1},\n{"a": 2}]')
     assert [n for n, _ in read_rows(array)] == [1, 2]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_an_array_is_read_through_a_small_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, ascii_only: bool
+) -> None:
+    rows = [{"a": n, "b": ["🤖 x", None, True, -1.5e-7], "c": {}} for n in range(20)] + ROWS
+    path = write(tmp_path / "a.json", " \r\n" + json.dumps(rows, ensure_ascii=ascii_only, indent=2))
+    monkeypatch.setattr(read, "_BUFFER_CHARACTERS", size)
+    assert [row for _, row in read_rows(path)] == rows
+
+
+@pytest.mark.parametrize("size", [1, 16, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[\n {"a": 1},\n {"a" 2}\n]', "line 3 is not JSON: Expecting ':' delimiter at column 7"),
+        ('[\n{"a": 1}\n{"a": 2}]', "line 3 is not JSON: Expecting ',' delimiter at column 1"),
+        ('[{"a": 1},]', "line 1 is not JSON: Expecting value at column 11"),
+        ('[{"a": 1}\n] \n x', "line 3 is not JSON: Extra data at column 2"),
+        (
+            '[{"a": 1},\n{"a": "b]\n',
+            "line 2 is not JSON: Invalid control character at at column 10",
+        ),
+        ('[{"a": 1}, {"a": "b', "line 1 is not JSON: Unterminated string starting at at column 18"),
+    ],
+)
+def test_a_broken_array_is_named_to_the_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, content: str, words: str
+) -> None:
+    monkeypatch.setattr(read, "_BUFFER_CHARACTERS", size)
+    path = write(tmp_path / "a.json", content)
+    problem = problem_of(path)
+    assert problem.problem == words
+    assert problem.where == f"{path}:{words.split()[1]}"
+    assert str(problem.value) in content
+    with pytest.raises(json.JSONDecodeError) as whole:  # as when the file is parsed at once
+        json.loads(content)
+    assert words == f"line {whole.value.lineno} is not JSON: {whole.value.msg} at column " + str(
+        whole.value.colno
+    )
+
+
+def test_rows_of_an_array_come_before_it_ends(tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "a.json", '[{"a": 1}, {"a": 2}, oops'))
+    assert next(rows) == (1, {"a": 1})
+    assert next(rows) == (2, {"a": 2})
+    with pytest.raises(SpecError):
+        next(rows)
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
+def test_large_files_are_read_in_little_memory(tmp_path: Path, kind: str) -> None:
+    path, text = tmp_path / f"a.{kind}", "x" * 1000
+    count = 30_000  # 30 MB
+    if kind == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet.write_table(pyarrow.table({"a": [f"{n}{text}" for n in range(count)]}), path)
+    else:
+        opening, line, between, closing = {
+            "json": ("[", '{{"a": "{}{}"}}', ",\n", "]"),
+            "jsonl": ("", '{{"a": "{}{}"}}', "\n", ""),
+            "csv": ("a\n", "{}{}", "\n", ""),
+        }[kind]
+        with path.open("w") as stream:
+            stream.write(
+                opening + between.join(line.format(n, text) for n in range(count)) + closing
+            )
+    rows = read_rows(path)
+    next(rows)
+    tracemalloc.start()
+    assert sum(1 for _ in rows) == count - 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:

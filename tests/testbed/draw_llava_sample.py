@@ -1,6 +1,6 @@
-"""Draws the pictures of this folder and writes what is true of each.
+"""Draws the pictures of jobs/data/llava_sample and writes what is true of each.
 
-    python draw.py      # needs Pillow and nothing else; the same Pillow gives the same bytes
+    python tests/testbed/draw_llava_sample.py   # needs Pillow alone; the same Pillow gives the same bytes
 
 A scene is drawn and described by one function, from the same figures, so that its caption and its
 answers fit the picture. Pictures go to `images/`, captions to `pretrain.jsonl` (data-juicer's
@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[2] / "jobs" / "data" / "llava_sample"
 SCALE = 4  # drawn so many times larger, then shrunk: smooth edges
 JPEG_QUALITY = 82
 

@@ -1,0 +1,252 @@
+"""The jobs' models at their real size with random weights, for machines without the real ones.
+
+    python benchmarks/full_size.py OUT [NAME ...]     makes OUT/NAME, in bf16
+    python benchmarks/full_size.py --meta [NAME ...]  makes nothing, and prints the counts
+
+A line for each model: its name, parameters, and the jobs and settings that take it, such as
+`runner smoke emission-unified-lora --set model=OUT/qwen2.5-3b`. Memory and speed are then those of
+the real weights; losses are not. Tokenizers: the real ones where ../shared (or RUNNER_SHARED) has
+them, else byte-level ones trained on the jobs' sample rows. Exit code 1 where a count is not the
+published architecture's. Needs `runner[train]`; the largest model is 6 GB on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """One checkpoint: the figures of its published config.json, and what they come to."""
+
+    config: dict[str, Any]
+    parameters: int
+    """Weights, each once where a head is tied; a count."""
+    source: str
+    use: str
+    """Jobs, and their settings that name this folder."""
+    tokenizer: str | None = None
+    """Folder under shared/tokenizers."""
+
+
+_QWEN2 = {
+    "model_type": "qwen2",
+    "vocab_size": 151_936,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000.0,
+    "tie_word_embeddings": True,
+}
+MODELS = {
+    "qwen2.5-0.5b": FullSize(
+        config={
+            **_QWEN2,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+        },
+        parameters=494_032_768,
+        source="huggingface.co/Qwen/Qwen2.5-0.5B, and -Instruct, config.json (0.49 B)",
+        use="commonsense-two-stage, chnsenticorp-qlora: --set model=",
+        tokenizer="qwen2_5",
+    ),
+    "qwen2.5-3b": FullSize(
+        config={
+            **_QWEN2,
+            "hidden_size": 2048,
+            "intermediate_size": 11_008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+        },
+        parameters=3_085_938_688,
+        source="huggingface.co/Qwen/Qwen2.5-3B-Instruct, config.json (3.09 B)",
+        use="emission-unified-lora, emission-column-mapping-lora: --set model=",
+        tokenizer="qwen2_5",
+    ),
+    "minimind2-small": FullSize(
+        config={
+            "model_type": "llama",
+            "vocab_size": 6400,
+            "hidden_size": 512,
+            "intermediate_size": 1408,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1_000_000.0,
+            "tie_word_embeddings": False,
+        },
+        parameters=29_106_688,
+        source="huggingface.co/jingyaogong/MiniMind2-Small, config.json (26 M and an untied head)",
+        use="minimind-medical-lora: --set model=",
+        tokenizer="minimind2_small",
+    ),
+    "smollm2-135m": FullSize(
+        config={
+            "model_type": "llama",
+            "vocab_size": 49_152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "hidden_act": "silu",
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 100_000.0,
+            "tie_word_embeddings": True,
+        },
+        parameters=134_515_008,
+        source="huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json (135 M)",
+        use="demo-identity: --set model=",
+    ),
+    "gemma-2b": FullSize(
+        config={
+            "model_type": "gemma",
+            "vocab_size": 256_000,
+            "hidden_size": 2048,
+            "intermediate_size": 16_384,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        },
+        parameters=2_506_172_416,
+        source="huggingface.co/google/gemma-2b-it, config.json (2.51 B)",
+        use="llava-gemma-10k-lora: --set model=",
+    ),
+    "clip-l-336": FullSize(
+        config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+            "hidden_act": "quick_gelu",
+            "projection_dim": 768,
+        },
+        parameters=303_507_456,
+        source="huggingface.co/openai/clip-vit-large-patch14-336, vision_config (304 M)",
+        use="llava-gemma-10k-lora: --set vision.model=",
+    ),
+}
+
+
+def built(model: FullSize, device: str) -> Any:
+    """The model of these figures with random bf16 weights on `device` ("meta" has none)."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, CLIPVisionModel
+
+    options = dict(model.config)
+    config = CONFIG_MAPPING[options.pop("model_type")](**options)
+    config.dtype = torch.bfloat16
+    with torch.device(device):
+        if config.model_type == "clip_vision_model":
+            return CLIPVisionModel(config).to(torch.bfloat16)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def count(model: Any) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def shared_folder() -> Path | None:
+    """The material that tests share, where it is on this machine."""
+    places = [REPOSITORY.parent / "shared", REPOSITORY / "shared"]
+    if given := os.environ.get("RUNNER_SHARED"):
+        places.insert(0, Path(given))
+    return next((place for place in places if (place / "tokenizers").is_dir()), None)
+
+
+def write(name: str, model: FullSize, out: Path) -> Path:
+    """Make OUT/NAME, whole or not at all; one that is there is left alone."""
+    import torch
+    from transformers import CLIPImageProcessorPil, set_seed
+
+    from runner.engine import standin
+
+    folder = out / name
+    if (folder / "config.json").is_file():
+        return folder
+    out.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))
+    try:
+        set_seed(20260101)
+        made = built(model, "cuda" if torch.cuda.is_available() else "cpu").cpu()
+        if made.config.model_type == "clip_vision_model":
+            size = made.config.image_size
+            CLIPImageProcessorPil(
+                size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+            ).save_pretrained(str(staging))
+        else:
+            tokenizer = _tokenizer(model)
+            for token in ("bos", "eos", "pad"):
+                key = f"{token}_token_id"
+                setattr(made.config, key, getattr(tokenizer, key))
+                setattr(made.generation_config, key, getattr(tokenizer, key))
+            tokenizer.save_pretrained(str(staging))
+        made.save_pretrained(str(staging), max_shard_size="5GB")
+        standin.publish(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _tokenizer(model: FullSize) -> Any:
+    from transformers import AutoTokenizer
+
+    from runner.engine import standin
+
+    shared = shared_folder()
+    if model.tokenizer and shared and (shared / "tokenizers" / model.tokenizer).is_dir():
+        return AutoTokenizer.from_pretrained(str(shared / "tokenizers" / model.tokenizer))
+    rows = sorted((REPOSITORY / "jobs" / "data").glob("*.jsonl"))
+    texts = (text for path in rows for text in standin.texts(path))
+    style = standin.chat_style(str(model.config["model_type"]))
+    return standin.train_tokenizer(style, texts, size=min(32_000, model.config["vocab_size"]))
+
+
+def main() -> int:
+    """Make or count; 1 where a count is not what it should be."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--meta", action="store_true", help="count only, without weights")
+    parser.add_argument("arguments", nargs="*", metavar="OUT NAME", help=", ".join(MODELS))
+    given = parser.parse_args()
+    names = given.arguments if given.meta else given.arguments[1:]
+    unknown = [name for name in names if name not in MODELS]
+    if unknown or not (given.meta or given.arguments):
+        parser.error(f"no such model: {', '.join(unknown)}" if unknown else "where to? give OUT")
+    wrong = 0
+    for name in names or MODELS:
+        model = MODELS[name]
+        found = count(built(model, "meta"))
+        where = name if given.meta else str(write(name, model, Path(given.arguments[0])).resolve())
+        verdict = "" if found == model.parameters else f"  WRONG, not {model.parameters:,}"
+        wrong += bool(verdict)
+        print(f"{name:<16} {found:>13,}  {model.use}{where}{verdict}", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""`runner data JOB`: clean, split and mix a job's rows without training; say what became of them.
+
+The work is done in a process of its own, `runner.engine.data`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from runner.cli.output import Output, field, table
+from runner.cli.preflight import refuse_unreachable
+from runner.cli.wanted import fetch, lacking
+from runner.engine.data.summary import cleaning_lines, name_of
+from runner.errors import EXIT_INTERRUPTED, RefusedError
+from runner.facts import Facts, gather, package_version, require_data
+from runner.jobfile import LoadedJob, load_job
+from runner.plan import Plan, make_plan
+from runner.render import plan_yaml
+
+_PACKAGES = ("duckdb", "pyarrow")
+_STEPS = ("empty", "duplicates", "conflicts", "leaked")
+_LABELS_SHOWN = 20
+CLEAN_UP_SECONDS = 5.0
+
+
+def data_job(
+    name: str, sets: list[str], *, sample: bool = False, out: Path | None = None, as_json: bool
+) -> int:
+    """0 where the rows are prepared, 2 for a wrong job or rows, 3 for what is lacking here.
+
+    Args:
+        sample: take the job's sample rows in place of its own.
+        out: a folder that gets each side as JSONL as well; files there are not overwritten.
+    """
+    output = Output(as_json=as_json)
+    _require_packages()
+    loaded = _rows_alone(load_job(name, sets))
+    facts = gather(loaded)
+    if sample:
+        plan = make_plan(loaded, _without_rows(loaded, facts), "smoke")
+    else:
+        require_data(loaded, facts)
+        if _fetch_rows(loaded, facts, output):
+            facts = gather(loaded)
+        plan = make_plan(loaded, facts, "train")
+    substitutions = [
+        text
+        for text in plan.substitutions
+        if any(text.startswith(f"{Path(rows.path).name} ") for rows in _files(plan) if rows.path)
+    ]
+    code, answer = _prepare(plan, out)
+    if "error" in answer:
+        print("\n".join(answer["error"]), file=sys.stderr)
+        if as_json:
+            output.result({"ok": False, "job": loaded.name, "exit_code": code, **answer}, [])
+        return code
+    lines = [field("SUBSTITUTE", text) for text in substitutions]
+    for training in answer["trainings"]:
+        lines += ["", field("phase", training["phase"])] if training["phase"] else []
+        lines += report_lines(training["report"])
+        lines.append(field("prepared", training["folder"]))
+        lines += [field("written", path) for path in training["files"]]
+    output.result(
+        {
+            "ok": True,
+            "job": loaded.name,
+            "exit_code": 0,
+            "substitutions": substitutions,
+            "trainings": answer["trainings"],
+        },
+        lines,
+    )
+    return 0
+
+
+def report_lines(report: dict[str, Any]) -> list[str]:
+    """What became of the rows: a table of the steps, then splits, mix, labels and lengths."""
+    sources = report["sources"]
+    header = ["ROWS", "FORMAT", "READ", *(step.upper() for step in _STEPS), "TRAIN", "EVAL", "TEST"]
+    mixed = report["mix"] is not None
+    if mixed:
+        header.append("DRAWN")
+    rows = [
+        [
+            name_of(source),
+            source["format"],
+            f"{source['read']:,}",
+            *(f"{source[step]['rows']:,}" for step in _STEPS),
+            *(f"{source[side]:,}" for side in ("train", "eval", "test")),
+            *([f"{source['drawn']:,}"] if mixed else []),
+        ]
+        for source in sources
+    ]
+    lines = table(header, rows)
+    lines.append("")
+    total = sum(report["sides"].values())
+    shares = ", ".join(
+        f"{rows:,} {side} ({rows / total:.1%})" for side, rows in report["sides"].items() if rows
+    )
+    lines.append(field("sides", shares))
+    lines += [field("", text) for text in cleaning_lines(report)]
+    lines.append(field("leakage", _leakage_words(report["leakage"])))
+    strata = (report["split"] or {}).get("strata")
+    if strata:
+        lines += _distribution(f"by {report['split']['stratify']}", strata)
+    elif report["labels"]:
+        lines += _distribution("by label", report["labels"])
+    for side, buckets in report["characters"].items():
+        shown = ", ".join(f"{low}-{high}: {rows:,}" for low, high, rows in buckets)
+        lines.append(field("characters", f"{side}: {shown}"))
+    return lines
+
+
+def _leakage_words(leakage: dict[str, Any]) -> str:
+    counts = {key: number for key, number in leakage.items() if key != "mode"}
+    if not any(counts.values()):
+        return "none: no prompt is on two sides (width, case and white space aside)"
+    said = {"remove": "left out", "keep": "kept, as the job says", "refuse": "refused"}
+    shared = ", ".join(
+        f"{number:,} {key.replace('_in_', ' rows with a prompt of ')}"
+        for key, number in counts.items()
+        if number
+    )
+    return f"{shared}: {said[leakage['mode']]}"
+
+
+def _distribution(head: str, values: dict[str, dict[str, int]]) -> list[str]:
+    """A value on each line, with its share of each side; the most frequent first."""
+    sides = [side for side in ("train", "eval", "test") if any(v[side] for v in values.values())]
+    totals = {side: sum(counts[side] for counts in values.values()) for side in sides}
+    ordered = sorted(values.items(), key=lambda item: -sum(item[1].values()))
+    rows = [
+        [value, *(f"{counts[side]:,} ({counts[side] / totals[side]:.1%})" for side in sides)]
+        for value, counts in ordered[:_LABELS_SHOWN]
+    ]
+    lines = ["", *table([head, *sides], rows)]
+    if len(ordered) > _LABELS_SHOWN:
+        lines.append(f"and {len(ordered) - _LABELS_SHOWN:,} more")
+    return [*lines, ""]
+
+
+def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.yaml"
+        path.write_text(plan_yaml(plan), encoding="utf-8")
+        command = [sys.executable, "-m", "runner.engine.data", str(path)]
+        if out is not None:
+            command += ["--out", str(out.absolute())]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # says on stderr
+        try:
+            told, _ = process.communicate()
+        except KeyboardInterrupt:
+            # a terminal's Ctrl-C has reached it too: it removes what it had written
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(CLEAN_UP_SECONDS)
+            process.kill()
+            raise
+    if process.returncode == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    try:
+        answer: dict[str, Any] = json.loads(told.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise RefusedError(
+            f"the rows could not be prepared: their process ended with {process.returncode}",
+            "the lines above say why, where it could; runner doctor looks at the packages",
+        ) from None
+    if "bug" in answer:
+        bug = RuntimeError(answer["bug"])
+        bug.add_note(answer["traceback"])
+        raise bug
+    return process.returncode, answer
+
+
+def _rows_alone(loaded: LoadedJob) -> LoadedJob:
+    """The job without what only its training needs of a machine."""
+    job = loaded.job
+    changes = {"launch": type(job.launch)(), "method": "lora"}
+    return replace(loaded, job=job.model_copy(update=changes))
+
+
+def _without_rows(loaded: LoadedJob, facts: Facts) -> Facts:
+    """The facts of a machine that has none of the job's own rows, but its samples."""
+    samples = {name for name in facts.rows if name.endswith(".sample")}
+    lacking_sample = not any(facts.rows[name].present for name in samples)
+    if lacking_sample:
+        raise RefusedError(
+            f"the job {loaded.name} has no sample rows here (data.sample)",
+            "leave --sample out, or name a small file of the same layout in data.sample",
+        )
+    rows = {
+        name: source if name in samples else replace(source, present=False)
+        for name, source in facts.rows.items()
+    }
+    return replace(facts, rows=rows)
+
+
+def _fetch_rows(loaded: LoadedJob, facts: Facts, output: Output) -> bool:
+    """Fetch the hub's rows that are not here; whether any came. Raises RefusedError."""
+    absent = [one for one in lacking(loaded, facts) if one.what == "rows"]
+    if not absent:
+        return False
+    refuse_unreachable(absent)
+    for one in absent:
+        output.say(field("fetching", one.label))
+    for record in fetch(absent, quiet=output.as_json):
+        if "error" in record:
+            raise RefusedError(str(record["error"]), record["hint"])
+    return True
+
+
+def _files(plan: Plan) -> list[Any]:
+    return [rows for training in plan.trainings for rows in training.rows.each]
+
+
+def _require_packages() -> None:
+    missing = [name for name in _PACKAGES if package_version(name) is None]
+    if missing:
+        raise RefusedError(
+            f"this Python ({sys.executable}) lacks {', '.join(missing)}",
+            "pip install 'runner[train]' into it",
+        )

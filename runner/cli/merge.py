@@ -1,0 +1,123 @@
+"""`runner merge`: starts the engine's merge in a process of its own; imports no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from runner.cli.output import Output, field
+from runner.cli.preflight import require_training_stack
+from runner.engine.trained import require_result
+from runner.errors import RefusedError, UsageError
+from runner.folder import RunFolder, default_root, find_run
+from runner.plan import Plan
+from runner.report.run import require_plan
+from runner.units import format_bytes
+
+_DTYPES = ("bf16", "fp16", "fp32")
+_MUCH = 0.25
+"""Share of an adapter's effect that rounding may take before it is said."""
+
+
+def merge_run(
+    run: str, *, out: Path | None, dtype: str | None, runs: Path | None, as_json: bool
+) -> int:
+    """Write base and adapter of a run as one model; 0, or the exit code of the refusal.
+
+    Args:
+        out: the folder to make; None is merged/ in the run's folder.
+        dtype: bf16, fp16 or fp32; None is the base's own.
+
+    Raises:
+        RefusedError: a run with nothing to merge, or a folder that is there already.
+    """
+    if dtype not in (None, *_DTYPES):
+        raise UsageError(f"--dtype {dtype}: no such number format", f"one of {', '.join(_DTYPES)}")
+    folder = find_run(run, runs or default_root())
+    plan = require_plan(folder)
+    require_mergeable(plan, folder)
+    require_result(plan, folder)
+    target = (out or folder.merged).absolute()
+    if target.exists():
+        raise RefusedError(
+            f"{target} is there already; nothing is overwritten",
+            "name another folder with --out DIR, or remove it",
+        )
+    require_training_stack()
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "runner.engine.merge",
+            str(folder.path),
+            str(target),
+            dtype or "own",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode == 0:
+        record = json.loads(done.stdout.splitlines()[-1])
+        shown = {"folder": str(target), **record}
+        Output(as_json=as_json).result(shown, lines(shown))
+    return done.returncode
+
+
+def require_mergeable(plan: Plan, folder: RunFolder) -> None:
+    """Refuse the methods that leave nothing to merge, and say what there is instead."""
+    if plan.trains == ["projector"]:
+        raise RefusedError(
+            f"run {folder.name} trained a projector and no adapter; there is nothing to merge"
+        )
+    if plan.method == "full":
+        raise RefusedError(
+            f"run {folder.name} trained all weights: its model is whole already, in {folder.model}"
+        )
+    if plan.method == "prefix":
+        raise RefusedError(
+            f"run {folder.name} trained a prefix, which can't be merged: it is keys and values "
+            "before every layer's own, not a change of weights",
+            f"serve it as it is: PEFT loads {folder.adapter} on the base model",
+        )
+
+
+def lines(record: dict[str, Any]) -> list[str]:
+    """What a person is told of a merge."""
+    stored, effect = record["stored_check"], record["adapter_effect"]
+    out = [
+        field(
+            "merged",
+            f"{record['folder']}: {record['dtype']}, {format_bytes(record['size_bytes'])}, sha256 "
+            f"{record['sha256'][:12]}",
+        ),
+        field("compared", f"with base and adapter, on {record['rows']}: {_differs(stored)}"),
+    ]
+    if effect["relative"] and stored["relative"] > _MUCH * effect["relative"]:
+        out.append(
+            field(
+                "NOTE",
+                f"rounding to {record['dtype']} is {stored['relative'] / effect['relative']:.0%} "
+                "of all that the adapter changes; --dtype fp32 keeps it",
+            )
+        )
+    quantized = record["quantized"]
+    if quantized is not None:
+        text = (
+            f"the quantized model that was trained: {_differs(quantized)}; it was merged into the "
+            "unquantized weights, so this is the quantization's share"
+            if quantized["compared"]
+            else f"not compared with the quantized model: {quantized['because']}"
+        )
+        out.append(field("beside", text))
+    out.append(field("next", f'AutoModelForCausalLM.from_pretrained("{record["folder"]}")'))
+    return out
+
+
+def _differs(found: dict[str, Any]) -> str:
+    return (
+        f"logits differ by at most {found['largest_relative']:.2g} of the largest; same first "
+        f"choice for {found['same_first_choice']} of {found['tokens']} tokens"
+    )

@@ -1,0 +1,109 @@
+"""Which earlier run of a plan a `runner train` goes on with, if any. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from runner import checkpoints, durable
+from runner.cli.output import Output, field
+from runner.errors import RefusedError, RunnerError
+from runner.folder import RunFolder, runs_of
+from runner.outcome import Reason
+from runner.plan import Plan
+from runner.render import read_plan
+from runner.report.run import live_state
+
+Choice = Literal["resume", "fresh"]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The latest run of one plan, and what is left of it."""
+
+    folder: RunFolder
+    state: str
+    """running, by_hand, not_started, or the reason of its end."""
+    checkpoint: Path | None
+    """Its newest whole checkpoint."""
+
+
+def latest_of(plan: Plan, root: Path) -> Earlier | None:
+    """The newest run under `root` of this job and this very plan, smokes left out."""
+    for folder in reversed(runs_of(root, plan.job, plan.short_hash)):
+        try:
+            found = read_plan(folder.plan)
+        except RunnerError:
+            continue  # an edited or older plan is another plan
+        if found.hash != plan.hash:
+            continue
+        end = durable.read_json(folder.termination)
+        state = str(end.get("reason")) if isinstance(end, dict) else live_state(folder)
+        checkpoint, _ = checkpoints.newest_whole(folder.checkpoints)
+        return Earlier(folder, state, checkpoint)
+    return None
+
+
+def choose(plan: Plan, root: Path, wanted: Choice | None, out: Output) -> RunFolder | None:
+    """The run to go on with, or None for a new one; says which and why.
+
+    Raises:
+        RefusedError: that plan trains at this moment, or `wanted` is "resume" and there is nothing
+            to go on from.
+    """
+    if wanted == "fresh":
+        return None
+    earlier = latest_of(plan, root)
+    if earlier is None:
+        if wanted == "resume":
+            raise RefusedError(
+                f"there is no run of this plan ({plan.short_hash}) under {root} to go on with",
+                "without --resume a new one is started",
+            )
+        return None
+    name = earlier.folder.name
+    if earlier.state == "running":
+        raise RefusedError(
+            f"this plan trains at this moment in {name}",
+            f"runner monitor {name} follows it; --fresh starts another beside it",
+        )
+    if earlier.state == Reason.COMPLETED:
+        if wanted == "resume":
+            raise RefusedError(
+                f"{name} completed; there is nothing left to train in it",
+                f"runner report {name}; --fresh trains anew",
+            )
+        out.say(field("earlier", f"{name} of the same plan completed and stays; this is a new run"))
+        return None
+    if earlier.checkpoint is None:
+        if wanted == "resume":
+            raise RefusedError(
+                f"{name} ({earlier.state}) left no whole checkpoint to go on from",
+                "without --resume a new run is started",
+            )
+        out.say(field("earlier", f"{name} ({earlier.state}) left no checkpoint; this is a new run"))
+        return None
+    where = f"{name} ({earlier.state}) from {earlier.checkpoint.name}"
+    if wanted is None and earlier.state == Reason.NON_FINITE_LOSS:
+        out.say(
+            field(
+                "earlier",
+                f"{name} ended by a loss that is not finite, which would come again; this is a new "
+                "run (--resume goes on from its checkpoint all the same)",
+            )
+        )
+        return None
+    if wanted is None and sys.stdin.isatty() and sys.stderr.isatty() and not _agreed(where):
+        return None
+    out.say(field("resuming", f"{where}; --fresh would start anew"))
+    return earlier.folder
+
+
+def _agreed(where: str) -> bool:
+    print(f"Go on with {where}? [Y/n] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer:  # the terminal went away: nothing is decided for its user
+        raise RefusedError("no answer", "--resume or --fresh says it beforehand")
+    return answer.strip().lower() in ("", "y", "yes")

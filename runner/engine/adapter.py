@@ -1,0 +1,213 @@
+"""What a plan trains of its model: PEFT's config, or which of the base's own weights.
+
+Imports torch and peft when called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import RefusedError, nearest
+from runner.plan import Plan
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftConfig
+
+PREFIX_ENCODER = "prefix_encoder.safetensors"
+
+
+def trainable_setup(model: Any, plan: Plan) -> PeftConfig | None:
+    """Ready the model's own weights for the plan, and give PEFT's config for what it adds.
+
+    None for method full, where the base's own weights are trained: of a model with an image tower
+    the language model, and the projector where the plan says so, but never the tower.
+
+    Raises RefusedError for target modules that the model lacks, with the nearest it has, and for
+    a prefix under ZeRO-3.
+    """
+    if plan.trains == ["projector"]:
+        from runner.engine.vision import freeze_all_but_projector, projector_alone
+
+        freeze_all_but_projector(model)
+        return projector_alone()
+    if plan.method == "full":
+        if plan.vision is not None and "projector" not in plan.trains:
+            model.model.multi_modal_projector.requires_grad_(False)
+        return None
+    if plan.method == "prefix":
+        from peft import PrefixTuningConfig
+
+        if plan.launch.deepspeed == "zero3":
+            # PEFT computes what it saves on the first rank, which waits for the others for ever
+            raise RefusedError(
+                "method prefix can't be trained under ZeRO-3: PEFT can't save a sharded prefix",
+                "--set launch.deepspeed=zero2 (or none)",
+            )
+        return PrefixTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=plan.prefix.num_virtual_tokens,
+            prefix_projection=plan.prefix.prefix_projection,
+        )
+    return _lora_config(model, plan)
+
+
+def _lora_config(model: Any, plan: Plan) -> LoraConfig:
+    """LoRA, rsLoRA or DoRA, and a projector trained in full beside it."""
+    from peft import LoraConfig
+
+    settings = plan.lora
+    targets: str | list[str] = settings.target_modules
+    beside: list[str] | None = None
+    if plan.vision is not None:
+        from runner.engine.vision import PROJECTOR, adapter_targets, ready_projector
+
+        targets = adapter_targets(model, settings.target_modules)
+        if "projector" in plan.trains:
+            ready_projector(model)
+            beside = [PROJECTOR]
+    elif not isinstance(targets, str):
+        _require_targets(targets, model)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=beside,
+    )
+
+
+def linear_names(model: Any) -> list[str]:
+    """The last part of the name of every linear layer, each once; quantized ones and GPT-2's
+    Conv1D are linear layers too."""
+    return sorted({name.rsplit(".", 1)[-1] for name in _linear_layers(model)})
+
+
+def _linear_layers(model: Any) -> list[str]:
+    from torch import nn
+
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+
+
+def require_modules(wanted: list[str], available: list[str]) -> None:
+    """Refuse target modules whose last part is not among the names of the model's layers."""
+    missing = [name for name in wanted if name.rsplit(".", 1)[-1] not in available]
+    if missing:
+        raise _no_such_layer(missing, available)
+
+
+def _no_such_layer(missing: list[str], available: list[str]) -> RefusedError:
+    near = {name: nearest(name, available) for name in missing}
+    hints = ", ".join(f"{name} -> {hit}" for name, hit in near.items() if hit)
+    return RefusedError(
+        f"lora.target_modules {', '.join(missing)}: the model has no such layer; "
+        f"it has {', '.join(available)}",
+        f"nearest: {hints}" if hints else None,
+    )
+
+
+def _require_targets(wanted: list[str], model: Any) -> None:
+    """Refuse what PEFT would pass over in silence, or adapt and TRL never train."""
+    require_modules(wanted, linear_names(model))
+    layers = _linear_layers(model)
+
+    def hits(target: str) -> list[str]:  # PEFT's rule
+        return [name for name in layers if name == target or name.endswith(f".{target}")]
+
+    for target in wanted:
+        if not hits(target):  # its last part is there, under another parent
+            last = target.rsplit(".", 1)[-1]
+            raise _no_such_layer([target], hits(last))
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), None)
+    if name is not None and any(name in hits(target) for target in wanted):
+        raise RefusedError(
+            f"lora.target_modules {name}: the output head takes no adapter, since TRL computes "
+            "the loss from the head's weight alone",
+            "leave it out, as all-linear does",
+        )
+
+
+def keep_full_precision(model: Any, plan: Plan) -> None:
+    """Hold every trained parameter in fp32; to be called once the trainer has wrapped the model.
+
+    TRL rounds the adapter of a quantized base to bf16: updates below 1/256 of a weight are lost
+    then, and the gradient scaler of fp16 training can't unscale bf16. DeepSpeed keeps fp32 copies
+    of its own.
+    """
+    import torch
+
+    if plan.launch.deepspeed != "none":
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+
+
+def require_prefix_fits(model: Any) -> None:
+    """Put two tokens through a model with a prefix.
+
+    Raises RefusedError where PEFT gives the prefix another shape than the model's keys and values
+    have (Falcon's single pair of them, say).
+    """
+    import torch
+
+    ids = torch.full((1, 2), 3, device=next(model.parameters()).device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except (RuntimeError, ValueError, TypeError) as error:
+        kind = model.get_base_model().config.model_type
+        raise RefusedError(
+            f"method prefix does not fit {kind}: {str(error).splitlines()[0]}",
+            "--method lora trains this model",
+        ) from None
+    model.train(training)
+
+
+def load_adapter(base: Any, adapter: Path) -> Any:
+    """The base model with a saved adapter on it, loaded by plain PEFT."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(adapter))
+
+
+def save_prefix_encoder(model: Any, folder: Path) -> None:
+    """Beside a checkpoint: the network that computes a prefix, where there is one.
+
+    PEFT saves only the prefix that it computes, from which training can't go on.
+    """
+    encoder = _prefix_encoder(model)
+    if encoder is not None:
+        from safetensors.torch import save_file
+
+        tensors = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
+        save_file(tensors, str(folder / PREFIX_ENCODER), metadata={"format": "pt"})
+
+
+def load_prefix_encoder(model: Any, folder: Path) -> bool:
+    """Put it back into a model that goes on training; False where the method has none."""
+    encoder = _prefix_encoder(model)
+    if encoder is None:
+        return False
+    from safetensors.torch import load_file
+
+    encoder.load_state_dict(load_file(str(folder / PREFIX_ENCODER)))
+    return True
+
+
+def _prefix_encoder(model: Any) -> Any | None:
+    """PEFT's encoder of a projected prefix; None for any other model."""
+    encoders = getattr(model, "prompt_encoder", None)
+    if not encoders or not getattr(encoders["default"], "prefix_projection", False):
+        return None
+    return encoders["default"]

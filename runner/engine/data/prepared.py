@@ -1,0 +1,169 @@
+"""Prepared rows as they lie on disk: read, counted, compared with those of another run.
+
+Imports the standard library; pyarrow and duckdb when rows or hashes are read. Made by `prepare`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from runner import durable
+from runner.engine.data.formats import Message
+from runner.errors import RefusedError
+
+Side = Literal["train", "eval", "test"]
+SIDES: tuple[Side, ...] = get_args(Side)
+REPORT = "report.json"
+ROWS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class PreparedRow:
+    """One conversation, cleaned and on its side of the split."""
+
+    source: int  # index in report["sources"]
+    line: int  # line or row number in that source
+    messages: list[Message]
+    images: list[str]  # absolute paths, in the order of the "<image>" marks
+    label: str | None  # text_label: the row's label; else its value of data.split.stratify
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many of some rows were trained on."""
+
+    rows: int  # rows looked at
+    seen_prompts: int  # of these, rows whose prompt was trained on, with this answer or another
+    seen_rows: int  # of these, rows trained on with the same answer
+
+    @property
+    def disjoint(self) -> bool:
+        """No row's prompt was trained on."""
+        return self.seen_prompts == 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder of prepared rows.
+
+    SIDE.parquet holds the rows (source, line, messages as JSON, images, label), in training with
+    their repeats; hashes-SIDE.parquet the 128-bit BLAKE2b of each row's normalised prompt and of
+    all its turns, each once; report.json what was counted on the way.
+    """
+
+    folder: Path
+    places: tuple[str, ...] = ()  # where the sources lie now; empty: where they lay when prepared
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """What became of the rows that were read; see docs/data.md."""
+        record: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+        for source, place in zip(record["sources"], self.places, strict=False):
+            source["place"] = place
+        return record
+
+    @property
+    def counts(self) -> dict[Side, int]:
+        """Rows of each side; 0 for a side that the job does not have."""
+        return {side: int(self.report["sides"][side]) for side in SIDES}
+
+    def rows(self, side: Side) -> Iterator[PreparedRow]:
+        """The side's rows in the order of their sources; streams, whatever their number."""
+        with self._open(side) as table:
+            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
+                yield from _rows(batch)
+
+    def pick(self, side: Side, places: Sequence[int]) -> list[PreparedRow]:
+        """The rows at these places of `rows(side)`, which ascend; others are not read."""
+        picked: list[PreparedRow] = []
+        wanted = list(places)
+        with self._open(side) as table:
+            first = 0
+            for group in range(table.num_row_groups):
+                stop = first + table.metadata.row_group(group).num_rows
+                inside = [place - first for place in wanted if first <= place < stop]
+                if inside:
+                    picked += _rows(table.read_row_group(group).take(inside))
+                first = stop
+        return picked
+
+    def _open(self, side: Side) -> Any:
+        import pyarrow.parquet
+
+        # pages are read as they are needed, not a row group's columns at once
+        return pyarrow.parquet.ParquetFile(
+            self.folder / f"{side}.parquet", buffer_size=1 << 20, pre_buffer=False
+        )
+
+    def copy_hashes(self, folder: Path) -> None:
+        """Write the rows' hashes to `folder`, whole or not at all, for `proves_disjoint` later.
+
+        Raises OSError where it can't be written. A folder that is there is replaced.
+        """
+        staging = folder.with_name(f".{folder.name}.staging")
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            staging.mkdir(parents=True)
+            for side in SIDES:
+                name = hashes_name(side)
+                shutil.copyfile(self.folder / name, staging / name)
+                with (staging / name).open("rb") as stream:
+                    os.fsync(stream.fileno())
+            shutil.rmtree(folder, ignore_errors=True)
+            staging.rename(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        durable.fsync_folder(folder.parent)
+
+
+def _rows(table: Any) -> Iterator[PreparedRow]:
+    columns = [table.column(index).to_pylist() for index in range(table.num_columns)]
+    for source, line, messages, images, label in zip(*columns, strict=True):
+        yield PreparedRow(source, line, json.loads(messages), images or [], label)
+
+
+def hashes_name(side: Side) -> str:
+    """Name of the file that holds a side's hashes, in Prepared.folder and in a run's copy."""
+    return f"hashes-{side}.parquet"
+
+
+def proves_disjoint(trained: Path, rows: Prepared, side: Side = "test") -> Overlap:
+    """Whether rows of `side` were trained on in a run.
+
+    Args:
+        trained: the folder that `copy_hashes` wrote for the run (or a Prepared's own folder).
+        rows: the rows that are to be evaluated on, prepared with any job.
+
+    Raises RefusedError where the run's hashes are not there or can't be read.
+    """
+    import duckdb
+
+    seen, asked = trained / hashes_name("train"), rows.folder / hashes_name(side)
+    try:
+        with (
+            tempfile.TemporaryDirectory() as spill,
+            duckdb.connect(
+                config={"memory_limit": "400MB", "threads": 2, "temp_directory": spill}
+            ) as database,
+        ):
+            found = database.execute(
+                "SELECT count(*), count(*) FILTER (prompt IN (SELECT prompt FROM read_parquet($1)))"
+                ', count(*) FILTER ("row" IN (SELECT "row" FROM read_parquet($1)))'
+                " FROM read_parquet($2)",
+                [str(seen), str(asked)],
+            ).fetchone()
+    except duckdb.Error as error:
+        raise RefusedError(
+            f"the hashes of the rows that were trained on can't be read: {seen}",
+            str(error).splitlines()[0],
+        ) from error
+    assert found is not None  # noqa: S101 - an aggregate always gives a row
+    return Overlap(*map(int, found))

@@ -1,0 +1,75 @@
+"""One evaluation: `python -m runner.engine.evaluate FOLDER`, where FOLDER holds request.json.
+
+Progress and notes go to stderr; the result is evaluation.json in FOLDER. Ctrl-C leaves the rows
+that were answered, and says so. Imports torch only after the signals are taken over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from runner.engine.chat import quiet
+from runner.engine.evaluate.request import EvaluationFolder, read_request
+from runner.engine.evaluate.state import State
+from runner.errors import EXIT_INTERRUPTED, RunnerError
+from runner.render import read_plan
+
+
+def main() -> int:
+    """The exit code: 0 done, 2 or 3 refused, 130 stopped."""
+    folder = EvaluationFolder(Path(sys.argv[1]).absolute())
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)  # a shell's background jobs start with it ignored
+    state = State(folder, os.getppid())
+    try:
+        request = read_request(folder)
+        plan = read_plan(request.plan)
+        quiet(plan)
+        from runner.engine.evaluate.evaluation import evaluate
+
+        evaluate(request, plan, folder, state)
+    except RunnerError as error:
+        state.leave_line()
+        print("\n".join(error.lines()), file=sys.stderr)
+        return error.exit_code
+    except OSError as error:  # a full disk, or a folder that went away
+        state.leave_line()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # the rest takes no time
+        state.leave_line()
+        print(f"runner: {state.give_up()}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        state.leave_line()
+        _report_bug(error)
+        return 1
+    return 0
+
+
+def _report_bug(error: Exception) -> None:
+    """A defect of ours: the traceback goes to a file, the user gets its name."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="runner-bug-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        traceback.print_exception(error, file=log)
+    text = f"error: this is a bug in runner: {type(error).__name__}: {error}"
+    print(f"{text}\n  details   {log.name}", file=sys.stderr)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # library threads can hang in their own clean-up; everything is on disk by now

@@ -1,0 +1,230 @@
+"""An evaluation as one story: rows, task, model, answers, figures, records.
+
+Imports this package; torch through it. Writes into the evaluation's folder and to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runner import durable
+from runner.engine.data.prepare import prepare
+from runner.engine.evaluate import record as records
+from runner.engine.evaluate.generate import Greedy, longest_sequence
+from runner.engine.evaluate.measure import Material, measure, tokenize
+from runner.engine.evaluate.progress import Progress
+from runner.engine.evaluate.request import SCHEMA_VERSION, EvaluationFolder, Request
+from runner.engine.evaluate.rows import Question, RowSet, load_sets, trained_answers
+from runner.engine.evaluate.sight import load_sight
+from runner.engine.evaluate.state import State
+from runner.engine.evaluate.subjects import Subject, load_subjects, placed
+from runner.engine.evaluate.tasks import (
+    ExactMatch,
+    Row,
+    Task,
+    classification_for,
+    json_for,
+    multiple_choice_for,
+)
+from runner.engine.model import load_tokenizer
+from runner.engine.trained import result_file
+from runner.errors import RefusedError, SpecError
+from runner.folder import RunFolder
+from runner.job_training import EvaluationSettings
+from runner.plan import Plan
+from runner.render import model_line
+
+
+@dataclass
+class _Asked:
+    """What is measured, decided before any weights are loaded."""
+
+    sets: list[RowSet]
+    task: Task | None  # None: loss alone
+    notes: list[str]  # for the user; more are added on the way
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those of all sets, in order."""
+        return [row for each in self.sets for row in each.rows]
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each set begins in `rows`."""
+        sizes = [len(each.rows) for each in self.sets]
+        return [sum(sizes[:index]) for index in range(len(sizes))]
+
+    def line(self, index: int, told: records.Told) -> dict[str, Any]:
+        """The prediction of one row."""
+        number = sum(start <= index for start in self.starts) - 1
+        row = self.sets[number].rows[index - self.starts[number]]
+        expected = self.task.expected(row) if self.task else row.expected
+        return records.prediction(self.sets[number].name, row, expected, told)
+
+
+def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: State) -> None:
+    """Measure what is asked for and leave predictions.jsonl, evaluation.json and the picture.
+
+    Rows are read, and judged as far as they can be, before any weights are loaded. Raises
+    SpecError and RefusedError as the parts do.
+    """
+    started = time.monotonic()
+    plan = whole.trainings[-1]
+    run = RunFolder(request.run) if request.run else None
+    settings = request.settings
+    question = Question(
+        plan, request.files, run, settings.max_rows, settings.task == "multiple_choice", _say
+    )
+    asked = _asked(question, settings)
+    plan, more = placed(plan)
+    asked.notes += more
+    rows = asked.rows
+    state.rows = len(rows)
+    _say(f"measuring {len(rows):,} rows of {model_line(plan)}")
+    tokenizer, more = load_tokenizer(plan)
+    sight = load_sight(plan, tokenizer)
+    generates = asked.task is not None
+    material = tokenize(tokenizer, rows, plan.training.max_length, sight, generates=generates)
+    subjects = load_subjects(plan, run, with_base=request.base)
+    room = longest_sequence(subjects[0].model)
+    asked.notes += [*more, *material.notes, *_room_notes(material, room, settings.max_new_tokens)]
+    for line in asked.notes:
+        _say(line)
+    told = _answers(
+        asked, subjects, material, Greedy(tokenizer, settings.max_new_tokens), settings, state
+    )
+    records.write_predictions(folder, [asked.line(index, each) for index, each in enumerate(told)])
+    figures = records.figures(asked.sets, asked.starts, told, asked.task)
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "complete": True,
+        "target": request.target,
+        "run": run.name if run else None,
+        "job": whole.job,
+        "task": asked.task.name if asked.task else "loss",
+        "rows": len(rows),
+        "sets": figures,
+        "macro": records.macro(asked.sets, asked.starts, told, asked.task),
+        "settings": settings.model_dump(mode="json"),
+        "conditions": records.conditions(
+            plan, result_file(plan, run) if run else None, material, tokenizer
+        ),
+        "seconds": round(time.monotonic() - started, 3),
+        "notes": asked.notes,
+    }
+    for line in records.draw_confusion(folder, result, figures, "trained" if run else "model"):
+        asked.notes.append(line)
+        _say(line)
+    durable.write_json(folder.evaluation, result)
+
+
+def _answers(
+    asked: _Asked,
+    subjects: Sequence[Subject],
+    material: Material,
+    greedy: Greedy,
+    settings: EvaluationSettings,
+    state: State,
+) -> list[records.Told]:
+    """Every row's answers, in the rows' order; written down batch by batch as they come."""
+    told: dict[int, records.Told] = {}
+    limit = settings.max_new_tokens if asked.task else 0
+    costs = [material.cost(index, limit) for index in range(len(material.rows))]
+    progress = state.progress = Progress(len(costs), sum(costs))
+    writer = durable.JsonlWriter(state.folder.predictions)
+
+    def take(batch: Sequence[tuple[int, records.Told]]) -> None:
+        for index, answers in batch:
+            writer.write(asked.line(index, answers))
+            told[index] = answers
+            state.done = len(told)
+        progress.add(len(batch), sum(costs[index] for index, _ in batch))
+        state.check_parent()
+
+    try:
+        measure(subjects, asked.task, material, greedy, settings.per_device_batch_size, take)
+    finally:
+        writer.close()
+    progress.end()
+    return [told[index] for index in range(len(costs))]
+
+
+def _asked(question: Question, settings: EvaluationSettings) -> _Asked:
+    """The rows and the task that judges them. Raises SpecError where that task can't."""
+    wanted = settings.task
+    sets, prepared = load_sets(question)
+    rows = [row for each in sets for row in each.rows]
+    notes = [note for each in sets for note in each.notes]
+    if question.run is not None:
+        notes += _trained_notes(sets)
+    if wanted == "auto":
+        wanted = "classification" if all(each.labelled for each in sets) else "loss"
+    if wanted == "loss":
+        return _Asked(sets, None, notes)
+    if wanted == "exact_match":
+        return _Asked(sets, ExactMatch(), notes)
+    if wanted == "json":
+        return _Asked(sets, json_for(rows), notes)
+    if wanted == "multiple_choice":
+        return _Asked(sets, multiple_choice_for(rows, settings.answer_pattern), notes)
+    trained = None
+    if prepared is None:
+        # the baseline is the training rows' majority, but files can be measured without these
+        try:
+            prepared = prepare(question.plan, say=question.say)
+        except (SpecError, RefusedError) as error:
+            notes.append(
+                "the majority baseline is the evaluated rows' own: the training rows can't be "
+                f"read here ({error.message})"
+            )
+    if prepared is not None:
+        trained = trained_answers(prepared)
+    task = classification_for(rows, question.plan.data.labels, trained)
+    return _Asked(sets, task, notes)
+
+
+def _trained_notes(sets: Sequence[RowSet]) -> list[str]:
+    """ "0 of 805 test rows were trained on", for each set; loud where some were."""
+    out = []
+    for each in sets:
+        if not each.trained_on:
+            out.append(
+                f"WARNING: whether {each.name} rows were trained on can't be said: the run kept no "
+                "hashes of its rows"
+            )
+        for seen in each.trained_on:
+            where = f" in {seen['training']}" if seen["training"] else ""
+            line = (
+                f"{seen['seen_prompts']} of {seen['rows']} {each.name} rows were trained on{where}"
+            )
+            if seen["seen_prompts"]:
+                same = seen["seen_rows"]
+                line = f"WARNING: {line} ({same} with the same answer): the figures flatter the run"
+            out.append(line)
+    return out
+
+
+def _room_notes(material: Material, positions: int | None, new_tokens: int) -> list[str]:
+    if positions is None or not material.prompts:
+        return []
+    none = sum(len(ids) >= positions for ids in material.prompts)
+    short = sum(positions - new_tokens < len(ids) < positions for ids in material.prompts)
+    notes = []
+    if none:
+        notes.append(
+            f"WARNING: {none} prompts fill the model's {positions} positions: they get no answer, "
+            "which counts as wrong"
+        )
+    if short:
+        notes.append(
+            f"{short} prompts leave less than max_new_tokens of the model's {positions} positions"
+        )
+    return notes
+
+
+def _say(line: str) -> None:
+    print(f"runner: {line}", file=sys.stderr, flush=True)

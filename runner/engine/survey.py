@@ -1,0 +1,203 @@
+"""What a plan comes to, told before it starts: `python -m runner.engine.survey PLAN SAMPLES`.
+
+Prepares and encodes the rows (both are cached for the run), counts parameters exactly without
+loading weights, works out steps, checkpoints and the disk they take, and names settings that the
+rows contradict. Prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.engine.arguments import require_optimizer
+from runner.engine.schedule import best_candidates, kept_at_once, saved_steps
+from runner.errors import Problem, RunnerError, SpecError
+from runner.job_training import TrainingSettings
+from runner.plan import Plan, beyond_the_end
+from runner.render import read_plan
+
+MANY_PASSES = 10
+RECORDS_BYTES = 64 * 1024
+"""Random states, trainer_state.json and the seal of one checkpoint, about."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long one training is, in optimizer steps and passes over its rows."""
+
+    phase: str
+    rows: int
+    eval_rows: int
+    global_batch: int
+    steps_an_epoch: int
+    steps: int
+    passes: float
+    saves: int
+    """Checkpoints written, kept or not."""
+    kept: int
+    """Checkpoints that lie there at once, the one being written included."""
+
+
+def length_of(plan: Plan, rows: int, eval_rows: int) -> Length:
+    """Steps and checkpoints of one training over `rows` rows, as transformers' Trainer counts."""
+    training, processes = plan.training, plan.launch.num_processes
+    forward = training.per_device_train_batch_size * processes
+    accumulated = training.gradient_accumulation_steps
+    an_epoch = max(1, math.ceil(math.ceil(rows / forward) / accumulated))
+    steps = (
+        training.max_steps
+        if training.max_steps is not None
+        else math.ceil(training.num_train_epochs * an_epoch)
+    )
+    return Length(
+        phase=plan.phase,
+        rows=rows,
+        eval_rows=eval_rows,
+        global_batch=forward * accumulated,
+        steps_an_epoch=an_epoch,
+        steps=steps,
+        passes=steps / an_epoch,
+        saves=len(saved_steps(training, steps)),
+        kept=kept_at_once(training, steps),
+    )
+
+
+def contradictions(training: TrainingSettings, length: Length) -> tuple[list[Problem], list[str]]:
+    """What the rows make impossible, and what they make unlikely to be meant."""
+    problems: list[Problem] = []
+    warnings: list[str] = []
+    place = f"{length.phase}: " if length.phase else ""
+    if length.passes > MANY_PASSES and training.max_steps is not None:
+        warnings.append(
+            f"{place}{length.steps} steps x {length.global_batch} rows are {length.passes:.0f} "
+            f"passes over the {length.rows} training rows"
+        )
+    if length.global_batch > length.rows:
+        warnings.append(
+            f"{place}one step takes {length.global_batch} rows, there are {length.rows}: every "
+            "step is a whole pass, with fewer rows than the batch says"
+        )
+    every = training.eval_steps
+    if training.load_best_model_at_end and every is not None and every > length.steps:
+        problems.append(
+            Problem(
+                "the rows",
+                "training.eval_steps",
+                "never comes, so there is no best checkpoint to end with",
+                str(every),
+                f"at most {length.steps}, the steps of this training",
+            )
+        )
+    elif training.load_best_model_at_end and not best_candidates(training, length.steps):
+        problems.append(
+            Problem(
+                "the stages",
+                "training.load_best_model_at_end",
+                "no step is both evaluated and saved, so none can be the best",
+                "true",
+                "stages that save at multiples of eval_steps",
+            )
+        )
+    elif training.max_steps is None:  # of a stated length the plan has said it
+        warnings += [place + line for line in beyond_the_end(training, length.steps)]
+    return problems, warnings
+
+
+def checkpoint_bytes(plan: Plan, trainable: int, total: int, tokenizer_bytes: int) -> int:
+    """About what one checkpoint takes on disk, in bytes.
+
+    Adapters are saved in fp32 (a quantized base's in bf16 at the least; fp32 is taken), all weights
+    in the plan's precision; AdamW keeps two fp32 numbers for each trained parameter, the 8-bit
+    kind two bytes and a little for the scales.
+    """
+    state = 8 if plan.training.optim == "adamw_torch" else 2.1
+    if plan.method == "full" and "adapter" in plan.trains:
+        weights = total * (4 if plan.precision == "fp32" else 2)
+    else:
+        weights = trainable * 4
+    return int(weights + trainable * state) + tokenizer_bytes + RECORDS_BYTES
+
+
+def survey(plan: Plan, samples: int) -> dict[str, Any]:
+    """The document that `main` prints.
+
+    Raises RunnerError as the run itself would, before it starts.
+    """
+    from runner.engine.count import count_parameters
+    from runner.engine.model import load_tokenizer
+    from runner.engine.rows import prepare_rows
+
+    record: dict[str, Any] = {"notes": [], "warnings": [], "trainings": []}
+    problems: list[Problem] = []
+    written = 0
+    for part in plan.trainings:
+        require_optimizer(part)
+        tokenizer, notes = load_tokenizer(part)
+        rows = prepare_rows(part, tokenizer, samples=samples, image_tokens=image_tokens(part))
+        count = count_parameters(part)
+        length = length_of(part, len(rows.train), len(rows.eval))
+        wrong, unlikely = contradictions(part.training, length)
+        problems += wrong
+        size = checkpoint_bytes(part, count.trainable, count.total, _tokenizer_bytes(part))
+        written += size * length.kept
+        record["notes"] += [note for note in notes if note not in record["notes"]]
+        record["warnings"] += unlikely
+        record["trainings"].append(
+            {
+                **asdict(length),
+                "data": rows.report(),
+                "lines": rows.lines(),
+                "parameters": {
+                    "trainable": count.trainable,
+                    "total": count.total,
+                    "percent": round(count.percent, 4),
+                },
+                "checkpoint_bytes": size,
+            }
+        )
+    if problems:
+        raise SpecError(problems)
+    record["disk_bytes"] = written + record["trainings"][-1]["checkpoint_bytes"]  # and the result
+    return record
+
+
+def image_tokens(plan: Plan) -> int:
+    """Tokens that one image takes; 0 for a text model."""
+    if plan.vision is None:
+        return 0
+    from runner.engine.vision import image_tokens_of
+
+    return image_tokens_of(plan)
+
+
+def _tokenizer_bytes(plan: Plan) -> int:
+    folder = Path(plan.model.folder) if plan.model.folder else None
+    files = [folder / name for name in TOKENIZER_FILES] if folder else []
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def main() -> int:
+    """Exit code 0, or that of the first refusal, whose lines are in the JSON."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    plan = read_plan(Path(sys.argv[1]))
+    if plan.model.folder is not None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    code = 0
+    try:
+        record = survey(plan, int(sys.argv[2]))
+    except RunnerError as error:
+        record = {"error": error.lines(), "spec": isinstance(error, SpecError)}
+        code = error.exit_code
+    print(json.dumps(record, ensure_ascii=False))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runner.engine.data.cache import MANIFEST, is_whole, make_once
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def fill(folder: Path) -> None:
+    (folder / "rows").write_text("some")
+
+
+def test_a_folder_is_made_once_and_again_when_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "prepared" / "abc"
+    assert make_once(folder, fill)
+    assert not make_once(folder, lambda _: pytest.fail("it is there"))
+    assert is_whole(folder)
+    (folder / "rows").write_text("so")
+    assert not is_whole(folder)
+    assert make_once(folder, fill)
+    (folder / MANIFEST).write_text("{")
+    assert make_once(folder, fill)
+    assert (folder / "rows").read_text() == "some"
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        fill(folder)
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        make_once(tmp_path / "abc", fail)
+    assert [path.name for path in tmp_path.iterdir()] == [".abc.lock"]
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from runner.engine.data.cache import make_once
+def fill(folder):
+    (folder / "rows").write_text("some")
+    print("making", flush=True)
+    time.sleep(float(sys.argv[2]))
+print(make_once(Path(sys.argv[1]), fill), flush=True)
+"""
+
+
+def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(folder), str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+
+
+def test_what_a_killed_process_left_is_made_anew(tmp_path: Path) -> None:
+    killed = start(tmp_path / "abc", 60)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "making\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    killed.stdout.close()
+    assert (tmp_path / ".abc.staging").is_dir()
+    assert make_once(tmp_path / "other", fill)  # another folder's making sweeps up
+    assert not (tmp_path / ".abc.staging").exists()
+    assert make_once(tmp_path / "abc", fill)
+
+
+def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
+    one = start(tmp_path / "abc", 1)
+    assert one.stdout is not None
+    assert one.stdout.readline() == "making\n"
+    started = time.monotonic()
+    assert not make_once(tmp_path / "abc", lambda _: pytest.fail("the other one makes it"))
+    assert time.monotonic() - started > 0.3
+    assert one.communicate()[0] == "True\n"

@@ -1,0 +1,69 @@
+"""`runner merge` as a user calls it, on the run folders of real trainings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.cli.merge import lines, merge_run
+from runner.errors import RefusedError, UsageError
+from tests.engine.methods import METHODS, plan_of, train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNNER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    model, rows = shared / "models" / "stories260k", shared / "data" / "lora_identity.jsonl"
+    return {
+        name: train(
+            plan_of(model, rows, **METHODS[name]), tmp_path_factory.mktemp(name)
+        ).folder.path
+        for name in ("nf4", "prefix", "full")
+    }
+
+
+def test_a_run_is_merged_once_and_said_so(
+    runs: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, target = str(runs["nf4"]), runs["nf4"] / "merged"
+    assert merge_run(run, out=None, dtype="bf16", runs=None, as_json=True) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert record["folder"] == str(target) and record["dtype"] == "bf16"
+    assert (target / "config.json").is_file()
+    told = "\n".join(lines(record))
+    assert f"merged     {target}: bf16" in told
+    assert "on 8 rows of the run: logits differ by at most" in told
+    assert "the quantized model that was trained" in told
+    with pytest.raises(RefusedError, match="is there already; nothing is overwritten"):
+        merge_run(run, out=None, dtype=None, runs=None, as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "told"), [("prefix", "can't be merged"), ("full", "whole already, in")]
+)
+def test_what_cannot_be_merged_is_refused(method: str, told: str, runs: dict[str, Path]) -> None:
+    with pytest.raises(RefusedError, match=told):
+        merge_run(str(runs[method]), out=None, dtype=None, runs=None, as_json=False)
+    assert not (runs[method] / "merged").exists()
+
+
+def test_a_number_format_that_there_is_not_is_refused(runs: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="float16"):
+        merge_run(str(runs["nf4"]), out=None, dtype="float16", runs=None, as_json=False)
+
+
+def test_a_run_without_a_result_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    unfinished = tmp_path / "tiny" / "20260101-000000-0000000"
+    unfinished.mkdir(parents=True)
+    (unfinished / "plan.yaml").write_bytes((runs["nf4"] / "plan.yaml").read_bytes())
+    with pytest.raises(RefusedError, match="no finished adapter"):
+        merge_run(str(unfinished), out=None, dtype=None, runs=None, as_json=False)
