@@ -200,7 +200,7 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
     durable.write_text(folder.plan, plan_yaml(plan))
     set_seed(plan.training.seed)
     tokenizer, _ = load_tokenizer(plan)
-    rows = prepare_rows(plan, tokenizer, image_tokens=image_tokens(plan)).train
+    rows = for_trainer(prepare_rows(plan, tokenizer, image_tokens=image_tokens(plan)).train)
     set_seed(plan.training.seed)
     model = load_model(plan)
     trainer = SFTTrainer(
@@ -221,7 +221,7 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
             remove_unused_columns=False,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        train_dataset=for_trainer(rows),
+        train_dataset=rows,
         data_collator=ImageTextCollator(tokenizer, image_processor(plan)),
         processing_class=tokenizer,
         peft_config=trainable_setup(model, plan),
