@@ -41,7 +41,7 @@ class SplitSettings(JobModel):
 
 
 class CleanSettings(JobModel):
-    """Which rows are left out; each kind is counted. Rows with an empty answer always are.
+    """Which rows are left out, each kind counted. Those with an empty prompt or answer always are.
 
     Texts are compared after normalising Unicode width (NFKC), case and white space.
     """

@@ -1,6 +1,8 @@
 """Draws the pictures of jobs/data/llava_sample and writes what is true of each.
 
-    python tests/testbed/draw_llava_sample.py   # needs Pillow alone; the same Pillow gives the same bytes
+    python tests/testbed/draw_llava_sample.py
+
+Needs Pillow alone; the same Pillow gives the same bytes.
 
 A scene is drawn and described by one function, from the same figures, so that its caption and its
 answers fit the picture. Pictures go to `images/`, captions to `pretrain.jsonl` (data-juicer's

@@ -185,10 +185,23 @@ class Converter:
         self._problems = _RowProblems(source, field)
         _check_options(format, options, source)
 
+    def is_empty(self, row: Mapping[str, Any], conversation: Conversation) -> bool:
+        """Whether nothing is asked or nothing is answered somewhere in the row.
+
+        There is nothing to learn from it: silence as an answer would train the end of the turn
+        alone. A text_label row's own text counts, not the prompt that is put around it.
+        """
+        if self._format == "text_label" and _is_blank(str(row.get("text", ""))):
+            return True
+        return any(
+            message["role"] != "system" and _is_blank(message["content"])
+            for message in conversation.messages
+        )
+
     def convert(self, number: int, row: Mapping[str, Any]) -> Conversation:
         """The row at line or row `number`: an optional system turn, then user and assistant.
 
-        An assistant turn may be empty here, see `answered`. Raises SpecError with one Problem where
+        A turn may be empty here, see `is_empty`. Raises SpecError with one Problem where
         the row lacks what its format asks for, has tool turns, turns out of order or no assistant
         turn, a placeholder not filled, or images that don't fit their marks.
         """
@@ -234,7 +247,7 @@ class Converter:
 def convert_rows(
     rows: Iterable[tuple[int, Mapping[str, Any]]], converter: Converter
 ) -> Iterator[tuple[int, Mapping[str, Any], Conversation | None]]:
-    """(number, row, conversation) for each row; None for one with an empty assistant answer.
+    """(number, row, conversation) for each row; None for an empty one (Converter.is_empty).
 
     Streams. Bad rows are collected, and the rest is still looked at, so that one go names up to
     MAX_PROBLEMS of them: then, or at the end, SpecError is raised with them all.
@@ -248,22 +261,13 @@ def convert_rows(
             if len(problems) >= MAX_PROBLEMS:
                 break
             continue
-        yield number, row, conversation if answered(conversation.messages) else None
+        yield number, row, None if converter.is_empty(row, conversation) else conversation
     if problems:
         raise SpecError(problems)
 
 
-def answered(messages: Sequence[Message]) -> bool:
-    """Whether every assistant turn says something.
-
-    There is nothing to learn from silence: such an answer would train the end of the turn alone.
-    """
-    for message in messages:
-        if message["role"] == "assistant":
-            content = message["content"]
-            if not content or content.isspace():
-                return False
-    return True
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
 
 
 class _RowProblems:

@@ -38,7 +38,7 @@ from runner.errors import Problem, SpecError
 from runner.plan import Plan
 from runner.sources import cache_folder
 
-PIPELINE_VERSION = 1
+PIPELINE_VERSION = 2
 """Raised with every change that gives other rows, so that no cache of before is reused."""
 
 
@@ -246,7 +246,7 @@ def _take_all(
         rows = rows_of(plan, source)
         one = take(intake, rows, content_file(work, index), ledger, next_id, say)
         if one.empty == one.read:
-            text = f"all {one.read} rows have an empty answer"
+            text = f"all {one.read} rows have an empty prompt or answer"
             raise SpecError([Problem(source.place, source.field, text)])
         taken.append(one)
         next_id = one.stop_id

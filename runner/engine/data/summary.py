@@ -17,7 +17,7 @@ def name_of(source: dict[str, Any]) -> str:
 def cleaning_lines(report: dict[str, Any]) -> list[str]:
     """What was left out and why, and what was mixed, a line each; nothing where all was kept."""
     words = {
-        "empty": ("with an empty answer", "are left out"),
+        "empty": ("with an empty prompt or answer", "are left out"),
         "duplicates": ("that repeat an earlier one", "are left out"),
         "conflicts": ("with another answer to the same prompt", "are left out"),
         "leaked": ("whose prompt is on another side", "are left out"),

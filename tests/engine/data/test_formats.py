@@ -217,6 +217,24 @@ def test_detection_refuses_what_is_not_clear(rows: Any, words: str, near: str | 
         assert key in str(problem.value)
 
 
+def test_a_review_without_a_text_is_empty_whatever_the_prompt_says() -> None:
+    options = FormatOptions(prompt="Good or bad? {text}")
+    rows = [
+        (1, {"text": "fine", "label": "good"}),
+        (2, {"text": " \u3000", "label": "bad"}),
+        (3, {"text": "", "label": "bad"}),
+    ]
+    kept, empty = convert(rows, "text_label", options)
+    assert list(kept) == [1]
+    assert empty == [2, 3]
+
+
+def test_a_question_that_asks_nothing_is_empty() -> None:
+    rows = [(1, {"instruction": " ", "output": "Yes."}), (2, {"instruction": "?", "output": "Yes"})]
+    _, empty = convert(rows, "alpaca", NONE)
+    assert empty == [1]
+
+
 def test_empty_answers_are_dropped_and_named() -> None:
     rows = [
         (2, {"instruction": "q", "output": "a"}),

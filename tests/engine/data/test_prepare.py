@@ -155,7 +155,7 @@ def test_where_every_row_goes_the_job_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ("one", "a"), ("one", "b"))
     assert problem_of(path, clean=DROP).problem == "none of 2 rows is left: 2 in conflict"
     path = write(tmp_path / "b.jsonl", ("one", ""), ("two", " "))
-    assert "all 2 rows have an empty answer" in problem_of(path).problem
+    assert "all 2 rows have an empty prompt or answer" in problem_of(path).problem
     path = write(tmp_path / "c.jsonl", *[("one", "a")] * 30)
     assert "can't hold rows out" in problem_of(path, split={"eval": 0.5}).problem
     assert done(path).counts["train"] == 1
