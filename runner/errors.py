@@ -93,6 +93,20 @@ class SpecError(RunnerError):
         return [line for problem in self.problems for line in problem.lines()]
 
 
+def bug(error: BaseException) -> RunnerError:
+    """A defect of ours as a user meets it: one line, and the file that the traceback went to."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="runner-bug-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        traceback.print_exception(error, file=log)
+    return RunnerError(
+        f"this is a bug in runner: {type(error).__name__}: {error}", f"details are in {log.name}"
+    )
+
+
 def nearest(word: str, candidates: Iterable[str], likeness: float = 0.5) -> str | None:
     """The candidate that `word` was most likely meant to be, or None.
 

@@ -327,7 +327,7 @@ def _root(
 
 def main() -> None:
     """Entry point: errors become a few lines and an exit code, never a traceback."""
-    from runner.errors import EXIT_INTERRUPTED, RunnerError
+    from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
 
     try:
         app()
@@ -344,20 +344,5 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        _report_bug(error)
+        print("\n".join(bug(error).lines()), file=sys.stderr)
         sys.exit(1)
-
-
-def _report_bug(error: Exception) -> None:
-    """A defect of ours: the traceback goes to a file, the user gets its name."""
-    import tempfile
-    import traceback
-
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="runner-bug-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
-        traceback.print_exception(error, file=log)
-    print(
-        f"error: this is a bug in runner: {type(error).__name__}: {error}\n  details   {log.name}",
-        file=sys.stderr,
-    )

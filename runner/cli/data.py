@@ -171,10 +171,6 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
             f"the rows could not be prepared: their process ended with {process.returncode}",
             "the lines above say why, where it could; runner doctor looks at the packages",
         ) from None
-    if "bug" in answer:
-        bug = RuntimeError(answer["bug"])
-        bug.add_note(answer["traceback"])
-        raise bug
     return process.returncode, answer
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from runner.engine.arguments import require_optimizer
 from runner.engine.schedule import best_candidates, kept_at_once, saved_steps
-from runner.errors import Problem, RunnerError, SpecError
+from runner.errors import Problem, RunnerError, SpecError, bug
 from runner.job_training import TrainingSettings
 from runner.plan import Plan, beyond_the_end
 from runner.render import read_plan
@@ -195,6 +195,8 @@ def main() -> int:
     except RunnerError as error:
         record = {"error": error.lines(), "spec": isinstance(error, SpecError)}
         code = error.exit_code
+    except Exception as error:
+        record, code = {"error": bug(error).lines(), "spec": False}, 1
     print(json.dumps(record, ensure_ascii=False))
     return code
 

@@ -10,14 +10,13 @@ import json
 import os
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import Any
 
 from runner import durable
 from runner.engine.data.prepare import prepare
 from runner.engine.data.prepared import SIDES, Prepared, Side
-from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
+from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError, bug
 from runner.plan import Plan
 from runner.render import read_plan
 
@@ -105,9 +104,8 @@ def main() -> int:
         code = error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except Exception as error:  # a defect of ours, for the parent to report
-        record["bug"] = f"{type(error).__name__}: {error}"
-        record["traceback"] = traceback.format_exc()
+    except Exception as error:
+        record["error"] = bug(error).lines()
         code = 1
     print(json.dumps(record, ensure_ascii=False))
     return code

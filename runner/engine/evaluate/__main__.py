@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 
 from runner.engine.chat import quiet
 from runner.engine.evaluate.request import EvaluationFolder, read_request
 from runner.engine.evaluate.state import State
-from runner.errors import EXIT_INTERRUPTED, RunnerError
+from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
 from runner.render import read_plan
 
 
@@ -49,19 +47,9 @@ def main() -> int:
         return EXIT_INTERRUPTED
     except Exception as error:
         state.leave_line()
-        _report_bug(error)
+        print("\n".join(bug(error).lines()), file=sys.stderr)
         return 1
     return 0
-
-
-def _report_bug(error: Exception) -> None:
-    """A defect of ours: the traceback goes to a file, the user gets its name."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="runner-bug-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
-        traceback.print_exception(error, file=log)
-    text = f"error: this is a bug in runner: {type(error).__name__}: {error}"
-    print(f"{text}\n  details   {log.name}", file=sys.stderr)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
-from runner.errors import EXIT_INTERRUPTED, RunnerError
+from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
 
 
 def main() -> int:
@@ -65,18 +63,7 @@ def _fetch(wanted: dict[str, Any], quiet: bool) -> dict[str, Any]:
         return fetch_model(identity, revision, code=code, quiet=quiet, say=say).to_record()
     except Exception as error:
         refused = refusal(error, what, kind)
-        raise refused or _bug(error) from error
-
-
-def _bug(error: Exception) -> RunnerError:
-    """A defect of ours: the traceback goes to a file, the user gets its name."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="runner-bug-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
-        traceback.print_exception(error, file=log)
-    return RunnerError(
-        f"this is a bug in runner: {type(error).__name__}: {error}", f"details are in {log.name}"
-    )
+        raise refused or bug(error) from error
 
 
 def _builtin(folder: Path) -> dict[str, Any]:
