@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from runner.errors import EXIT_INTERRUPTED, RefusedError, RunnerError
 from runner.plan import Plan
 from runner.render import plan_yaml
 from runner.units import format_bytes
+
+_OURS = "runner: "
 
 
 class SurveyRefused(RunnerError):
@@ -54,23 +58,38 @@ def survey(plan: Plan, out: Output, samples: int = 0) -> dict[str, Any]:
             stderr=subprocess.PIPE,
             text=True,
         )
+        others: deque[str] = deque(maxlen=1)
+        listener = threading.Thread(target=_listen, args=(process, out, others), daemon=True)
+        listener.start()
         try:
-            printed, errors = process.communicate()
+            assert process.stdout is not None  # noqa: S101 - a pipe, see above
+            printed = process.stdout.read()
+            process.wait()
         except KeyboardInterrupt:
             process.kill()
             process.wait()
             sys.exit(EXIT_INTERRUPTED)
+        listener.join()
     try:
         record: dict[str, Any] = json.loads(printed.splitlines()[-1])
     except (ValueError, IndexError):
-        tail = [line for line in errors.splitlines() if line.strip()]
         raise RefusedError(
-            f"the plan could not be surveyed: {tail[-1] if tail else 'no output'}",
+            f"the plan could not be surveyed: {others[0] if others else 'no output'}",
             "runner doctor looks at the packages",
         ) from None
     if "error" in record:
         raise SurveyRefused(record["error"], process.returncode)
     return record
+
+
+def _listen(process: subprocess.Popen[str], out: Output, others: deque[str]) -> None:
+    """Hand on what the engine says of its progress; of the libraries' chatter the last line."""
+    assert process.stderr is not None  # noqa: S101 - a pipe, see above
+    for line in process.stderr:
+        if line.startswith(_OURS):
+            out.say(field("", line.removeprefix(_OURS).rstrip()))
+        elif line.strip():
+            others.append(line.strip())
 
 
 def survey_lines(surveyed: Mapping[str, Any]) -> list[str]:
