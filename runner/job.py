@@ -175,6 +175,12 @@ class Job(JobModel):
         for index, phase in enumerate(self.phases):
             if names.index(phase.name) != index:
                 raise ConflictError(f"phases.{index}.name", "is the name of an earlier phase too")
+            if "adapter" in phase.trains and index + 1 < len(self.phases):
+                raise ConflictError(
+                    f"phases.{index}.trains",
+                    "only the last phase can train the adapter: what an earlier one hands on is "
+                    "the projector",
+                )
             if "projector" in phase.trains and self.vision is None:
                 raise ConflictError(
                     f"phases.{index}.trains", "projector needs an image tower: vision.model"

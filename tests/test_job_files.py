@@ -384,13 +384,20 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
         ),
     ),
     "a phase with settings that exclude each other": (
-        BASE
-        + "phases:\n- {name: one, trains: [adapter], training: {max_steps: 3}}\n"
-        + "- name: two\n  trains: [adapter]\n  training: {eval_steps: 3}\n",
+        BASE + "phases:\n- name: two\n  trains: [adapter]\n  training: {eval_steps: 3}\n",
         told(
-            "j.yaml:7  phases.1.training.eval_steps",
+            "j.yaml:6  phases.0.training.eval_steps",
             "needs evaluation rows: data.eval or data.split",
             value="3",
+        ),
+    ),
+    "an adapter that no later phase would take up": (
+        BASE + "phases:\n- {name: one, trains: [adapter]}\n- {name: two, trains: [adapter]}\n",
+        told(
+            "j.yaml:4  phases.0.trains",
+            "only the last phase can train the adapter: what an earlier one hands on is the "
+            "projector",
+            value="[adapter]",
         ),
     ),
     "a projector without a tower": (

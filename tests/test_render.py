@@ -111,7 +111,9 @@ def bash_refuses(script: Path) -> str:
 def test_every_launch_script_is_clean_to_bash_and_shellcheck(
     plans: dict[str, Plan], tmp_path: Path
 ) -> None:
-    assert len(plans) == len(JOBS) * len(PROCESSES) * len(ZERO) * 2 * 2
+    assert (
+        len(plans) == (len(JOBS) * len(ZERO) - 1) * len(PROCESSES) * 2 * 2
+    )  # one combination is refused
     scripts = []
     for name, plan in plans.items():
         script = tmp_path / f"{name}.sh"

@@ -257,12 +257,13 @@ def _save(
     trainer: Any, tokenizer: Any, plan: Plan, run: Run, place: Place, start: Marks
 ) -> dict[str, Any]:
     """Write what this training made: the run's result, or what the next training needs."""
-    from runner.engine.result import publish_from, save_result
+    from runner.engine.result import publish_from, require_moved, save_result
 
     folder, first = run.folder, run.first
     if plan.trains == ["projector"]:
         from runner.engine.vision import save_projector
 
+        require_moved(trainer.model, start)
         if not first:
             return {}
         model = trainer.accelerator.unwrap_model(trainer.model)
