@@ -7,6 +7,7 @@ Imports torch only after the signals are taken over.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import os
 import sys
@@ -21,6 +22,8 @@ from runner.liveness import living_engines
 from runner.render import read_plan
 from runner.units import MIB
 
+RESERVE_BYTES = 16 * 1024
+"""Given back before a failure is recorded, so that a full disk can not hide it."""
 TIGHT_BYTES = 512 * MIB  # a card with less free was full, whatever the cap
 
 
@@ -40,20 +43,23 @@ def main() -> int:
     try:
         plan = read_plan(folder.plan)
         control.install()
+        _reserve(folder, rank).write_bytes(b"\0" * RESERVE_BYTES)
         from runner.engine.train import train
 
-        return train(plan, folder, control, resume=arguments.resume)
+        code = train(plan, folder, control, resume=arguments.resume)
+        _reserve(folder, rank).unlink(missing_ok=True)
+        return code
     except Stopped:
         print("runner: stopped before the first step", file=sys.stderr)
         return STOPPED_EXIT_CODE
     except RunnerError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
         _record_failure(folder, rank, "refused", error.message, error.exit_code)
+        _print("\n".join(error.lines()))
         return error.exit_code
     except Exception as error:
-        traceback.print_exc()
         kind, message = _explain(error)
         _record_failure(folder, rank, kind, message, 1)
+        _print(traceback.format_exc())
         return 1
 
 
@@ -109,8 +115,13 @@ def _free_gpu_bytes() -> int:
         return 0
 
 
+def _reserve(folder: RunFolder, rank: int) -> Path:
+    return folder.engine / f".reserve-{rank}"
+
+
 def _record_failure(folder: RunFolder, rank: int, kind: str, message: str, exit_code: int) -> None:
     """engine/failure.json: launchers turn every exit code into 1, so ours is written down."""
+    _reserve(folder, rank).unlink(missing_ok=True)
     if rank == 0 or not folder.engine_failure.exists():
         try:
             durable.write_json(
@@ -124,13 +135,20 @@ def _record_failure(folder: RunFolder, rank: int, kind: str, message: str, exit_
                 },
             )
         except OSError as error:
-            print(f"runner: the failure can't be recorded: {error}", file=sys.stderr)
+            _print(f"runner: the failure can't be recorded: {error}")
+
+
+def _print(text: str) -> None:
+    """To the log, which may lie on the disk that is full: then there is nothing to be said."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     # Not sys.exit: after an ordinary end of training, library threads and process groups can hang
     # in their own clean-up and hold the GPU; everything of ours is on disk by now.
     os._exit(code)

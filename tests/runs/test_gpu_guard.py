@@ -94,9 +94,9 @@ def supervise(
         gpus=(Gpu(0, "GPU-0", "NVIDIA H100", 81559 << 20, 9.0),),
         gpu_absence="",
         model=ModelSource("hub", "some/model", None, None, True),
-        train=DataSource("file", tmp_path / "rows.jsonl", None, None, "0" * 64, 1, True),
-        eval=None,
-        sample=None,
+        rows={
+            "data.train": DataSource("file", tmp_path / "rows.jsonl", None, None, "0" * 64, 1, True)
+        },
         cache=tmp_path,
     )
     plan = make_plan(loaded, facts)
