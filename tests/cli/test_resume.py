@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -115,3 +116,32 @@ def test_an_edited_plan_is_another_plan(plan: Plan, tmp_path: Path) -> None:
     save(folder, 3)
     folder.plan.write_text(folder.plan.read_text().replace("max_length: 1024", "max_length: 512"))
     assert latest_of(plan, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "goes_on"), [("\n", True), ("y\n", True), ("n\n", False), ("", None)]
+)
+def test_at_a_terminal_it_is_asked_first(
+    answer: str,
+    goes_on: bool | None,
+    plan: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a real pseudo-terminal; one that went away decides nothing for its user."""
+    folder = run_of(plan, tmp_path, 1, reason="stopped")
+    save(folder, 3)
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "r+b", buffering=0) as raw, os.fdopen(ours, "r+b", buffering=0) as user:
+        user.write(answer.encode() or b"\x04")  # Ctrl-D
+        terminal = io.TextIOWrapper(raw, line_buffering=True)
+        monkeypatch.setattr("sys.stdin", terminal)
+        monkeypatch.setattr("sys.stderr", terminal)
+        if goes_on is None:
+            with pytest.raises(RefusedError, match="no answer"):
+                choose(plan, tmp_path, None, Output(as_json=False))
+        else:
+            found = choose(plan, tmp_path, None, Output(as_json=False))
+            assert found == (folder if goes_on else None)
+        monkeypatch.undo()
+        terminal.detach()
