@@ -44,6 +44,7 @@ def test_a_budget_that_is_too_small_stops_the_run_with_a_checkpoint(
     assert "over_budget" in place.call("report", "@last").out
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_and_the_run_resumes_to_its_end(
     place: Workplace, small_job: list[str]
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_killed_supervisor_leaves_a_lost_run_with_its_checkpoint(
     assert f"the same runner train command goes on from {report['whole_checkpoint']}" in text
 
 
+@pytest.mark.slow
 def test_a_killed_terminal_does_not_end_the_run(place: Workplace, small_job: list[str]) -> None:
     cli = place.start("train", *small_job, "--set", "training.max_steps=40")
     run = place.wait_for_step(1)
@@ -154,6 +156,7 @@ def test_a_trainer_that_ignores_the_end_is_killed_after_its_grace(
     assert processes_of(run) == []
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_time_is_up(place: Workplace, small_job: list[str]) -> None:
     done = place.call("train", *small_job, *LONG, "--set", "timeout_minutes=0.5")
     end = termination(place.last)
