@@ -154,3 +154,16 @@ def test_a_projector_is_trained_first_and_an_adapter_after_it(place: Workplace) 
             if name.endswith(short.split("multi_modal_projector.")[-1])
         ]
         assert moved and all(moved)
+
+
+def test_a_checkpoint_takes_about_the_disk_that_was_told(
+    place: Workplace, small_job: list[str]
+) -> None:
+    saving = settings("training.save_steps=6")
+    told = place.call("check", *small_job, *saving, "--json").json["trainings"][0]
+    assert (told["steps"], told["saves"]) == (6, 1)
+    done = place.call("train", *small_job, *saving)
+    assert done.code == 0, done.err
+    (saved,) = checkpoints.listed(place.last / "checkpoints")
+    size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+    assert told["checkpoint_bytes"] == pytest.approx(size, rel=0.25)
