@@ -183,10 +183,11 @@ def test_each_phase_has_its_own_part_of_the_hub() -> None:
         {
             "description": "x",
             "model": "o/m",
+            "vision": {"model": "o/tower"},
             "data": {"train": "hub:o/d"},
             "training": {"max_steps": 1},
             "phases": [
-                {"name": "one", "trains": ["adapter"], "data": {"hub": {"split": "first"}}},
+                {"name": "one", "trains": ["projector"], "data": {"hub": {"split": "first"}}},
                 {
                     "name": "two",
                     "trains": ["adapter"],

@@ -119,8 +119,8 @@ def test_sample_rows_are_taken_when_asked_and_said(cli: Command, job: Path) -> N
 def test_each_training_of_a_job_is_told(cli: Command, job: Path, tmp_path: Path) -> None:
     job.write_text(
         JOB.replace("training: {max_steps: 3}", "")
-        + "phases:\n"
-        + "  - {name: one, trains: [adapter], training: {max_steps: 1}}\n"
+        + "vision: {model: some/tower}\nphases:\n"
+        + "  - {name: one, trains: [projector], training: {max_steps: 1}}\n"
         + "  - {name: two, trains: [adapter], training: {max_steps: 1}, "
         + "data: {split: {eval: 0.5, test: 0.0}}}\n"
     )
