@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,11 @@ def _config(folder: Path | None) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def emptiest_first(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """By memory in use, the lowest index first where they are alike (to 64 MiB)."""
+    return sorted(gpus, key=lambda gpu: ((gpu.used_bytes or 0) >> 26, gpu.index))
 
 
 def list_gpus() -> tuple[tuple[Gpu, ...], str]:

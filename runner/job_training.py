@@ -125,6 +125,19 @@ class TrainingSettings(JobModel):
     )
 
 
+def beyond_the_end(training: TrainingSettings, steps: int) -> list[str]:
+    """Sentences on events that come later than the last of `steps`."""
+    lines = []
+    if training.save_steps is not None and training.save_steps > steps:
+        lines.append(f"save_steps {training.save_steps}: of {steps} steps only the last is saved")
+    if training.eval_steps is not None and training.eval_steps > steps:
+        lines.append(
+            f"eval_steps {training.eval_steps} never comes in {steps} steps: one evaluation, at "
+            "the end"
+        )
+    return lines
+
+
 class TrackingSettings(JobModel):
     """Where figures go besides metrics.jsonl. Keys come from the environment, never from here."""
 

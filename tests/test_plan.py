@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from runner.errors import RefusedError
 from runner.facts import Gpu, gather
 from runner.jobfile import LoadedJob, load_job
-from runner.plan import Plan, make_plan, shrunk
+from runner.plan import Plan
+from runner.resolve import make_plan, shrunk
 from runner.units import GIB
 from tests.conftest import REPOSITORY
 

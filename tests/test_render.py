@@ -28,8 +28,9 @@ from runner.job_data import DataSettings
 from runner.job_fields import all_fields
 from runner.job_method import LoraSettings
 from runner.jobfile import LoadedJob, load_job
-from runner.plan import Plan, make_plan
+from runner.plan import Plan
 from runner.render import comment, read_plan, render
+from runner.resolve import make_plan
 from runner.sources import DataSource, ModelSource
 from runner.units import GIB
 from tests.conftest import REPOSITORY, Answer

@@ -15,8 +15,8 @@ from runner.cli.survey import SurveyRefused, require_disk, survey, survey_lines
 from runner.facts import gather, require_data
 from runner.folder import default_root
 from runner.jobfile import load_job
-from runner.plan import make_plan
 from runner.render import budget_line, method_line, model_line, steps_line
+from runner.resolve import make_plan
 
 _GREEN, _PLAIN = "\x1b[30;42m", "\x1b[0m"
 

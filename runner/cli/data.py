@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from runner.cli.output import Output, field, table
-from runner.cli.preflight import refuse_unreachable
+from runner.cli.preflight import refuse_unreachable, require_packages
 from runner.cli.wanted import fetch, lacking
 from runner.engine.data.summary import cleaning_lines, name_of
 from runner.errors import EXIT_INTERRUPTED, RefusedError
-from runner.facts import Facts, gather, package_version, require_data
+from runner.facts import Facts, gather, require_data
 from runner.jobfile import LoadedJob, load_job
-from runner.plan import Plan, make_plan
+from runner.plan import Plan
 from runner.render import plan_yaml
+from runner.resolve import make_plan
 
 _PACKAGES = ("duckdb", "pyarrow")
 _STEPS = ("empty", "duplicates", "conflicts", "leaked")
@@ -40,7 +41,7 @@ def data_job(
         out: a folder that gets each side as JSONL as well; files there are not overwritten.
     """
     output = Output(as_json=as_json)
-    _require_packages()
+    require_packages(_PACKAGES)
     loaded = _rows_alone(load_job(name, sets))
     facts = gather(loaded)
     if sample:
@@ -213,12 +214,3 @@ def _fetch_rows(loaded: LoadedJob, facts: Facts, output: Output) -> bool:
 
 def _files(plan: Plan) -> list[Any]:
     return [rows for training in plan.trainings for rows in training.rows.each]
-
-
-def _require_packages() -> None:
-    missing = [name for name in _PACKAGES if package_version(name) is None]
-    if missing:
-        raise RefusedError(
-            f"this Python ({sys.executable}) lacks {', '.join(missing)}",
-            "pip install 'runner[train]' into it",
-        )

@@ -17,29 +17,29 @@ from pydantic import ValidationError
 
 from runner import durable
 from runner.cli.output import Output
-from runner.cli.preflight import fetch_missing, require_training_stack
+from runner.cli.preflight import fetch_missing, require_packages, require_training_stack
 from runner.engine.evaluate.request import EvaluationFolder, Request, write_request
 from runner.engine.trained import require_result
 from runner.errors import (
     EXIT_INTERRUPTED,
     Problem,
-    RefusedError,
     RunnerError,
     SpecError,
     UsageError,
     nearest,
 )
-from runner.facts import gather, list_gpus, package_version, require_data
+from runner.facts import emptiest_first, gather, list_gpus, require_data
 from runner.folder import RunFolder, default_root, find_run
 from runner.job_training import EvaluationSettings
 from runner.jobfile import load_job
-from runner.plan import Plan, make_plan
+from runner.plan import Plan
 from runner.render import plan_yaml
 from runner.report.evaluation import evaluation_lines
 from runner.report.run import require_plan
+from runner.resolve import make_plan
 from runner.yaml_text import parse
 
-NEEDED = {"scikit-learn": "scikit-learn", "scipy": "scipy", "matplotlib": "matplotlib"}
+NEEDED = ("scikit-learn", "scipy", "matplotlib")
 _PREFIX = "evaluation."
 
 
@@ -70,7 +70,7 @@ def evaluate_run(
     """
     output = Output(as_json=as_json)
     require_training_stack()
-    _require_measuring()
+    require_packages(NEEDED)
     for path in data:
         if not path.is_file():
             near = nearest(path.name, [p.name for p in path.parent.glob("*")])
@@ -180,15 +180,6 @@ def _model_plan(
     return make_plan(loaded, facts, "train")
 
 
-def _require_measuring() -> None:
-    missing = [name for name in NEEDED if package_version(name) is None]
-    if missing:
-        raise RefusedError(
-            f"this Python ({sys.executable}) lacks {', '.join(missing)}",
-            "pip install 'runner[train]' into it",
-        )
-
-
 def _make_folder(out: Path | None, run: RunFolder | None, root: Path, plan: Plan) -> Path:
     """A new folder for this evaluation. Raises UsageError where --out is taken."""
     if out is not None:
@@ -213,8 +204,7 @@ def _measure(folder: EvaluationFolder, plan: Plan) -> int:
     if plan.launch.device == "cuda":
         gpus, _ = list_gpus()
         if gpus:
-            free = min(gpus, key=lambda gpu: ((gpu.used_bytes or 0) >> 26, gpu.index))
-            environment["CUDA_VISIBLE_DEVICES"] = free.uuid
+            environment["CUDA_VISIBLE_DEVICES"] = emptiest_first(gpus)[0].uuid
     # a session of its own: what a terminal's Ctrl-C does to it is decided here alone
     process = subprocess.Popen(
         [sys.executable, "-m", "runner.engine.evaluate", str(folder.path)],

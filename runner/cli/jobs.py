@@ -10,8 +10,8 @@ from runner.cli.output import Output, field, table
 from runner.errors import RunnerError, UsageError, nearest
 from runner.facts import gather
 from runner.jobfile import LoadedJob, list_jobs, load_job
-from runner.plan import make_plan
 from runner.render import render
+from runner.resolve import make_plan
 from runner.units import GIB, KIB, MIB
 from runner.yaml_text import to_yaml
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from runner.cli.output import Output, field
@@ -34,16 +35,21 @@ def require_training_stack(job: Job | None = None) -> None:
     if job is not None:
         names += ["pillow"] if job.vision is not None else []
         names += ["deepspeed"] if job.launch.deepspeed != "none" else []
+    require_packages(names)
+    if trackers := missing_trackers(job.tracking.report_to) if job is not None else []:
+        raise RefusedError(
+            f"tracking.report_to needs {', '.join(trackers)}, which is not installed",
+            "pip install 'runner[train,trackers]', or --set tracking.report_to=[]",
+        )
+
+
+def require_packages(names: Iterable[str]) -> None:
+    """Refuse where this Python lacks one of runner's packages for training, by their names."""
     missing = [name for name in names if package_version(name) is None]
     if missing:
         raise RefusedError(
             f"this Python ({sys.executable}) lacks {', '.join(missing)}",
             "pip install 'runner[train]' into it",
-        )
-    if trackers := missing_trackers(job.tracking.report_to) if job is not None else []:
-        raise RefusedError(
-            f"tracking.report_to needs {', '.join(trackers)}, which is not installed",
-            "pip install 'runner[train,trackers]', or --set tracking.report_to=[]",
         )
 
 

@@ -13,7 +13,7 @@ from runner.cli.train import ready_smoke, start_and_follow
 from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
 from runner.facts import gather
 from runner.jobfile import LoadedJob, list_jobs, load_job
-from runner.plan import SMOKE_DEFAULT_STEPS
+from runner.resolve import SMOKE_DEFAULT_STEPS
 from runner.units import format_bytes
 
 

@@ -21,8 +21,9 @@ from runner.cli.survey import require_disk, survey, survey_lines
 from runner.facts import Facts, gather, require_data
 from runner.folder import RunFolder, create, default_root
 from runner.jobfile import LoadedJob, load_job
-from runner.plan import Plan, make_plan
-from runner.render import budget_line, data_line, method_line, model_line, render, steps_line
+from runner.plan import Plan
+from runner.render import budget_line, method_line, model_line, render, steps_line
+from runner.resolve import make_plan
 
 
 def train_job(
@@ -71,21 +72,16 @@ def prepare_folder(loaded: LoadedJob, plan: Plan, runs: Path | None) -> RunFolde
     return folder
 
 
-def announce(
-    plan: Plan, folder: RunFolder, out: Output, surveyed: Mapping[str, Any] | None = None
-) -> None:
+def announce(plan: Plan, folder: RunFolder, out: Output, surveyed: Mapping[str, Any]) -> None:
     """The quiet lines before a run starts."""
     out.say(field("plan", f"{plan.short_hash}   {model_line(plan)} · {method_line(plan)}"))
-    if surveyed is not None:
-        for text in survey_lines(surveyed):
-            out.say(text)
-    else:
-        out.say(field("data", data_line(plan)))
+    for text in survey_lines(surveyed):
+        out.say(text)
     out.say(field("training", steps_line(plan)))
     out.say(field("memory", budget_line(plan)))
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))
-    for line in (*plan.warnings, *(surveyed or {}).get("warnings", ())):
+    for line in (*plan.warnings, *surveyed["warnings"]):
         out.say(field("WARNING", line))
     out.say(field("run", _shown(folder.path)))
 

@@ -20,8 +20,7 @@ PREFIX_ENCODER = "prefix_encoder.safetensors"
 def trainable_setup(model: Any, plan: Plan) -> PeftConfig | None:
     """Ready the model's own weights for the plan, and give PEFT's config for what it adds.
 
-    None for method full, where the base's own weights are trained: of a model with an image tower
-    the language model, and the projector where the plan says so, but never the tower.
+    None for method full, where all of the base's own weights are trained.
 
     Raises RefusedError for target modules that the model lacks, with the nearest it has, and for
     a prefix under ZeRO-3.
@@ -32,8 +31,6 @@ def trainable_setup(model: Any, plan: Plan) -> PeftConfig | None:
         freeze_all_but_projector(model)
         return projector_alone()
     if plan.method == "full":
-        if plan.vision is not None and "projector" not in plan.trains:
-            model.model.multi_modal_projector.requires_grad_(False)
         return None
     if plan.method == "prefix":
         from peft import PrefixTuningConfig

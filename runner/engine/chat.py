@@ -13,13 +13,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runner.engine.data.masks import end_of_turn_ids
+from runner.engine.subjects import Active, load_subjects, placed
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.plan import Plan
@@ -32,7 +32,7 @@ class Speaker:
 
     name: str  # run or base
     model: Any
-    active: Callable[[], AbstractContextManager[Any]] = nullcontext
+    active: Active = nullcontext
     messages: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -45,24 +45,15 @@ class Talker:
         self._limit = max_new_tokens
         self._system = plan.data.system
         self.tokenizer, self.notes = load_tokenizer(plan)
-        plan = self._placed(plan)
-        self.speakers = _speakers(folder, plan, base=base)
-        for speaker in self.speakers:
-            if not getattr(speaker.model, "is_quantized", False):  # which is where it stays
-                speaker.model.to(plan.launch.device)
-            speaker.model.eval()
+        there = placed(plan)
+        if there is not plan:
+            self.notes.append("answering on CPU: no GPU is to be had now")
+        self.speakers = [
+            Speaker("base" if subject.name == "base" else "run", subject.model, subject.active)
+            for subject in load_subjects(there, folder, with_base=base)
+        ]
         self._stop = list(end_of_turn_ids(self.tokenizer))
         self.forget()
-
-    def _placed(self, plan: Plan) -> Plan:
-        """The plan on the device that there is."""
-        import torch
-
-        if plan.launch.device == "cpu" or torch.cuda.is_available():
-            return plan
-        self.notes.append("answering on CPU: no GPU is to be had now")
-        launch = plan.launch.model_copy(update={"device": "cpu"})
-        return plan.model_copy(update={"launch": launch})
 
     def forget(self) -> None:
         """Start a new conversation."""
@@ -96,21 +87,6 @@ class Talker:
         reply = str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
         speaker.messages = [*asked, {"role": "assistant", "content": reply}]
         return reply
-
-
-def _speakers(folder: RunFolder, plan: Plan, *, base: bool) -> list[Speaker]:
-    """The run's model, then its base: the same weights with the adapter off, where there is one."""
-    from runner.engine.trained import load_base, load_trained
-
-    model = load_trained(plan, folder)
-    speakers = [Speaker("run", model)]
-    if base and hasattr(model, "disable_adapter"):
-        speakers.append(Speaker("base", model, model.disable_adapter))
-    elif base:
-        # a full training's weights were loaded in fp32; to answer, the plan's precision does
-        plain = plan.model_copy(update={"method": "lora", "trains": ["adapter"]})
-        speakers.append(Speaker("base", load_base(plain, folder)))
-    return speakers
 
 
 def main() -> int:

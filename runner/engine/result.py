@@ -98,10 +98,6 @@ def _publish(
     staging: Path, tokenizer: Any, plan: Plan, folder: RunFolder, start: Marks
 ) -> dict[str, Any]:
     tokenizer.save_pretrained(str(staging))
-    if plan.method == "full" and plan.vision is not None:
-        from runner.engine.images import image_processor
-
-        image_processor(plan).prepare.save_pretrained(str(staging))
     (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; the plan says it all
     (staging / PREFIX_ENCODER).unlink(missing_ok=True)  # of use to checkpoints alone
     weights = sorted(

@@ -18,8 +18,8 @@ from typing import Any
 from runner.engine.arguments import require_optimizer
 from runner.engine.schedule import best_candidates, kept_at_once, saved_steps
 from runner.errors import Problem, RunnerError, SpecError, bug
-from runner.job_training import TrainingSettings
-from runner.plan import Plan, beyond_the_end
+from runner.job_training import TrainingSettings, beyond_the_end
+from runner.plan import Plan
 from runner.render import read_plan
 
 MANY_PASSES = 10

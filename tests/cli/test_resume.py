@@ -18,8 +18,9 @@ from runner.facts import gather
 from runner.folder import RunFolder, create
 from runner.jobfile import load_job
 from runner.liveness import start_ticks
-from runner.plan import Plan, make_plan
+from runner.plan import Plan
 from runner.render import render
+from runner.resolve import make_plan
 
 
 @pytest.fixture

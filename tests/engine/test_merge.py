@@ -183,8 +183,8 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
     from runner.facts import gather
     from runner.folder import RunFolder
     from runner.jobfile import load_job
-    from runner.plan import make_plan
     from runner.render import plan_yaml
+    from runner.resolve import make_plan
     from tests.conftest import REPOSITORY
 
     monkeypatch.chdir(REPOSITORY)

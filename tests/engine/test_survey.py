@@ -12,7 +12,8 @@ from runner.engine.survey import checkpoint_bytes, contradictions, length_of
 from runner.facts import gather
 from runner.job_training import Stage
 from runner.jobfile import load_job
-from runner.plan import Plan, make_plan
+from runner.plan import Plan
+from runner.resolve import make_plan
 
 
 @pytest.fixture(scope="module")

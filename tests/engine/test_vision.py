@@ -44,7 +44,8 @@ from runner.engine.vision import (
 from runner.errors import RefusedError, RunnerError
 from runner.facts import gather
 from runner.jobfile import load_job
-from runner.plan import Plan, make_plan
+from runner.plan import Plan
+from runner.resolve import make_plan
 
 PATCHES = 16
 # openai/clip-vit-large-patch14-336's own preprocessor_config.json, as old as its names, made small

@@ -17,8 +17,8 @@ import pytest
 from runner.facts import Facts, Gpu
 from runner.folder import create
 from runner.jobfile import load_job
-from runner.plan import make_plan
 from runner.render import render
+from runner.resolve import make_plan
 from runner.sources import DataSource, ModelSource
 from tests.runs.conftest import termination
 from tests.testbed import FakeNvml, build_nvml

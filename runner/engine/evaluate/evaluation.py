@@ -21,7 +21,6 @@ from runner.engine.evaluate.request import SCHEMA_VERSION, EvaluationFolder, Req
 from runner.engine.evaluate.rows import Question, RowSet, load_sets, trained_answers
 from runner.engine.evaluate.sight import load_sight
 from runner.engine.evaluate.state import State
-from runner.engine.evaluate.subjects import Subject, load_subjects, placed
 from runner.engine.evaluate.tasks import (
     ExactMatch,
     Row,
@@ -31,6 +30,7 @@ from runner.engine.evaluate.tasks import (
     multiple_choice_for,
 )
 from runner.engine.model import load_tokenizer
+from runner.engine.subjects import Subject, load_subjects, placed
 from runner.engine.trained import result_file
 from runner.errors import RefusedError, SpecError
 from runner.folder import RunFolder
@@ -80,8 +80,9 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
         plan, request.files, run, settings.max_rows, settings.task == "multiple_choice", _say
     )
     asked = _asked(question, settings)
-    plan, more = placed(plan)
-    asked.notes += more
+    wanted, plan = plan, placed(plan)
+    if plan is not wanted:
+        asked.notes.append("measured on CPU: the plan says cuda, and no GPU is to be had now")
     rows = asked.rows
     state.rows = len(rows)
     _say(f"measuring {len(rows):,} rows of {model_line(plan)}")

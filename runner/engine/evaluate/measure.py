@@ -16,8 +16,8 @@ from runner.engine.data.masks import Encoded, encode_rows, template_name
 from runner.engine.evaluate.generate import Generated, Greedy, batches, prompt_ids
 from runner.engine.evaluate.loss import answer_losses
 from runner.engine.evaluate.sight import Sight
-from runner.engine.evaluate.subjects import Subject
 from runner.engine.evaluate.tasks import Judgement, Row, Task
+from runner.engine.subjects import Subject
 from runner.errors import RefusedError
 
 

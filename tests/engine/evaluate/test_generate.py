@@ -22,8 +22,8 @@ from runner.engine.evaluate.generate import (  # noqa: E402
 )
 from runner.engine.evaluate.loss import answer_losses  # noqa: E402
 from runner.engine.evaluate.measure import measure, tokenize  # noqa: E402
-from runner.engine.evaluate.subjects import Subject  # noqa: E402
 from runner.engine.evaluate.tasks import ExactMatch, Row  # noqa: E402
+from runner.engine.subjects import Subject  # noqa: E402
 
 WORDS = [
     "the",

@@ -15,14 +15,15 @@ from runner.engine import standin
 from runner.engine.evaluate.generate import Greedy
 from runner.engine.evaluate.measure import Answer, measure, tokenize
 from runner.engine.evaluate.sight import Sight, load_sight
-from runner.engine.evaluate.subjects import load_subjects
 from runner.engine.evaluate.tasks import ExactMatch, Row
 from runner.engine.images import IMAGES, ImageTextCollator
 from runner.engine.model import load_tokenizer
+from runner.engine.subjects import load_subjects
 from runner.errors import RunnerError
 from runner.facts import gather
 from runner.jobfile import load_job
-from runner.plan import Plan, make_plan
+from runner.plan import Plan
+from runner.resolve import make_plan
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Which models answer: the one that is measured, and its base beside it.
+"""Which models answer, in an evaluation or a chat: a run's own, and its base beside it.
 
 Imports torch, transformers and peft when called, through runner.engine.model and .trained.
 """
@@ -25,15 +25,14 @@ class Subject:
     active: Active = nullcontext
 
 
-def placed(plan: Plan) -> tuple[Plan, list[str]]:
-    """The plan on the device that there is, and a line where that is not the plan's own."""
+def placed(plan: Plan) -> Plan:
+    """The plan on the device that there is: itself, or one on the CPU where no GPU is to be had."""
     import torch
 
     if plan.launch.device == "cpu" or torch.cuda.is_available():
-        return plan, []
+        return plan
     launch = plan.launch.model_copy(update={"device": "cpu"})
-    note = "measured on CPU: the plan says cuda, and no GPU is to be had now"
-    return plan.model_copy(update={"launch": launch}), [note]
+    return plan.model_copy(update={"launch": launch})
 
 
 def load_subjects(plan: Plan, run: RunFolder | None, *, with_base: bool) -> list[Subject]:
