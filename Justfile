@@ -26,7 +26,8 @@ test-quick *args: setup
 lint: setup
     .venv/bin/ruff format --check
     .venv/bin/ruff check
-    .venv/bin/shellcheck just .ci/run benchmarks/*.sh
+    .venv/bin/shellcheck just .ci/run benchmarks/*.sh tests/testbed/*.sh
+    .venv/bin/hadolint docker/*.Dockerfile
     .venv/bin/mypy
 
 # Format and fix what can be fixed
@@ -36,12 +37,12 @@ format: setup
 
 # Write jobs/job.schema.json, which editors read, and docs/job-fields.md from runner/job*.py
 schema: setup
-    .venv/bin/python -m runner.job > jobs/.job.schema.json.tmp
+    .venv/bin/python -m runner.job_kinds > jobs/.job.schema.json.tmp
     mv jobs/.job.schema.json.tmp jobs/job.schema.json
     .venv/bin/python -m runner.job_table > docs/.job-fields.md.tmp
     mv docs/.job-fields.md.tmp docs/job-fields.md
 
-# Renew requirements.lock for pyproject.toml; versions stay unless given --upgrade or -P NAME
+# Renew requirements.lock and the images' locks for pyproject.toml; versions stay unless given --upgrade or -P NAME
 lock *args: setup
     #!/usr/bin/env bash
     set -euo pipefail
@@ -51,6 +52,14 @@ lock *args: setup
     .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 \
         --extra train --extra trackers --extra modelscope --extra dev --no-sources --no-annotate --no-emit-index-url \
         --custom-compile-command './just lock' --quiet "$@" -o requirements.lock
+    # The images' locks: the same versions, with the hashes of their files.
+    .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 \
+        --extra train --extra trackers --extra modelscope --no-sources --no-annotate --no-emit-index-url \
+        --generate-hashes --constraint requirements.lock \
+        --custom-compile-command './just lock' --quiet -o docker/train.lock
+    .venv/bin/python -m runner.container.locks docker/train.lock docker/torch-cpu.hashes \
+        > docker/.train-cpu.lock.tmp
+    mv docker/.train-cpu.lock.tmp docker/train-cpu.lock
 
 # Build the wheel into dist/
 wheel: setup

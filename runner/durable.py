@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def fsync_folder(folder: Path) -> None:
@@ -24,8 +24,9 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Replace `path` by `content`, whole or not at all.
+@contextlib.contextmanager
+def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """A stream whose content replaces `path` when the block ends well, whole or not at all.
 
     Raises OSError (disk full, no permission); then `path` is as it was and no temporary is left.
     """
@@ -33,7 +34,7 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
@@ -43,6 +44,12 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             temporary.unlink()
         raise
     fsync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `content`, whole or not at all; raises OSError as whole_file does."""
+    with whole_file(path, mode=mode) as stream:
+        stream.write(content)
 
 
 def write_text(path: Path, content: str, *, mode: int = 0o644) -> None:

@@ -6,18 +6,19 @@ there. Imports no torch: which build of it is installed stands in its metadata.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from runner.container.place import HERE, Place, settle_place
 from runner.job import Job, resolved_phases
-from runner.jobfile import LoadedJob
+from runner.job_base import JobBase
+from runner.jobfile import LoadedJob, sft_job
 from runner.sources import (
     DataSource,
     ModelSource,
@@ -43,38 +44,69 @@ class Gpu:
     """In use when the facts were gathered, by whomever."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the host is and has, as far as it decides a plan."""
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """What the host is and has, as far as it decides any plan."""
 
     python: str
+    """The interpreter that trains: this one, or the image's."""
     cores: int
     torch_version: str | None
+    """Of the interpreter that trains; None where it has none, or that is not known."""
     gpus: tuple[Gpu, ...]
     gpu_absence: str
     """Why `gpus` is empty, in a few words; empty text where it is not."""
+    cache: Path
+    """The user's folder for models that runner makes and rows that it prepares."""
+    place: Place = HERE
+    """Where the launch script will run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts(HostFacts):
+    """What decides a plan of the native engine."""
+
     model: ModelSource
     rows: Mapping[str, DataSource]
     """Dotted field (data.train, data.mix.sources.0.rows, phases.1.data.train) -> its rows."""
-    cache: Path
-    """The user's folder for models that runner makes and rows that it prepares."""
     vision: ModelSource | None = None
     model_type: str | None = None
     """transformers' name of the architecture, from the weights' config.json, where it is here."""
     model_dtype: str | None = None
     """The number format that the weights were published in, from the same file."""
     quantizes: str | None = None
-    """Why bitsandbytes can't be used here, in a few words; None where it can."""
+    """Why bitsandbytes can't be used where it runs, in a few words; None where it can."""
+
+
+def gather_host(job: JobBase) -> HostFacts:
+    """The facts that every plan depends on.
+
+    Raises:
+        RefusedError: launch.on is docker, and the job can't run there.
+    """
+    gpus, absence = list_gpus()
+    place = settle_place(job)
+    inside = place.container is not None
+    return HostFacts(
+        python=place.python if inside else sys.executable,
+        cores=len(os.sched_getaffinity(0)),
+        torch_version=place.version("torch"),
+        gpus=gpus,
+        gpu_absence=absence,
+        cache=cache_folder(),
+        place=place,
+    )
 
 
 def gather(loaded: LoadedJob) -> Facts:
-    """The facts for one job on this host.
+    """The facts for one job of the native engine on this host.
 
     Raises:
         SpecError: the job's model or data can't be what its text says.
+        RefusedError: launch.on is docker, and the job can't run there.
     """
-    job = loaded.job
-    gpus, absence = list_gpus()
+    job = sft_job(loaded)
+    host = gather_host(job)
 
     def where(field: str) -> str:
         return loaded.sources.get(field, str(loaded.path))
@@ -103,18 +135,15 @@ def gather(loaded: LoadedJob) -> Facts:
         vision = find_model(job.vision.model, beside=beside(field), where=where(field), field=field)
     said = _config(model.folder)
     return Facts(
-        python=sys.executable,
-        cores=len(os.sched_getaffinity(0)),
-        torch_version=package_version("torch"),
-        gpus=gpus,
-        gpu_absence=absence,
+        **{field.name: getattr(host, field.name) for field in fields(host)},
         model=model,
         rows={field: rows(field, text) for field, text in row_fields(job).items()},
-        cache=cache_folder(),
         vision=vision,
         model_type=said.get("model_type"),
         model_dtype=said.get("dtype") or said.get("torch_dtype"),
-        quantizes=None if package_version("bitsandbytes") else "bitsandbytes is not installed",
+        quantizes=None
+        if host.place.version("bitsandbytes")
+        else f"bitsandbytes is not installed {host.place.short}",
     )
 
 
@@ -162,7 +191,7 @@ def said_by(loaded: LoadedJob, field: str) -> str:
 
 def require_data(loaded: LoadedJob, facts: Facts) -> None:
     """Refuse (SpecError) a job whose own rows are not on this machine."""
-    for field, text in row_fields(loaded.job).items():
+    for field, text in row_fields(sft_job(loaded)).items():
         source = facts.rows[field]
         if field.endswith(".sample") or source.kind != "file" or source.present:
             continue
@@ -210,6 +239,17 @@ def list_gpus() -> tuple[tuple[Gpu, ...], str]:
     return allowed, "" if gpus else "NVML lists no GPU"
 
 
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, or None where NVML can't say."""
+    from runner.guard import nvml as nvml_module
+
+    try:
+        with nvml_module.Nvml() as nvml:
+            return nvml.driver_version()
+    except (nvml_module.NvmlUnavailable, nvml_module.NvmlFailed):
+        return None
+
+
 def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
     """Those that CUDA_VISIBLE_DEVICES names, where it is set: the user meant no others."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -221,11 +261,3 @@ def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
         for gpu in gpus
         if any(name and (name == str(gpu.index) or gpu.uuid.startswith(name)) for name in names)
     )
-
-
-def package_version(name: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -5,6 +5,7 @@ Imports the standard library and runner.durable/errors. Creates folders; judges 
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
@@ -166,6 +167,42 @@ class RunFolder:
         return self.path / "supervisor.json"
 
     @property
+    def lock(self) -> Path:
+        """Held (flock) by the supervisor as long as it lives."""
+        return self.path / ".lock"
+
+    def is_supervised(self) -> bool:
+        """Whether a supervisor holds the lock, in whatever container or namespace this is asked."""
+        try:
+            with self.lock.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    @property
+    def container(self) -> Path:
+        """The command of the run's container, where it has one, and which image it was."""
+        return self.path / "container.json"
+
+    @property
+    def container_id(self) -> Path:
+        """Written by docker once the container is made."""
+        return self.path / "container.id"
+
+    @property
+    def container_log(self) -> Path:
+        """What the container program itself said, not what ran in it."""
+        return self.logs / "container.log"
+
+    @property
+    def output(self) -> Path:
+        """What a user's own script writes."""
+        return self.path / "output"
+
+    @property
     def earlier(self) -> Path:
         return self.path / "earlier"
 
@@ -188,6 +225,7 @@ class RunFolder:
             self.wandb,
             self.mlruns,
             self.supervisor,
+            self.output,
         ]
 
     def verdicts(self) -> list[Path]:

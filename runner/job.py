@@ -1,8 +1,8 @@
-"""Job: what a user writes in jobs/NAME.yaml, field by field, with meaning, unit and default.
+"""Job: what a user writes for the native engine, field by field, with meaning, unit and default.
 
-Its parts are in job_data, job_method and job_training. Imports pydantic only.
-`python -m runner.job` prints the JSON Schema for editors.
-Loading, line numbers and overrides are in runner.jobfile; nothing here touches a file.
+Its parts are in job_base, job_data, job_method and job_training; the jobs of other engines are
+its siblings (runner.job_kinds lists them). Imports pydantic only. Loading, line numbers and
+overrides are in runner.jobfile; nothing here touches a file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
+from runner.job_base import JobBase, JobHead
 from runner.job_data import DataSettings
 from runner.job_method import (
     LoraSettings,
@@ -19,45 +20,10 @@ from runner.job_method import (
     QuantizationSettings,
     VisionSettings,
 )
-from runner.job_model import ByteSize, ConflictError, JobModel
+from runner.job_model import ConflictError, JobModel
 from runner.job_training import EvaluationSettings, TrackingSettings, TrainingSettings
 
 _Settings = TypeVar("_Settings", DataSettings, TrainingSettings)
-
-
-class LaunchSettings(JobModel):
-    """How many processes train, on what, and who shards the state."""
-
-    device: Literal["auto", "cuda", "cpu"] = Field(
-        "auto", description="Where training runs; auto is cuda where a GPU and a CUDA torch are."
-    )
-    num_processes: int = Field(
-        1, ge=1, le=64, description="Training processes; one a GPU, or several CPU ranks (gloo)."
-    )
-    deepspeed: Literal["none", "zero1", "zero2", "zero3"] = Field(
-        "none", description="DeepSpeed ZeRO stage that shards optimizer, gradients, weights."
-    )
-    threads_per_process: int | None = Field(
-        None,
-        ge=1,
-        description="CPU threads of each process (OMP_NUM_THREADS); without it, the cores shared "
-        "out among the processes.",
-    )
-
-
-class BudgetSettings(JobModel):
-    """How much memory the run may take; the guard enforces it."""
-
-    gpu_memory: ByteSize | None = Field(
-        None, description="GPU memory on each card, with unit, e.g. 12GiB; enforced in GPU runs."
-    )
-    host_memory: ByteSize | None = Field(
-        None,
-        description="Host memory of the run's processes together, with unit; enforced in CPU runs.",
-    )
-    grace_seconds: float = Field(
-        60.0, ge=0, le=3600, description="Seconds between the request to end and the kill."
-    )
 
 
 class SmokeSettings(JobModel):
@@ -109,11 +75,12 @@ class Phase(JobModel):
     )
 
 
-class Job(JobModel):
-    """One fine-tuning job, whole. Anything not said has the default that `runner show` prints."""
+class SftSettings(JobHead):
+    """What only a job of the native engine says."""
 
-    description: str = Field("", description="What the job is for, in a line.")
-    engine: Literal["sft"] = Field("sft", description="What trains: sft is TRL's SFTTrainer.")
+    engine: Literal["sft"] = Field(
+        "sft", description="What trains: sft (TRL's SFTTrainer), script (your own), or mgm."
+    )
     model: str = Field(
         min_length=1,
         description="Weights: a folder in transformers' layout, a hub id OWNER/NAME[@REVISION], "
@@ -146,21 +113,15 @@ class Job(JobModel):
         EvaluationSettings(), description="What runner evaluate measures."
     )
     tracking: TrackingSettings = Field(TrackingSettings(), description="Where figures go.")
-    launch: LaunchSettings = Field(LaunchSettings(), description="Processes and devices.")
-    budget: BudgetSettings = Field(BudgetSettings(), description="Memory the run may take.")
     smoke: SmokeSettings = Field(SmokeSettings(), description="Stand-ins for a smoke.")
-    timeout_minutes: float | None = Field(
-        None, gt=0, description="The run is ended, with a checkpoint, after this many minutes."
-    )
+
+
+class Job(JobBase, SftSettings):
+    """One fine-tuning job, whole. Anything not said has the default that `runner show` prints."""
 
     @model_validator(mode="after")
     def _possible(self) -> Job:
         cpu = self.launch.device == "cpu"
-        if cpu and self.budget.gpu_memory and not self.budget.host_memory:
-            raise ConflictError(
-                "budget.gpu_memory",
-                "can't be enforced where launch.device is cpu; give budget.host_memory",
-            )
         if self.method == "prefix" and self.training.gradient_checkpointing:
             raise ConflictError(
                 "training.gradient_checkpointing", "can't be used with method prefix (PEFT)"
@@ -292,15 +253,3 @@ def _require_possible(phase: ResolvedPhase, *, cpu: bool, num_processes: int) ->
             f"{training.gradient_accumulation_steps} accumulated x {num_processes} process(es) "
             f"come to {product}",
         )
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a job file, as committed in jobs/job.schema.json."""
-    schema = Job.model_json_schema(mode="validation")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-if __name__ == "__main__":
-    import json
-
-    print(json.dumps(json_schema(), indent=2))

@@ -1,4 +1,7 @@
-"""The fields of a Job as data: dotted names, types, possible values. Imports runner.job; pure."""
+"""The fields of a job as data: dotted names, types, possible values. Imports runner.job; pure.
+
+Every function takes the kind of job that is meant (`root`), the native engine's unless said.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from runner.job import Job
 from runner.yaml_text import FieldPath
 
 
-def possible_types(key: FieldPath) -> tuple[Any, ...]:
+def possible_types(key: FieldPath, root: type[BaseModel] = Job) -> tuple[Any, ...]:
     """The members of a field's type, None for NoneType; of an entry of a text mapping too."""
-    info = annotation_at(key)
+    info = annotation_at(key, root)
     if info is None and key[:-1]:
-        mappings = [part for part in _members(annotation_at(key[:-1])) if get_origin(part) is dict]
+        outer = _members(annotation_at(key[:-1], root))
+        mappings = [part for part in outer if get_origin(part) is dict]
         info = get_args(mappings[0])[1] if mappings else None
     return tuple(None if part is types.NoneType else part for part in _members(info))
 
@@ -36,9 +40,9 @@ def model_at(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def annotation_at(key: FieldPath) -> Any:
+def annotation_at(key: FieldPath, root: type[BaseModel] = Job) -> Any:
     """The type of the field at `key`, or None."""
-    current: Any = Job
+    current: Any = root
     for part in key:
         if isinstance(part, int) or part.isdigit():  # an entry of a list of blocks
             lists = [each for each in _members(current) if get_origin(each) is list]
@@ -71,14 +75,14 @@ def choices_of(annotation: Any) -> list[Any]:
     return [choice for part in get_args(annotation) for choice in choices_of(part)]
 
 
-def field_elsewhere(name: str) -> str | None:
+def field_elsewhere(name: str, root: type[BaseModel] = Job) -> str | None:
     """The field of that (or nearly that) name in another block: `r` -> lora.r."""
-    last = last_names()
+    last = last_names(root)
     near = nearest(name, last, likeness=0.75)  # of so many names, some always looks alike
     return last[near] if near else None
 
 
-def last_names() -> dict[str, str]:
+def last_names(root: type[BaseModel] = Job) -> dict[str, str]:
     """Field name without its blocks -> dotted; of two, that of the outermost block."""
-    fields = sorted(all_fields(), key=lambda dotted: dotted.count("."), reverse=True)
+    fields = sorted(all_fields(root), key=lambda dotted: dotted.count("."), reverse=True)
     return {dotted.rsplit(".", 1)[-1]: dotted for dotted in fields}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from runner.errors import Problem, nearest
 from runner.job import Job
@@ -48,26 +48,28 @@ def problems_of(
     shown: str,
     lines: Mapping[FieldPath, int],
     given: Mapping[FieldPath, str],
+    root: type[BaseModel] = Job,
 ) -> list[Problem]:
+    """Each complaint about a job of the kind `root`, in our words and with its place."""
     found: dict[FieldPath, Problem] = {}
     for item in error.errors(include_url=False):
-        key = _real_key(item["loc"], raw)
+        key = _real_key(item["loc"], raw, root)
         where = _where(key, shown, lines, given)
         kind, context = item["type"], item.get("ctx", {})
         value = None if kind == "missing" or item["input"] is raw else brief(item["input"])
         expected = _EXPECTED.get(kind)
         problem, near = item["msg"], None
         if kind == "extra_forbidden":
-            model = model_at(annotation_at(key[:-1])) or Job
+            model = model_at(annotation_at(key[:-1], root)) or root
             names = list(model.model_fields)
             problem, expected = "unknown field", "one of " + ", ".join(names)
             near = nearest(str(key[-1]), names)
-            if near is None or str(key[-1]) in last_names():
-                near = field_elsewhere(str(key[-1]))
+            if near is None or str(key[-1]) in last_names(root):
+                near = field_elsewhere(str(key[-1]), root)
         elif kind == "missing":
             problem = "is missing"
         elif kind == "literal_error":
-            choices = [str(choice) for choice in choices_of(annotation_at(key))]
+            choices = [str(choice) for choice in choices_of(annotation_at(key, root))]
             problem, expected = "is not one of the possible values", " or ".join(choices)
             near = nearest(str(item["input"]), choices)
         elif kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
@@ -110,7 +112,7 @@ def problems_of(
     return list(found.values())
 
 
-def _real_key(loc: tuple[str | int, ...], raw: Any) -> FieldPath:
+def _real_key(loc: tuple[str | int, ...], raw: Any, root: type[BaseModel]) -> FieldPath:
     """pydantic's location without the labels that it puts in for union members."""
     key: list[str | int] = []
     place: Any = raw
@@ -119,7 +121,7 @@ def _real_key(loc: tuple[str | int, ...], raw: Any) -> FieldPath:
             place = place.get(part)
         elif isinstance(place, list) and isinstance(part, int):
             place = place[part] if part < len(place) else None
-        elif annotation_at((*key, part)) is not None:
+        elif annotation_at((*key, part), root) is not None:
             place = None
         else:
             continue

@@ -1,6 +1,6 @@
 """docs/job-fields.md from the descriptions in the models: `python -m runner.job_table`.
 
-Imports pydantic and runner.job only; prints, writes nothing.
+Imports pydantic and the models of the jobs; prints, writes nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from runner.job import Job
 from runner.job_fields import model_at
+from runner.job_kinds import KINDS
 from runner.yaml_text import to_yaml
 
 _HEAD = """# Every field of a job
@@ -26,8 +26,12 @@ unit (`12GiB`, `900MiB`, `16GB`). A name with `[]` is a field of each entry of a
 
 def table() -> str:
     """The page, whole."""
-    lines = [_HEAD, "| field | values | default | meaning |", "|---|---|---|---|"]
-    lines += _rows(Job, "")
+    lines = [_HEAD]
+    for engine, kind in KINDS.items():
+        lines += [f"## Jobs of engine {engine}", ""]
+        lines += ["| field | values | default | meaning |", "|---|---|---|---|"]
+        lines += [*_rows(kind, ""), ""]
+    lines.pop()
     return "\n".join(lines) + "\n"
 
 
@@ -66,7 +70,8 @@ def _value(part: Any) -> str:
         inside = _values(get_args(part)[0])
         return f"a list of {inside}" if inside else "a list"
     if origin is dict:
-        return "names to texts"
+        inside = get_args(part)[1]
+        return "names to numbers" if inside is int else "names to texts"
     if hasattr(part, "__metadata__"):
         if any(isinstance(each, BeforeValidator) for each in part.__metadata__):
             return "size"

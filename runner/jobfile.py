@@ -6,7 +6,7 @@ Imports pydantic and the modules that read YAML and word the problems. Writes no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from runner.errors import Problem, SpecError, UsageError, nearest
 from runner.job import Job
-from runner.job_fields import (
-    possible_types,
-)
+from runner.job_base import JobBase
+from runner.job_fields import possible_types
+from runner.job_kinds import KINDS, kind_of
 from runner.job_problems import problems_of
 from runner.packaged import jobs_folder
 from runner.yaml_text import FieldPath, dotted_name, parse, read_mapping, shown_path
@@ -28,11 +28,26 @@ class LoadedJob:
 
     name: str
     path: Path
-    job: Job
+    job: JobBase
+    """Of the kind that its `engine` says."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Dotted field -> "jobs/x.yaml:12" or "--set"; a field not in it has its default."""
     overridden: frozenset[str] = frozenset()
     """Dotted fields given by --set: their relative paths are meant from the current folder."""
+
+
+def sft_job(loaded: LoadedJob) -> Job:
+    """The job, which has to be one of the native engine.
+
+    Raises:
+        UsageError: another engine trains it, of which rows and weights are not known.
+    """
+    if not isinstance(loaded.job, Job):
+        raise UsageError(
+            f"{loaded.name} is a job of another engine than sft, which this is for",
+            "runner train and runner smoke take jobs of any engine",
+        )
+    return loaded.job
 
 
 def list_jobs(folder: Path | None = None) -> dict[str, Path]:
@@ -83,8 +98,9 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
     shown = shown_path(path)
     sources = {dotted_name(key): f"{shown}:{line}" for key, line in lines.items() if key}
     given: dict[FieldPath, str] = {}
+    kind = _kind(raw, overrides)
     for text in overrides:
-        key, value = _parse_override(text)
+        key, value = _parse_override(text, kind)
         key = _put(raw, key, value, text)
         dotted = dotted_name(key)
         for known in [s for s in sources if s == dotted or s.startswith(dotted + ".")]:
@@ -94,9 +110,10 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
         given = {known: told for known, told in given.items() if known[: len(key)] != key}
         given[key] = text
     try:
-        job = Job.model_validate(raw)
+        job = kind.model_validate(raw)
     except ValidationError as error:
-        raise SpecError(problems_of(error, raw, shown, lines, given)) from None
+        problems = problems_of(error, raw, shown, lines, given, kind)
+        raise SpecError([_with_engines(problem) for problem in problems]) from None
     overridden = frozenset(name for name, source in sources.items() if source.startswith("--set"))
     return LoadedJob(path.stem, path.resolve(), job, sources, overridden)
 
@@ -107,7 +124,25 @@ def _leaves(dotted: str, value: object) -> list[str]:
     return [dotted, *(leaf for name, part in inner for leaf in _leaves(f"{dotted}.{name}", part))]
 
 
-def _parse_override(text: str) -> tuple[FieldPath, Any]:
+def _kind(raw: Mapping[str, Any], overrides: Sequence[str]) -> type[JobBase]:
+    """The kind of job that the file, or the last --set of it, says."""
+    engine = raw.get("engine")
+    for text in overrides:
+        name, _, value = text.partition("=")
+        if name.strip() == "engine":
+            engine = value.strip()
+    return kind_of(engine)
+
+
+def _with_engines(problem: Problem) -> Problem:
+    """An unknown engine is told all there are, not just that of the job it was taken for."""
+    if problem.field != "engine":
+        return problem
+    near = nearest(problem.value or "", KINDS)
+    return replace(problem, expected=" or ".join(KINDS), nearest=near)
+
+
+def _parse_override(text: str, kind: type[JobBase]) -> tuple[FieldPath, Any]:
     name, equals, value = text.partition("=")
     key: FieldPath = tuple(name.strip().split("."))
     if not equals or not all(key) or not _is_utf8(text):
@@ -119,7 +154,7 @@ def _parse_override(text: str) -> tuple[FieldPath, Any]:
         parsed, _ = parse(value, "--set")
     except SpecError:
         parsed = value  # a path such as "*x" is taken as text
-    takes = possible_types(key)
+    takes = possible_types(key, kind)
     if str in takes and not isinstance(parsed, str) and (parsed is not None or None not in takes):
         parsed = value  # --set model=123 names a folder
     return key, parsed

@@ -25,13 +25,49 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] == "Z" else int(fields[19])
 
 
+def pid_namespace() -> str | None:
+    """Names the namespace in which this process's pids mean something; None where it can't be told.
+
+    A container has one of its own.
+    """
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return None
+
+
+def host_pid(record: dict[str, Any]) -> int | None:
+    """The pid, as seen from here, of the process that wrote a record; None where it is gone.
+
+    A process in a container writes the pid that it has inside. Its start time is the same on both
+    sides, and the kernel lists its pids, outermost first, in /proc/PID/status (NSpid).
+    """
+    pid, ticks = int(record.get("pid", 0)), record.get("start_ticks")
+    if ticks is None:
+        return None
+    if start_ticks(pid) == ticks:
+        return pid
+    if record.get("pid_namespace") in (None, pid_namespace()):
+        return None
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or start_ticks(int(entry.name)) != ticks:
+            continue
+        try:
+            status = (entry / "status").read_text()
+        except OSError:
+            continue
+        for line in status.splitlines():
+            if line.startswith("NSpid:") and line.split()[-1] == str(pid):
+                return int(entry.name)
+    return None
+
+
 def is_living(record: dict[str, Any]) -> bool:
-    """Whether the process of a record with `pid` and `start_ticks` lives."""
-    ticks = start_ticks(int(record.get("pid", 0)))
-    return ticks is not None and ticks == record.get("start_ticks")
+    """Whether the process of a record with `pid` and `start_ticks` lives, in a container or not."""
+    return host_pid(record) is not None
 
 
 def living_engines(folder: RunFolder) -> list[int]:
-    """pids of the training processes of this run that live."""
+    """pids of the training processes of this run that live, as seen from here."""
     records = (durable.read_json(path) or {} for path in folder.engine.glob("rank-*.json"))
-    return sorted(int(record["pid"]) for record in records if is_living(record))
+    return sorted(pid for record in records if (pid := host_pid(record)) is not None)

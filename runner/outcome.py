@@ -86,8 +86,9 @@ class Outcome:
 class Evidence:
     """What is known when the trainer's processes are gone."""
 
-    exit_code: int
-    """Of launch.sh: 0-255, or negative for a signal, as subprocess reports it."""
+    exit_code: int | None
+    """Of launch.sh: 0-255, or negative for a signal, as subprocess reports it; None where it was
+    lost with the daemon of its container."""
     engine_failure: dict[str, Any] | None
     """engine/failure.json: {kind, message, step}, where the engine named its own failure."""
     engine_completed: bool
@@ -103,6 +104,10 @@ class Evidence:
     """Nothing was to be trained."""
     interrupted: bool
     """The stop was asked for by Ctrl-C rather than by a signal from elsewhere."""
+    start_failure: tuple[str, str] | None = None
+    """Why no container came to run, and the way out."""
+    by_exit_code: bool = False
+    """A user's own script, of which nothing but its exit code is known."""
 
 
 def judge(evidence: Evidence) -> tuple[Reason, int, str]:
@@ -111,11 +116,18 @@ def judge(evidence: Evidence) -> tuple[Reason, int, str]:
     The guard's own cause comes first: what it ended did not fail by itself. A run that had already
     completed when it was asked to stop has completed. Exit codes: docs/exit-codes.md.
     """
-    if evidence.engine_completed and evidence.exit_code == 0:
+    if evidence.start_failure is not None:
+        message, hint = evidence.start_failure
+        return Reason.FAILED, errors.EXIT_REFUSED, f"{message}; {hint}" if hint else message
+    if evidence.by_exit_code and evidence.exit_code == 0 and evidence.cause is None:
+        return Reason.COMPLETED, 0, "the script ended with exit code 0"
+    if evidence.engine_completed and evidence.exit_code in (0, None):
         if evidence.dry_run:
             return Reason.COMPLETED, 0, "dry run: everything was made ready, nothing was trained"
         return Reason.COMPLETED, 0, "all steps done, result saved"
     saved = f"checkpoint {evidence.checkpoint}" if evidence.checkpoint else "no checkpoint"
+    if evidence.by_exit_code:
+        saved = "what it wrote is in output/"
     over_budget_code = (
         errors.EXIT_OVER_BUDGET_WITH_CHECKPOINT
         if evidence.checkpoint
@@ -131,7 +143,8 @@ def judge(evidence: Evidence) -> tuple[Reason, int, str]:
     if evidence.cause == "stop_requested":
         code = errors.EXIT_INTERRUPTED if evidence.interrupted else 128 + signal.SIGTERM
         return Reason.STOPPED, code, f"stopped on request; {saved}"
-    code = evidence.exit_code if evidence.exit_code >= 0 else 128 - evidence.exit_code
+    known = 1 if evidence.exit_code is None else evidence.exit_code
+    code = known if known >= 0 else 128 - known
     failure = evidence.engine_failure
     if failure is not None and failure.get("kind") == "over_budget":
         return Reason.OVER_BUDGET, over_budget_code, f"{failure.get('message')}; {saved}"
@@ -154,12 +167,15 @@ def judge(evidence: Evidence) -> tuple[Reason, int, str]:
             f"a training process was killed while {evidence.engine_phase}, not by runner (SIGKILL "
             f"from elsewhere, or a crash of native code: see the log); {saved}",
         )
+    if evidence.exit_code is None:
+        return Reason.FAILED, 1, f"its container ended unseen, the daemon was gone; {saved}"
     if code > 128:
         name = _signal_name(code - 128)
         return Reason.FAILED, code, f"ended by {name}, which runner did not send; {saved}"
     if code == 0:
         return Reason.FAILED, 1, f"the trainer exited before its last step; {saved}"
-    return Reason.FAILED, code, f"the trainer exited with code {code}; {saved}"
+    told = {126: " (can't be executed)", 127: " (no such program)"}.get(code, "")
+    return Reason.FAILED, code, f"the trainer exited with code {code}{told}; {saved}"
 
 
 def _signal_name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Where the job files and the script templates that come with runner lie.
+"""Where the job files, the script templates and the images' recipes that come with runner lie.
 
 A wheel carries them inside the package; a checkout (an editable install too) keeps them at its
 root. Imports only the standard library.
@@ -19,6 +19,11 @@ def jobs_folder() -> Path:
 def templates_folder() -> Path:
     """The folder of the Jinja templates of the launch scripts."""
     return _folder("shell")
+
+
+def docker_folder() -> Path:
+    """The folder of the Dockerfiles and the locks of their packages."""
+    return _folder("docker")
 
 
 def _folder(name: str) -> Path:

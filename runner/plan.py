@@ -1,13 +1,12 @@
 """Plan: a Job with its variant, the facts of the host and every path resolved; frozen, hashable.
 
-Imports pydantic and the job's settings only. runner.resolve makes a Plan; nothing downstream looks
-at the Job, the environment or the clock to decide what to do.
+The native engine's; its siblings are in runner.plan_kinds. Imports pydantic and the job's settings
+only. runner.resolve makes a Plan; nothing downstream looks at the Job, the environment or the clock
+to decide what to do.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +16,7 @@ from runner.job_data import DataSettings
 from runner.job_method import LoraSettings, Method, PrefixSettings, QuantizationSettings
 from runner.job_model import JobModel
 from runner.job_training import EvaluationSettings, TrackingSettings, TrainingSettings
-
-SCHEMA_VERSION = 1
-Variant = Literal["train", "smoke", "dry_run"]
+from runner.plan_base import PlanBase, PlanHead
 
 
 class PlannedModel(JobModel):
@@ -78,32 +75,9 @@ class PlannedPhase(JobModel):
     training: TrainingSettings
 
 
-class PlannedLaunch(JobModel):
-    """Processes and devices, decided."""
+class SftPlanned(PlanHead):
+    """What only a plan of the native engine has."""
 
-    device: Literal["cuda", "cpu"]
-    num_processes: int
-    deepspeed: Literal["none", "zero1", "zero2", "zero3"]
-    threads_per_process: int
-    gpu_indices: list[int] = Field([])
-    gpu_uuids: list[str] = Field([])
-
-
-class PlannedBudget(JobModel):
-    """The memory that the guard enforces: on each GPU, or of the process tree on the host."""
-
-    kind: Literal["gpu", "host", "none"]
-    limit_bytes: int | None = None
-    grace_seconds: float = 60.0
-
-
-class Plan(JobModel):
-    """Everything that decides what a run does."""
-
-    schema_version: int = SCHEMA_VERSION
-    job: str
-    description: str
-    variant: Variant
     engine: Literal["sft"]
     model: PlannedModel
     vision: PlannedVision | None = None
@@ -121,19 +95,16 @@ class Plan(JobModel):
     evaluation: EvaluationSettings
     tracking: TrackingSettings
     precision: Literal["bf16", "fp16", "fp32"]
-    launch: PlannedLaunch
-    budget: PlannedBudget
-    timeout_minutes: float | None
-    substitutions: list[str] = Field([], description="What was taken in place of something else")
-    warnings: list[str] = Field([], description="What is likely to go wrong, though allowed")
-    python: str = Field(description="The interpreter whose packages train")
 
-    @property
-    def hash(self) -> str:
-        """sha256 over all that decides the outcome: not over where files happen to lie."""
-        record = self.model_dump(
-            mode="json", exclude={"python", "description", "evaluation", "tracking", "warnings"}
-        )
+
+class Plan(PlanBase, SftPlanned):
+    """Everything that decides what a run of the native engine does."""
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the outcome; rows count by hash, of the methods the one taken."""
+        record = super().deciding()
+        for key in ("evaluation", "tracking"):
+            record.pop(key)
         for phase in (*record["earlier"], record):
             _forget_places(phase)
         unused = {"lora": ("quantization", "prefix"), "qlora": ("prefix",)}
@@ -144,14 +115,7 @@ class Plan(JobModel):
         for model in (record["model"], (record["vision"] or {}).get("model")):
             if model and model["kind"] != "folder":
                 model.pop("folder")
-        for key in ("gpu_indices", "gpu_uuids"):  # the same run on another card
-            record["launch"].pop(key)
-        canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-    @property
-    def short_hash(self) -> str:
-        return self.hash[:7]
+        return record
 
     @property
     def trainings(self) -> list[Plan]:

@@ -1,58 +1,107 @@
 """Plan -> the files of a run: plan.yaml, launch.sh, accelerate.yaml, deepspeed.json.
 
-Pure: returns texts, writes nothing. Imports jinja2, pyyaml and runner.plan. Values reach the
-script only through the filters `quote` (shlex) and `comment` (one line, no control characters).
+Pure: returns texts, writes nothing. Imports pyyaml, the plans and what renders the other engines'.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from runner import __version__
-from runner.errors import RunnerError
+from runner.engine.mgm.render import mgm_lines, render_mgm
+from runner.errors import RunnerError, UsageError
 from runner.job_training import TrainingSettings
-from runner.packaged import templates_folder
-from runner.plan import Plan, PlannedData, PlannedLaunch, PlannedModel
-from runner.units import format_bytes
-from runner.yaml_text import represent_text
+from runner.plan import Plan, PlannedData, PlannedModel
+from runner.plan_base import PlanBase, PlannedLaunch
+from runner.plan_kinds import PLANS
+from runner.plan_mgm import MgmPlan
+from runner.plan_script import ScriptPlan
+from runner.render_base import BlockDumper, budget_line, templates
+from runner.render_script import script_launch, script_lines
 
 SCHEMA_VERSION = 1
 _ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
-def render(plan: Plan) -> dict[str, str]:
+def render(plan: PlanBase) -> dict[str, str]:
     """Name -> text of every file that is rendered for `plan`."""
-    files = {
-        "plan.yaml": plan_yaml(plan),
-        "launch.sh": launch_script(plan),
-        "accelerate.yaml": accelerate_config(plan),
-    }
-    if plan.launch.deepspeed != "none":
-        files["deepspeed.json"] = deepspeed_config(plan)
+    files = {"plan.yaml": plan_yaml(plan)}
+    match plan:
+        case Plan():
+            files["launch.sh"] = launch_script(plan)
+            files["accelerate.yaml"] = accelerate_config(plan)
+            if plan.launch.deepspeed != "none":
+                files["deepspeed.json"] = deepspeed_config(plan)
+        case ScriptPlan():
+            files["launch.sh"] = script_launch(plan)
+        case MgmPlan():
+            title = f"{plan.job} ({plan.variant})" + (
+                f": {plan.description}" if plan.description else ""
+            )
+            files |= render_mgm(plan.mgm, title=title, version=__version__, plan_hash=plan.hash)
+        case _:
+            raise TypeError(f"no rendering for {type(plan).__name__}")
     return files
 
 
-def plan_yaml(plan: Plan) -> str:
+def summary(plan: PlanBase) -> list[tuple[str, str]]:
+    """Label and text of what a plan is, in the lines that a start and a report print."""
+    match plan:
+        case Plan():
+            lines = [
+                ("model", model_line(plan)),
+                ("method", method_line(plan)),
+                ("training", steps_line(plan)),
+            ]
+        case ScriptPlan():
+            lines = script_lines(plan)
+        case MgmPlan():
+            lines = mgm_lines(plan.mgm)
+        case _:
+            raise TypeError(f"no summary for {type(plan).__name__}")
+    lines.append(("memory", budget_line(plan)))
+    if plan.container is not None:
+        box = plan.container
+        lines.append(("container", f"{box.image} {box.image_id[:19]}, network {box.network}"))
+    return lines
+
+
+def plan_yaml(plan: PlanBase) -> str:
     """The plan as YAML, its hash first."""
     record = {"plan_hash": plan.hash, **plan.model_dump(mode="json")}
-    return yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(record, Dumper=BlockDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan that `plan_yaml` wrote.
+    """The native engine's plan that `plan_yaml` wrote.
+
+    Raises:
+        UsageError: it is a plan of another engine, of which rows and weights are not known.
+        RunnerError: as read_any_plan.
+    """
+    plan = read_any_plan(path)
+    if not isinstance(plan, Plan):
+        raise UsageError(
+            f"{path.parent.name} is a run of another engine than sft: runner knows neither its "
+            "model nor its rows",
+            "runner report says what it left",
+        )
+    return plan
+
+
+def read_any_plan(path: Path) -> PlanBase:
+    """The plan that `plan_yaml` wrote, of whatever engine.
 
     Raises RunnerError where the file is missing, damaged or edited (its hash no longer fits).
     """
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
         stated = record.pop("plan_hash")
-        plan = Plan.model_validate(record)
+        plan = PLANS[record["engine"]].model_validate(record)
     except (OSError, UnicodeDecodeError) as error:
         raise RunnerError(f"{path} can't be read: {error}") from None
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -68,36 +117,25 @@ def read_plan(path: Path) -> Plan:
 
 def launch_script(plan: Plan) -> str:
     """launch.sh: what runs, for people to read and for bash to run."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates_folder()),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - shell, not HTML; every value goes through quote or comment
-    )
-    environment.filters["quote"] = shlex.quote
-    environment.filters["comment"] = comment
     rows = [source for training in plan.trainings for source in training.rows.each]
     models = [plan.model, *([plan.vision.model] if plan.vision else [])]
-    return environment.get_template("launch.sh.j2").render(
-        plan=plan,
-        version=__version__,
-        title=f"{plan.job} ({plan.variant})"
-        + (f": {plan.description}" if plan.description else ""),
-        model_line=model_line(plan),
-        method_line=method_line(plan),
-        data_line=data_line(plan),
-        steps_line=steps_line(plan),
-        budget_line=budget_line(plan),
-        offline=all(model.folder is not None for model in models)
-        and all(source.path is not None for source in rows),
+    return (
+        templates()
+        .get_template("launch.sh.j2")
+        .render(
+            plan=plan,
+            version=__version__,
+            title=f"{plan.job} ({plan.variant})"
+            + (f": {plan.description}" if plan.description else ""),
+            model_line=model_line(plan),
+            method_line=method_line(plan),
+            data_line=data_line(plan),
+            steps_line=steps_line(plan),
+            budget_line=budget_line(plan),
+            offline=all(model.folder is not None for model in models)
+            and all(source.path is not None for source in rows),
+        )
     )
-
-
-def comment(text: str) -> str:
-    """Text for a comment line: no line break or other control character can end the comment."""
-    return "".join(character if character.isprintable() else " " for character in str(text)).strip()
 
 
 def model_line(plan: Plan) -> str:
@@ -175,13 +213,6 @@ def _training_text(training: TrainingSettings, launch: PlannedLaunch) -> str:
     )
 
 
-def budget_line(plan: Plan) -> str:
-    if plan.budget.limit_bytes is None:
-        return "no budget"
-    place = "on each GPU" if plan.budget.kind == "gpu" else "of the host, all processes"
-    return f"budget {format_bytes(plan.budget.limit_bytes)} {place}"
-
-
 def accelerate_config(plan: Plan) -> str:
     """accelerate's config file for this plan (the keys of accelerate 1.x)."""
     launch = plan.launch
@@ -210,7 +241,7 @@ def accelerate_config(plan: Plan) -> str:
         del record["mixed_precision"]  # deepspeed.json says it; said twice, accelerate refuses
     if launch.num_processes > 1 or kind == "DEEPSPEED":
         record["main_process_port"] = 0  # a free port, so that two runs never meet
-    return yaml.dump(record, Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(record, Dumper=BlockDumper, sort_keys=False)
 
 
 def deepspeed_config(plan: Plan) -> str:
@@ -244,13 +275,3 @@ def deepspeed_config(plan: Plan) -> str:
         "zero_optimization": zero,
     }
     return json.dumps(record, indent=2) + "\n"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Block style, no aliases."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-_Dumper.add_representer(str, represent_text)

@@ -1,6 +1,7 @@
 """Job -> Plan: all that a run does on this host, decided; what was substituted and is warned of.
 
-Pure: values in, values out (imports runner.job, runner.plan and the records of runner.facts).
+The native engine's. Pure: values in, values out (imports runner.job, runner.plan, what all engines
+decide alike from runner.resolve_base, and the records of runner.facts).
 """
 
 from __future__ import annotations
@@ -8,23 +9,22 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from runner.errors import RefusedError
-from runner.facts import Facts, emptiest_first
+from runner.facts import Facts
 from runner.job import Job, ResolvedPhase, resolved_phases
 from runner.job_data import DataSettings, SplitSettings
 from runner.job_method import Method
 from runner.job_training import TrackingSettings, TrainingSettings, beyond_the_end
-from runner.jobfile import LoadedJob
+from runner.jobfile import LoadedJob, sft_job
 from runner.plan import (
     Plan,
-    PlannedBudget,
     PlannedData,
-    PlannedLaunch,
     PlannedModel,
     PlannedPhase,
     PlannedRows,
     PlannedVision,
-    Variant,
 )
+from runner.plan_base import Variant
+from runner.resolve_base import device_of, planned_budget, planned_container, planned_launch
 from runner.sources import DataSource, ModelSource
 
 SMOKE_DEFAULT_STEPS = 5
@@ -43,16 +43,9 @@ def make_plan(
     Raises:
         RefusedError: the job asks for devices that the host lacks.
     """
-    job = loaded.job
+    job = sft_job(loaded)
     substitutions: list[str] = []
-    device = _device(job.launch.device, facts, substitutions)
-    processes = job.launch.num_processes
-    if device == "cuda" and processes > len(facts.gpus):
-        raise RefusedError(
-            f"launch.num_processes is {processes}, but this machine has {len(facts.gpus)} GPU(s)",
-            "one training process takes one GPU; lower launch.num_processes",
-        )
-    gpus = emptiest_first(facts.gpus)[:processes] if device == "cuda" else []
+    device = device_of(job, facts, substitutions)
     method = _method(job, facts, substitutions)
     absent = _absent_rows(job, facts) if variant == "smoke" else []
     phases = [
@@ -102,15 +95,9 @@ def make_plan(
         evaluation=job.evaluation,
         tracking=_tracking(job.tracking, variant),
         precision=precision,
-        launch=PlannedLaunch(
-            device=device,
-            num_processes=processes,
-            deepspeed=job.launch.deepspeed,
-            threads_per_process=job.launch.threads_per_process or max(1, facts.cores // processes),
-            gpu_indices=[gpu.index for gpu in gpus],
-            gpu_uuids=[gpu.uuid for gpu in gpus],
-        ),
-        budget=_budget(loaded, device, substitutions),
+        launch=planned_launch(job, facts, device),
+        budget=planned_budget(job, device, substitutions),
+        container=planned_container(job, facts, online=_online(job.tracking, variant)),
         timeout_minutes=job.timeout_minutes,
         substitutions=substitutions,
         warnings=_warnings(job, facts, phases, precision, model),
@@ -178,6 +165,12 @@ def _tracking(tracking: TrackingSettings, variant: Variant) -> TrackingSettings:
         return tracking
     silent: dict[str, Any] = {"report_to": []} if variant == "dry_run" else {}
     return tracking.model_copy(update={"offline": True, **silent})
+
+
+def _online(tracking: TrackingSettings, variant: Variant) -> bool:
+    """Whether a tracker reaches for its server while the run runs."""
+    planned = _tracking(tracking, variant)
+    return not planned.offline and bool({"wandb", "mlflow"} & set(planned.report_to))
 
 
 def shrunk(lengths: list[int], total: int) -> list[int]:
@@ -276,29 +269,6 @@ def _warnings(
     return lines
 
 
-def _device(wanted: str, facts: Facts, substitutions: list[str]) -> Literal["cuda", "cpu"]:
-    cuda_torch = facts.torch_version is not None and "+cpu" not in facts.torch_version
-    if wanted == "cuda":
-        if not facts.gpus:
-            raise RefusedError(
-                f"launch.device is cuda, but {facts.gpu_absence}",
-                "runner doctor says more; --set launch.device=cpu trains on CPU",
-            )
-        if not cuda_torch:
-            raise RefusedError(
-                f"launch.device is cuda, but torch {facts.torch_version} has no CUDA",
-                "install torch's CUDA build (plain `pip install torch==2.13.0` from the index)",
-            )
-        return "cuda"
-    if wanted == "auto" and facts.gpus:
-        if cuda_torch:
-            return "cuda"
-        substitutions.append(
-            f"CPU in place of {len(facts.gpus)} GPU(s): torch {facts.torch_version} has no CUDA"
-        )
-    return "cpu"
-
-
 def _precision(
     wanted: str, device: str, facts: Facts, substitutions: list[str]
 ) -> Literal["bf16", "fp16", "fp32"]:
@@ -312,17 +282,6 @@ def _precision(
         substitutions.append("fp32 in place of fp16: there is no fp16 training on CPU")
         return "fp32"
     return "bf16" if wanted == "bf16" else "fp16" if wanted == "fp16" else "fp32"
-
-
-def _budget(loaded: LoadedJob, device: str, substitutions: list[str]) -> PlannedBudget:
-    budget = loaded.job.budget
-    limit = budget.gpu_memory if device == "cuda" else budget.host_memory
-    if device == "cpu" and budget.gpu_memory and not budget.host_memory:
-        substitutions.append("no memory budget in place of budget.gpu_memory: this is a CPU run")
-    kind: Literal["gpu", "host", "none"] = (
-        "none" if limit is None else "gpu" if device == "cuda" else "host"
-    )
-    return PlannedBudget(kind=kind, limit_bytes=limit, grace_seconds=budget.grace_seconds)
 
 
 def _model(source: ModelSource) -> PlannedModel:

@@ -14,8 +14,8 @@ from runner.cli.preflight import fetch_missing, require_training_stack
 from runner.cli.survey import SurveyRefused, require_disk, survey, survey_lines
 from runner.facts import gather, require_data
 from runner.folder import default_root
-from runner.jobfile import load_job
-from runner.render import budget_line, method_line, model_line, steps_line
+from runner.jobfile import load_job, sft_job
+from runner.render import summary
 from runner.resolve import make_plan
 
 _GREEN, _PLAIN = "\x1b[30;42m", "\x1b[0m"
@@ -25,19 +25,18 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     """0 where the job can be trained here, 2 for a wrong job or data, 3 for a lacking machine."""
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
+    job = sft_job(loaded)
     facts = gather(loaded)
     require_data(loaded, facts)
-    require_training_stack(loaded.job)
+    require_training_stack(job, facts.place)
     if fetch_missing(loaded, facts, out):
         facts = gather(loaded)
     plan = make_plan(loaded, facts, "train")
     lines = [
         field("job", f"{loaded.name}: {loaded.path} is valid"),
         field("plan", plan.short_hash),
-        field("model", model_line(plan)),
-        field("method", method_line(plan)),
-        field("training", steps_line(plan)),
-        field("memory", budget_line(plan)),
+        *(field(label, text) for label, text in summary(plan)),
+        field("place", facts.place.line),
     ]
     try:
         surveyed = survey(plan, out, samples)

@@ -17,13 +17,17 @@ from typing import Any
 from runner.cli.output import Output, field, table
 from runner.cli.preflight import refuse_unreachable, require_packages
 from runner.cli.wanted import fetch, lacking
+from runner.container.inside import question
+from runner.container.mounts import plan_mounts
 from runner.engine.data.summary import cleaning_lines, name_of
 from runner.errors import EXIT_INTERRUPTED, RefusedError
 from runner.facts import Facts, gather, require_data
-from runner.jobfile import LoadedJob, load_job
+from runner.jobfile import LoadedJob, load_job, sft_job
 from runner.plan import Plan
 from runner.render import plan_yaml
 from runner.resolve import make_plan
+from runner.resolve_base import planned_container
+from runner.sources import cache_folder
 
 _PACKAGES = ("duckdb", "pyarrow")
 _STEPS = ("empty", "duplicates", "conflicts", "leaked")
@@ -41,9 +45,9 @@ def data_job(
         out: a folder that gets each side as JSONL as well; files there are not overwritten.
     """
     output = Output(as_json=as_json)
-    require_packages(_PACKAGES)
     loaded = _rows_alone(load_job(name, sets))
     facts = gather(loaded)
+    require_packages(_PACKAGES, facts.place)
     if sample:
         plan = make_plan(loaded, _without_rows(loaded, facts), "smoke")
     else:
@@ -151,10 +155,15 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.yaml"
         path.write_text(plan_yaml(plan), encoding="utf-8")
-        command = [sys.executable, "-m", "runner.engine.data", str(path)]
+        command = ["runner.engine.data", str(path)]
+        writes = [Path(folder)]
         if out is not None:
             command += ["--out", str(out.absolute())]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # says on stderr
+            writes.append(out.absolute().parent)
+        asked = question(
+            plan.container, command, reads=plan_mounts(plan, None, cache_folder()), writes=writes
+        )
+        process = subprocess.Popen(asked.argv, stdout=subprocess.PIPE, text=True)  # says on stderr
         try:
             told, _ = process.communicate()
         except KeyboardInterrupt:
@@ -162,6 +171,7 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(CLEAN_UP_SECONDS)
             process.kill()
+            asked.abandon()
             raise
     if process.returncode == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
@@ -177,8 +187,8 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
 
 def _rows_alone(loaded: LoadedJob) -> LoadedJob:
     """The job without what only its training needs of a machine."""
-    job = loaded.job
-    changes = {"launch": type(job.launch)(), "method": "lora"}
+    job = sft_job(loaded)
+    changes = {"launch": type(job.launch)(on=job.launch.on), "method": "lora"}
     return replace(loaded, job=job.model_copy(update=changes))
 
 
@@ -206,7 +216,8 @@ def _fetch_rows(loaded: LoadedJob, facts: Facts, output: Output) -> bool:
     refuse_unreachable(absent)
     for one in absent:
         output.say(field("fetching", one.label))
-    for record in fetch(absent, quiet=output.as_json):
+    container = planned_container(loaded.job, facts, online=True)
+    for record in fetch(absent, quiet=output.as_json, container=container):
         if "error" in record:
             raise RefusedError(str(record["error"]), record["hint"])
     return True

@@ -12,26 +12,34 @@ from typing import Any, TypeVar
 
 from runner import durable
 from runner.cli.output import Output, field
-from runner.doctor import probes
-from runner.doctor.checks import Findings, judge, make_record
+from runner.doctor import containers, probes
+from runner.doctor.checks import Findings, judge, make_record, printable
 from runner.errors import UsageError
 
 PATIENCE_SECONDS = 3.0  # before it is said what is being waited for
 _T = TypeVar("_T")
 
 
-def examine(out: Path, *, as_json: bool) -> int:
-    """1 where a check found a problem or the report could not be written, else 0.
+def examine(out: Path, *, as_json: bool, fix: bool = False) -> int:
+    """1 where a check found a problem, an orphan stayed or the report was not written, else 0.
+
+    With `fix`, orphaned containers are removed before the machine is looked at.
 
     Raises:
         UsageError: the report can't lie at `out`; said before anything is asked.
     """
     output = Output(as_json=as_json)
     _require_place(out)
+    secrets = probes.secrets(os.environ)
+    removed: tuple[probes.Removal, ...] = ()
+    if fix:
+        removed = containers.remove_orphans(
+            lambda line: output.say(field("fix", printable(line, secrets)))
+        )
     findings = gather(output)
     checks = judge(findings)
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    record = make_record(findings, checks, when, probes.secrets(os.environ))
+    record = make_record(findings, checks, when, secrets, removed)
     unwritten: OSError | None = None
     try:
         durable.write_json(out, record)
@@ -40,7 +48,8 @@ def examine(out: Path, *, as_json: bool) -> int:
     output.result(record, _lines(record, None if unwritten else out))
     if unwritten is not None:
         output.say(f"error: the report was not written: {unwritten}")
-    return 1 if unwritten or record["summary"]["problem"] else 0
+    stayed = any(removal.failure for removal in removed)
+    return 1 if unwritten or stayed or record["summary"]["problem"] else 0
 
 
 def gather(output: Output) -> Findings:
@@ -50,6 +59,7 @@ def gather(output: Output) -> Findings:
     gpus = _begin(probes.gpus)
     docker = _begin(probes.docker)
     podman = _begin(probes.podman)
+    left = _begin(containers.containers)
     hub = _begin(probes.hub)
 
     def wait(what: str, seconds: float, future: Future[_T]) -> _T:
@@ -73,6 +83,7 @@ def gather(output: Output) -> Findings:
         hub=wait("the hub", probes.HUB_SECONDS, hub),
         docker=wait("Docker", probes.DOCKER_SECONDS, docker),
         podman=wait("podman", probes.VERSION_SECONDS, podman),
+        containers=wait("the containers' daemon", probes.DOCKER_SECONDS, left),
         torch=wait("torch's import", probes.TORCH_SECONDS, torch),
     )
 
@@ -119,6 +130,11 @@ def _lines(record: dict[str, Any], report: Path | None) -> list[str]:
         lines.append(f"{check['name']:<{width}}  {check['status']:<7}  {check['found']}")
         if check["advice"]:
             lines.append(f"{'':<{width}}  {'do':>7}  {check['advice']}")
+    for removal in record["removed"]:
+        told = probes.Removal(**removal)
+        lines.append(f"{told.name}  {containers.outcome(told)}; was {containers.describe(told)}")
+        if told.last_line:
+            lines.append(f"  {field('last line', told.last_line)}")
     counts = [f"{summary['ok']} ok", _count(summary["warning"], "warning")]
     counts += [_count(summary["problem"], "problem"), f"{summary['skipped']} skipped"]
     lines += ["", field("summary", ", ".join(counts))]

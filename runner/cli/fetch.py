@@ -16,6 +16,7 @@ from runner.engine.fetch.files import RemoteFile
 from runner.errors import EXIT_BAD_SPEC, EXIT_REFUSED, RunnerError
 from runner.facts import gather, said_by
 from runner.jobfile import LoadedJob, load_job
+from runner.resolve_base import planned_container
 from runner.sources import MANIFEST, DataSource, ModelSource, missing_data
 from runner.units import format_bytes
 
@@ -28,13 +29,15 @@ def fetch_job(name: str, sets: list[str], *, as_json: bool) -> int:
     """
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
-    wanted = needs(loaded, gather(loaded))
+    facts = gather(loaded)
+    wanted = needs(loaded, facts)
     absent = [need for need in wanted if need.wanted is not None and not need.source.present]
     asked = [need.wanted for need in absent if need.wanted is not None]
     came: list[dict[str, Any]] = []
     if asked:
         refuse_unreachable(asked)
-        came = fetch(asked, quiet=as_json)
+        container = planned_container(loaded.job, facts, online=True)
+        came = fetch(asked, quiet=as_json, container=container)
     answers = {need.fields: record for need, record in zip(absent, came, strict=True)}
     now = {need.fields: need.source for need in needs(loaded, gather(loaded))} if came else {}
     items = [

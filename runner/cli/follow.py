@@ -17,7 +17,7 @@ from typing import Any
 from runner import durable
 from runner.cli.output import Output, field
 from runner.folder import RunFolder
-from runner.plan import Plan
+from runner.plan_base import PlanBase
 from runner.units import format_bytes, format_duration
 
 POLL_SECONDS = 0.2
@@ -50,7 +50,7 @@ class Tail:
 class Progress:
     """Where a run stands, from its records."""
 
-    def __init__(self, folder: RunFolder, plan: Plan) -> None:
+    def __init__(self, folder: RunFolder, plan: PlanBase) -> None:
         self._folder, self._plan = folder, plan
         self._metrics, self._memory = Tail(folder.metrics), Tail(folder.memory)
         self._events = Tail(folder.events)
@@ -113,7 +113,7 @@ class Progress:
 
 def follow(
     folder: RunFolder,
-    plan: Plan,
+    plan: PlanBase,
     supervisor: subprocess.Popen[bytes],
     out: Output,
     prefix: str = "",

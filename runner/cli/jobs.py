@@ -8,14 +8,19 @@ from pydantic import BaseModel
 
 from runner.cli.output import Output, field, table
 from runner.errors import RunnerError, UsageError, nearest
-from runner.facts import gather
+from runner.facts import Facts
+from runner.job import Job
+from runner.job_base import JobBase
+from runner.job_mgm import MgmJob
+from runner.job_script import ScriptJob
 from runner.jobfile import LoadedJob, list_jobs, load_job
 from runner.render import render
-from runner.resolve import make_plan
+from runner.resolve_kinds import make_any_plan
 from runner.units import GIB, KIB, MIB
 from runner.yaml_text import to_yaml
 
-_SIZES = ("budget.gpu_memory", "budget.host_memory")
+_MAPPINGS = ("data.labels", "data.placeholders", "container.ulimits", "environment")
+_SIZES = ("budget.gpu_memory", "budget.host_memory", "container.memory", "container.shm_size")
 
 
 def list_all(*, as_json: bool) -> None:
@@ -24,15 +29,7 @@ def list_all(*, as_json: bool) -> None:
     for name, path in list_jobs().items():
         try:
             job = load_job(str(path)).job
-            records.append(
-                {
-                    "job": name,
-                    "file": str(path),
-                    "model": job.model,
-                    "method": job.method,
-                    "description": job.description,
-                }
-            )
+            records.append({"job": name, "file": str(path), **_kind(job)})
         except RunnerError as error:
             records.append({"job": name, "file": str(path), "error": error.message})
     rows = [
@@ -47,13 +44,28 @@ def list_all(*, as_json: bool) -> None:
     Output(as_json=as_json).result(records, table(["JOB", "MODEL", "METHOD", "DESCRIPTION"], rows))
 
 
+def _kind(job: JobBase) -> dict[str, Any]:
+    """What a job trains, in the columns of the list."""
+    match job:
+        case Job():
+            what = {"model": job.model, "method": job.method}
+        case ScriptJob():
+            what = {"model": job.script, "method": "script"}
+        case MgmJob():
+            what = {"model": job.model_name_or_path, "method": "lora, by MGM's toolkit"}
+        case _:
+            what = {"model": "-", "method": "-"}
+    return {**what, "description": job.description}
+
+
 def show_job(name: str, sets: list[str], *, as_json: bool) -> None:
     """Every field with its value and source, as YAML that is a job file again."""
     loaded = load_job(name, sets)
     record = loaded.job.model_dump(mode="json")
-    record["phases"] = [
-        phase.model_dump(mode="json", exclude_unset=True) for phase in loaded.job.phases
-    ]
+    if isinstance(loaded.job, Job):
+        record["phases"] = [
+            phase.model_dump(mode="json", exclude_unset=True) for phase in loaded.job.phases
+        ]
     lines = [f"# {loaded.name}: {loaded.path}"]
     _show(loaded, loaded.job, "", 0, lines)
     Output(as_json=as_json).result(
@@ -77,7 +89,7 @@ def _all_sources(loaded: LoadedJob, record: dict[str, Any], prefix: str = "") ->
     out: dict[str, str] = {}
     for key, value in record.items():
         dotted = prefix + key
-        if isinstance(value, dict) and value and dotted not in ("data.labels", "data.placeholders"):
+        if isinstance(value, dict) and value and dotted not in _MAPPINGS:
             out |= _all_sources(loaded, value, dotted + ".")
         else:
             out[dotted] = _source(loaded, dotted)
@@ -119,8 +131,7 @@ def render_job(
 ) -> None:
     """Print one rendered file; notes on what the machine lacks go to stderr."""
     loaded = load_job(job, sets)
-    facts = gather(loaded)
-    plan = make_plan(loaded, facts, "smoke" if smoke else "train", max_steps)
+    plan, facts = make_any_plan(loaded, "smoke" if smoke else "train", max_steps)
     files = render(plan)
     if name not in files:
         near = nearest(name, files)
@@ -131,9 +142,10 @@ def render_job(
     out = Output(as_json=as_json)
     for line in plan.substitutions:
         out.say(field("note", f"substituted: {line}"))
-    if not facts.model.present and not smoke:
+    absent = isinstance(facts, Facts) and not facts.model.present and not smoke
+    if isinstance(facts, Facts) and absent:
         out.say(field("note", f"the weights of {facts.model.id} are not on this machine yet"))
-    for source, rows in facts.rows.items():
+    for source, rows in facts.rows.items() if isinstance(facts, Facts) else ():
         if (
             rows.kind == "file"
             and not rows.present

@@ -12,7 +12,7 @@ from runner import durable
 from runner.cli.output import Output
 from runner.folder import RunFolder, all_runs, default_root, find_run
 from runner.guard.nvml import Nvml, NvmlFailed, NvmlUnavailable
-from runner.liveness import is_living
+from runner.liveness import host_pid
 from runner.report.monitor_view import Snapshot, gather, render
 
 
@@ -88,19 +88,20 @@ def run_pids(root: Path, followed: RunFolder | None) -> dict[int, str]:
             continue
         for path in [folder.supervisor, *folder.engine.glob("rank-*.json")]:
             status = durable.read_json(path) or {}
-            if is_living(status):
-                out[int(status["pid"])] = folder.name
+            pid = host_pid(status)
+            if pid is not None:
+                out[pid] = folder.name
     return out
 
 
 def run_line(folder: RunFolder) -> str:
     """Where the followed run stands, or how it ended."""
     from runner.cli.follow import Progress
-    from runner.render import read_plan
+    from runner.render import read_any_plan
     from runner.report.run import read_report, verdict
 
     if folder.termination.exists():
         return "\n".join(verdict(read_report(folder)))
-    progress = Progress(folder, read_plan(folder.plan))
+    progress = Progress(folder, read_any_plan(folder.plan))
     progress.update()
     return f"{folder.name}  {progress.line(200)}"

@@ -12,12 +12,17 @@ from pathlib import Path
 
 from runner.cli.output import Output, field
 from runner.cli.wanted import Wanted, fetch, lacking
+from runner.container.inside import question
+from runner.container.place import HERE, Place
+from runner.container.ready import require_ready
 from runner.engine.trackers import missing_trackers
 from runner.errors import RefusedError
-from runner.facts import Facts, package_version
+from runner.facts import Facts, HostFacts, driver_version
 from runner.job import Job
 from runner.jobfile import LoadedJob
 from runner.plan import Plan
+from runner.plan_base import PlanBase, PlannedMount
+from runner.resolve_base import planned_container
 from runner.sources import BUILTIN_MODELS, offline_switch
 
 WAYS_OUT = (
@@ -29,27 +34,33 @@ _unfetched: set[Wanted] = set()
 """What could not be had for the smokes of this process: one wait for the network is enough."""
 
 
-def require_training_stack(job: Job | None = None) -> None:
-    """Refuse early where the packages that train, or those that `job` asks for, are not here."""
+def require_training_stack(job: Job | None = None, place: Place = HERE) -> None:
+    """Refuse early where the packages that train, or those that `job` asks for, are not there."""
     names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
     if job is not None:
         names += ["pillow"] if job.vision is not None else []
         names += ["deepspeed"] if job.launch.deepspeed != "none" else []
-    require_packages(names)
-    if trackers := missing_trackers(job.tracking.report_to) if job is not None else []:
+    require_packages(names, place)
+    wanted = job.tracking.report_to if job is not None else []
+    if trackers := missing_trackers(wanted, place.version if place.container else None):
         raise RefusedError(
-            f"tracking.report_to needs {', '.join(trackers)}, which is not installed",
+            f"tracking.report_to needs {', '.join(trackers)}, which is not installed {place.short}",
             "pip install 'runner[train,trackers]', or --set tracking.report_to=[]",
         )
 
 
-def require_packages(names: Iterable[str]) -> None:
-    """Refuse where this Python lacks one of runner's packages for training, by their names."""
-    missing = [name for name in names if package_version(name) is None]
+def require_packages(names: Iterable[str], place: Place = HERE) -> None:
+    """Refuse where what trains lacks one of runner's packages for it, by their names."""
+    missing = [name for name in names if place.version(name) is None]
+    if missing and place.container is not None:
+        raise RefusedError(
+            f"the image {place.container.image.name} lacks {', '.join(missing)}",
+            "runner image verify says what it has; runner image build makes it anew",
+        )
     if missing:
         raise RefusedError(
             f"this Python ({sys.executable}) lacks {', '.join(missing)}",
-            "pip install 'runner[train]' into it",
+            "pip install 'runner[train]' into it; or run in a container: --on docker",
         )
 
 
@@ -72,7 +83,8 @@ def fetch_missing(loaded: LoadedJob, facts: Facts, out: Output, *, required: boo
     for one in absent:
         named = BUILTIN_MODELS[one.id] if one.source == "builtin" else one.text
         out.say(field("fetching", named if one.split is None else f"{named} ({one.split})"))
-    came = fetch(absent, quiet=out.as_json)
+    container = planned_container(loaded.job, facts, online=True)
+    came = fetch(absent, quiet=out.as_json, container=container)
     failed = [(one, record) for one, record in zip(absent, came, strict=True) if "error" in record]
     for one, record in failed:
         if required:
@@ -123,6 +135,27 @@ def _unreachable(kind: str) -> str | None:
     return "ModelScope can't be reached (MODELSCOPE_ENDPOINT names another address of it)"
 
 
+def require_place(plan: PlanBase, facts: HostFacts) -> None:
+    """Refuse where the daemon that is to start the run's container can't, and say the way out."""
+    there = facts.place.container
+    if there is None:
+        return
+    uses_gpus = bool(plan.launch.gpu_uuids)
+    require_ready(
+        there.cli,
+        gpus=uses_gpus,
+        driver_version=driver_version() if uses_gpus else None,
+        image_cuda=there.facts.cuda,
+        disk_needed_bytes=None,
+    )
+    for mount in plan.container.mounts if plan.container else ():
+        if not Path(mount.source).exists():
+            raise RefusedError(
+                f"container.mounts: there is no {mount.source} on this machine",
+                "a mount's source has to be there; docker is not to make it",
+            )
+
+
 def make_stand_in(plan: Plan, out: Output) -> None:
     """Make the tiny random model of a smoke, where its plan asks for one and it is not there."""
     model = plan.model
@@ -137,15 +170,13 @@ def make_stand_in(plan: Plan, out: Output) -> None:
             "name a small file of the same layout in data.sample",
         )
     out.say(field("making", f"a tiny random {model.model_type} in {model.folder}"))
+    asked = question(
+        plan.container,
+        ["runner.engine.standin", model.model_type, model.folder, str(rows.path)],
+        reads=[PlannedMount(source=rows.path, target=rows.path)],
+    )
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "runner.engine.standin",
-            model.model_type,
-            model.folder,
-            str(rows.path),
-        ],
+        asked.argv,
         stdout=sys.stderr,
         stderr=subprocess.PIPE,
         text=True,

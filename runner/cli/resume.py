@@ -12,8 +12,8 @@ from runner.cli.output import Output, field
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder, runs_of
 from runner.outcome import Reason
-from runner.plan import Plan
-from runner.render import read_plan
+from runner.plan_base import PlanBase
+from runner.render import read_any_plan
 from runner.report.run import live_state
 
 Choice = Literal["resume", "fresh"]
@@ -30,11 +30,11 @@ class Earlier:
     """Its newest whole checkpoint."""
 
 
-def latest_of(plan: Plan, root: Path) -> Earlier | None:
+def latest_of(plan: PlanBase, root: Path) -> Earlier | None:
     """The newest run under `root` of this job and this very plan, smokes left out."""
     for folder in reversed(runs_of(root, plan.job, plan.short_hash)):
         try:
-            found = read_plan(folder.plan)
+            found = read_any_plan(folder.plan)
         except RunnerError:
             continue  # an edited or older plan is another plan
         if found.hash != plan.hash:
@@ -46,7 +46,7 @@ def latest_of(plan: Plan, root: Path) -> Earlier | None:
     return None
 
 
-def choose(plan: Plan, root: Path, wanted: Choice | None, out: Output) -> RunFolder | None:
+def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> RunFolder | None:
     """The run to go on with, or None for a new one; says which and why.
 
     Raises:

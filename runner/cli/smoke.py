@@ -8,11 +8,10 @@ from typing import Any
 
 from runner import durable
 from runner.cli.output import Output, field, table
-from runner.cli.preflight import fetch_missing, require_training_stack
 from runner.cli.train import ready_smoke, start_and_follow
 from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
-from runner.facts import gather
 from runner.jobfile import LoadedJob, list_jobs, load_job
+from runner.plan import Plan
 from runner.resolve import SMOKE_DEFAULT_STEPS
 from runner.units import format_bytes
 
@@ -27,8 +26,6 @@ def smoke_jobs(
         raise UsageError("there are no jobs here", "runner jobs lists them")
     # a wrong name or field is answered before anything starts
     loaded = [(name, load_job(name, sets)) for name in chosen]
-    for _, job in loaded:
-        require_training_stack(job.job)
     records: list[dict[str, Any]] = []
     for number, (name, job) in enumerate(loaded, start=1):
         out.say(f"\n[{number}/{len(loaded)}] {job.name}")
@@ -67,10 +64,8 @@ def smoke_jobs(
 
 
 def _smoke(job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output) -> dict[str, Any]:
-    facts = gather(job)
-    if fetch_missing(job, facts, out, required=False):
-        facts = gather(job)
-    plan, folder = ready_smoke(job, facts, max_steps or SMOKE_DEFAULT_STEPS, runs, out)
+    plan, facts, folder = ready_smoke(job, max_steps or SMOKE_DEFAULT_STEPS, runs, out)
+    out.say(field("place", facts.place.line))
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))
     out.say(field("run", str(folder.path)))
@@ -79,7 +74,9 @@ def _smoke(job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output
     result = durable.read_json(folder.engine_result) or {}
     reached = end.get("steps") == plan.planned_steps
     reloaded = bool((result.get("checks") or {}).get("reload", {}).get("loaded"))
-    passed = code == 0 and end.get("reason") == "completed" and reached and reloaded
+    # of a script of the user's own nothing is known but that it ended well
+    proven = (reached and reloaded) or not isinstance(plan, Plan)
+    passed = code == 0 and end.get("reason") == "completed" and proven
     why = end.get("message", "there is no verdict") if not passed else ""
     if not passed:
         out.say(field("failed", str(why)))
@@ -120,7 +117,13 @@ def _kinds(substitutions: list[str]) -> str:
     """The substitutions in a word each, for the table; the lines under it say them whole."""
     if not substitutions:
         return "nothing"
-    words = {"random": "model", "budget": "budget", "CPU": "GPU", "fp32": "precision"}
+    words = {
+        "MGM": "toolkit",
+        "random": "model",
+        "budget": "budget",
+        "CPU": "GPU",
+        "fp32": "precision",
+    }
     found = [
         next((word for sign, word in words.items() if sign in text), "data")
         for text in substitutions

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.cli.output import Output, field
+from runner.container.inside import question
+from runner.container.mounts import plan_mounts
 from runner.errors import EXIT_INTERRUPTED, RefusedError, RunnerError
 from runner.plan import Plan
 from runner.render import plan_yaml
+from runner.sources import cache_folder
 from runner.units import format_bytes
 
 _OURS = "runner: "
@@ -52,8 +55,14 @@ def survey(plan: Plan, out: Output, samples: int = 0) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="runner-survey-") as folder:
         path = Path(folder) / "plan.yaml"
         path.write_text(plan_yaml(plan), encoding="utf-8")
+        asked = question(
+            plan.container,
+            ["runner.engine.survey", str(path), str(samples)],
+            reads=plan_mounts(plan, None, cache_folder()),
+            writes=[Path(folder)],
+        )
         process = subprocess.Popen(
-            [sys.executable, "-m", "runner.engine.survey", str(path), str(samples)],
+            asked.argv,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -68,6 +77,7 @@ def survey(plan: Plan, out: Output, samples: int = 0) -> dict[str, Any]:
         except KeyboardInterrupt:
             process.kill()
             process.wait()
+            asked.abandon()
             sys.exit(EXIT_INTERRUPTED)
         listener.join()
     try:

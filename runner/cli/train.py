@@ -5,6 +5,7 @@ Imports no torch; what needs it runs in processes of its own.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,16 +15,29 @@ from typing import Any
 from runner import durable
 from runner.cli.follow import follow
 from runner.cli.output import Output, field
-from runner.cli.preflight import fetch_missing, make_stand_in, require_training_stack
+from runner.cli.preflight import (
+    fetch_missing,
+    make_stand_in,
+    require_place,
+    require_training_stack,
+)
 from runner.cli.report import verdict_lines
 from runner.cli.resume import Choice, choose
+from runner.cli.smoke_mgm import needs_stand_in, stand_in
 from runner.cli.survey import require_disk, survey, survey_lines
-from runner.facts import Facts, gather, require_data
+from runner.container.cli import ContainerCli
+from runner.execute.docker import docker_argv
+from runner.facts import HostFacts, gather, require_data
 from runner.folder import RunFolder, create, default_root
+from runner.job import Job
 from runner.jobfile import LoadedJob, load_job
 from runner.plan import Plan
-from runner.render import budget_line, method_line, model_line, render, steps_line
+from runner.plan_base import PlanBase, Variant
+from runner.plan_mgm import MgmPlan
+from runner.render import render, summary
 from runner.resolve import make_plan
+from runner.resolve_kinds import make_any_plan
+from runner.resolve_mgm import require_mgm
 
 
 def train_job(
@@ -39,20 +53,23 @@ def train_job(
     """The run's exit code."""
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
-    facts = gather(loaded)
-    require_data(loaded, facts)
-    require_training_stack(loaded.job)
-    if fetch_missing(loaded, facts, out):
-        facts = gather(loaded)
-    plan = make_plan(loaded, facts, "dry_run" if dry_run else "train", max_steps)
+    plan, facts = _planned(loaded, "dry_run" if dry_run else "train", max_steps, out)
     root = runs or default_root()
     folder = None if dry_run else choose(plan, root, choice, out)
     resume = folder is not None
-    surveyed = survey(plan, out)
-    require_disk(root, int(surveyed["disk_bytes"]), what="its checkpoints and result")
+    require_place(plan, facts)
+    surveyed = survey(plan, out) if isinstance(plan, Plan) else None
+    if surveyed is not None:
+        require_disk(root, int(surveyed["disk_bytes"]), what="its checkpoints and result")
     if folder is None:
         folder = prepare_folder(loaded, plan, runs)
-    announce(plan, folder, out, surveyed)
+    announce(plan, facts, folder, out, surveyed)
+    if dry_run and plan.container is not None:
+        command = docker_argv(folder, plan, ContainerCli(plan.container.program))
+        out.say(field("command", shlex.join(command)))
+    if dry_run and not isinstance(plan, Plan):
+        out.result({"run": folder.name, "folder": str(folder.path)}, [folder.path.as_posix()])
+        return 0
     code = start_and_follow(folder, plan, out, resume=resume)
     record = durable.read_json(folder.termination) or {}
     out.result(
@@ -62,7 +79,24 @@ def train_job(
     return code
 
 
-def prepare_folder(loaded: LoadedJob, plan: Plan, runs: Path | None) -> RunFolder:
+def _planned(
+    loaded: LoadedJob, variant: Variant, max_steps: int | None, out: Output
+) -> tuple[PlanBase, HostFacts]:
+    """The plan with all that it needs on this machine, fetched where it was not."""
+    if not isinstance(loaded.job, Job):
+        plan, host = make_any_plan(loaded, variant, max_steps)
+        if isinstance(plan, MgmPlan):
+            require_mgm(loaded, plan)
+        return plan, host
+    facts = gather(loaded)
+    require_data(loaded, facts)
+    require_training_stack(loaded.job, facts.place)
+    if fetch_missing(loaded, facts, out):
+        facts = gather(loaded)
+    return make_plan(loaded, facts, variant, max_steps), facts
+
+
+def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunFolder:
     """A new run folder with the rendered files and the source of each value."""
     folder = create(runs or default_root(), plan.job, plan.short_hash, plan.variant, render(plan))
     durable.write_json(
@@ -72,21 +106,36 @@ def prepare_folder(loaded: LoadedJob, plan: Plan, runs: Path | None) -> RunFolde
     return folder
 
 
-def announce(plan: Plan, folder: RunFolder, out: Output, surveyed: Mapping[str, Any]) -> None:
+def announce(
+    plan: PlanBase,
+    facts: HostFacts,
+    folder: RunFolder,
+    out: Output,
+    surveyed: Mapping[str, Any] | None,
+) -> None:
     """The quiet lines before a run starts."""
-    out.say(field("plan", f"{plan.short_hash}   {model_line(plan)} · {method_line(plan)}"))
-    for text in survey_lines(surveyed):
-        out.say(text)
-    out.say(field("training", steps_line(plan)))
-    out.say(field("memory", budget_line(plan)))
+    lines = dict(summary(plan)) if isinstance(plan, Plan) else {}
+    if surveyed is not None:
+        out.say(field("plan", f"{plan.short_hash}   {lines['model']} · {lines['method']}"))
+        for text in survey_lines(surveyed):
+            out.say(text)
+        for label in ("training", "memory"):
+            out.say(field(label, lines[label]))
+    else:
+        out.say(field("plan", plan.short_hash))
+        for label, text in summary(plan):
+            out.say(field(label, text))
+    out.say(field("place", facts.place.line))
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))
-    for line in (*plan.warnings, *surveyed["warnings"]):
+    for line in (*plan.warnings, *(surveyed["warnings"] if surveyed else ())):
         out.say(field("WARNING", line))
     out.say(field("run", _shown(folder.path)))
 
 
-def start_and_follow(folder: RunFolder, plan: Plan, out: Output, *, resume: bool = False) -> int:
+def start_and_follow(
+    folder: RunFolder, plan: PlanBase, out: Output, *, resume: bool = False
+) -> int:
     """Start the supervisor in a session of its own and follow the run; its exit code."""
     with folder.supervisor_log.open("ab") as log:
         supervisor = subprocess.Popen(
@@ -106,14 +155,31 @@ def start_and_follow(folder: RunFolder, plan: Plan, out: Output, *, resume: bool
 
 
 def ready_smoke(
-    loaded: LoadedJob, facts: Facts, max_steps: int, runs: Path | None, out: Output
-) -> tuple[Plan, RunFolder]:
-    """A smoke's plan and folder, its stand-ins made."""
-    plan = make_plan(loaded, facts, "smoke", max_steps)
-    if plan.rows.train.path is None or not Path(plan.rows.train.path).is_file():
-        require_data(loaded, facts)  # neither the job's rows nor samples are here
-    make_stand_in(plan, out)
-    return plan, prepare_folder(loaded, plan, runs)
+    loaded: LoadedJob, max_steps: int, runs: Path | None, out: Output
+) -> tuple[PlanBase, HostFacts, RunFolder]:
+    """A smoke's plan, facts and folder, its stand-ins made."""
+    if not isinstance(loaded.job, Job):
+        plan, facts = make_any_plan(loaded, "smoke", max_steps)
+        why = needs_stand_in(plan) if isinstance(plan, MgmPlan) else None
+        if isinstance(plan, MgmPlan) and why is not None:
+            native, facts = stand_in(loaded, plan, why, max_steps)
+            require_place(native, facts)
+            make_stand_in(native, out)
+            return native, facts, prepare_folder(loaded, native, runs)
+        if isinstance(plan, MgmPlan):
+            require_mgm(loaded, plan)
+        require_place(plan, facts)
+        return plan, facts, prepare_folder(loaded, plan, runs)
+    own = gather(loaded)
+    require_training_stack(loaded.job, own.place)
+    if fetch_missing(loaded, own, out, required=False):
+        own = gather(loaded)
+    sft = make_plan(loaded, own, "smoke", max_steps)
+    if sft.rows.train.path is None or not Path(sft.rows.train.path).is_file():
+        require_data(loaded, own)  # neither the job's rows nor samples are here
+    require_place(sft, own)
+    make_stand_in(sft, out)
+    return sft, own, prepare_folder(loaded, sft, runs)
 
 
 def _shown(path: Path) -> str:

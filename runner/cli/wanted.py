@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from runner.container.inside import question
 from runner.errors import RunnerError
 from runner.facts import Facts, row_fields
-from runner.jobfile import LoadedJob
+from runner.jobfile import LoadedJob, sft_job
+from runner.plan_base import PlannedContainer
 from runner.sources import DataSource, ModelSource
 
 
@@ -62,18 +63,17 @@ class Need:
 
 def needs(loaded: LoadedJob, facts: Facts) -> list[Need]:
     """Every source that the job names, samples aside, each once and in the job's order."""
-    code = loaded.job.trust_remote_code
+    job = sft_job(loaded)
+    code = job.trust_remote_code
     named: list[tuple[str, ModelSource | DataSource]] = [("model", facts.model)]
     if facts.vision is not None:
         named.append(("vision.model", facts.vision))
     named += [
-        (field, facts.rows[field])
-        for field in row_fields(loaded.job)
-        if not field.endswith(".sample")
+        (field, facts.rows[field]) for field in row_fields(job) if not field.endswith(".sample")
     ]
-    texts = {"model": loaded.job.model}
-    if loaded.job.vision is not None:
-        texts["vision.model"] = loaded.job.vision.model
+    texts = {"model": job.model}
+    if job.vision is not None:
+        texts["vision.model"] = job.vision.model
     found: dict[object, tuple[list[str], ModelSource | DataSource, Wanted | None]] = {}
     for field, source in named:
         wanted = _wanted(source, texts.get(field, ""), code)
@@ -90,15 +90,20 @@ def lacking(loaded: LoadedJob, facts: Facts) -> list[Wanted]:
     ]
 
 
-def fetch(wanted: list[Wanted], *, quiet: bool) -> list[dict[str, Any]]:
+def fetch(
+    wanted: list[Wanted], *, quiet: bool, container: PlannedContainer | None = None
+) -> list[dict[str, Any]]:
     """Fetch all of `wanted`; for each its record, with "error" where it could not be had.
+
+    `container` is where it is done; None is this machine.
 
     Raises:
         RunnerError: the process ended without having answered for all of them.
         KeyboardInterrupt: the user stopped it; what came is kept.
     """
+    ask = question(container, ["runner.engine.fetch"], online=True, interactive=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.engine.fetch"],
+        ask.argv,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -108,6 +113,7 @@ def fetch(wanted: list[Wanted], *, quiet: bool) -> list[dict[str, Any]]:
         told, _ = process.communicate(asked)
     except KeyboardInterrupt:
         process.wait()  # it got the same signal
+        ask.abandon()
         raise
     records = [json.loads(line) for line in told.splitlines()]
     if process.returncode == 130:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from runner.doctor.probes import (
     DOCKER_SECONDS,
     HUB_SECONDS,
+    Containers,
     Disk,
     Docker,
     Gpus,
@@ -19,6 +20,7 @@ from runner.doctor.probes import (
     Memory,
     Package,
     Podman,
+    Removal,
     Tools,
     Torch,
 )
@@ -60,6 +62,7 @@ class Findings:
     torch: Torch | None
     docker: Docker
     podman: Podman
+    containers: Containers
     disks: tuple[Disk, ...]
     memory: Memory
     hub: Hub
@@ -78,6 +81,7 @@ def judge(findings: Findings) -> list[Check]:
         docker_check(docker, host),
         docker_gpu_check(docker, gpus),
         podman_check(findings.podman, docker),
+        containers_check(findings.containers),
         *(disk_check(disk) for disk in findings.disks),
         memory_check(findings.memory),
         shared_memory_check(findings.memory, host),
@@ -88,7 +92,11 @@ def judge(findings: Findings) -> list[Check]:
 
 
 def make_record(
-    findings: Findings, checks: Sequence[Check], when: str, secrets: Iterable[str]
+    findings: Findings,
+    checks: Sequence[Check],
+    when: str,
+    secrets: Iterable[str],
+    removed: Sequence[Removal] = (),
 ) -> dict[str, Any]:
     """The report, as it is written and printed: `secrets` are struck out of every text."""
     memory = findings.memory
@@ -103,9 +111,11 @@ def make_record(
             "driver": findings.gpus.driver,
         },
         "checks": [asdict(check) for check in checks],
+        "removed": [asdict(removal) for removal in removed],
         "summary": summarise(checks),
     }
-    return dict(_each_text(record, lambda text: _printable(text, tuple(secrets))))
+    struck = tuple(secrets)
+    return dict(_each_text(record, lambda text: printable(text, struck)))
 
 
 def summarise(checks: Sequence[Check]) -> dict[str, int]:
@@ -124,7 +134,8 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _printable(text: str, secrets: tuple[str, ...]) -> str:
+def printable(text: str, secrets: tuple[str, ...]) -> str:
+    """Fit for a terminal and for a stranger: no control characters, no secrets."""
     for secret in secrets:
         text = text.replace(secret, "***")
     text = re.sub(r"://[^/\s@]+@", "://***@", text)
@@ -363,6 +374,20 @@ def podman_check(podman: Podman, docker: Docker) -> Check:
         found = f"{podman.version}; user namespaces are off, so only root can use it"
         return Check("podman", "warning", found, "sudo sysctl user.max_user_namespaces=15000")
     return Check("podman", "ok", podman.version)
+
+
+def containers_check(containers: Containers) -> Check:
+    """What runs left behind, which may hold GPU memory that nobody watches."""
+    if containers.skipped:
+        return Check("containers", "skipped", containers.skipped)
+    others = containers.others
+    rest = f"{others} of runs that go on, or of others" if others else ""
+    if not containers.orphans:
+        return Check("containers", "ok", f"no orphans{'; ' if rest else ''}{rest}")
+    number = len(containers.orphans)
+    names = ", ".join(containers.orphans[:5]) + (", ..." if number > 5 else "")
+    found = f"{number} left by runs whose supervisor is gone ({names}){'; ' if rest else ''}{rest}"
+    return Check("containers", "warning", found, "runner doctor --fix ends and removes them")
 
 
 # Disk and memory --------------------------------------------------------------------------------

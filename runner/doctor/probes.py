@@ -1,8 +1,8 @@
 """What this machine is and has: one small function a question, each answering a frozen dataclass.
 
-Imports the standard library, psutil and runner's own edge (facts, folder, sources, guard.nvml);
-never torch, which is asked in a process of its own. Nothing here judges, and no probe outlasts the
-seconds that its constant names. No value of a secret leaves this module.
+Imports the standard library, psutil and runner's own edge (container, facts, folder, sources,
+guard.nvml); never torch, which is asked in a process of its own. Nothing here judges, and no probe
+outlasts the seconds that its constant names. No value of a secret leaves this module.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from pathlib import Path
 import psutil
 
 from runner import __version__
+from runner.container import cli as cli_module
+from runner.container import ready
+from runner.container.cli import ContainerCli
 from runner.doctor.hub import DEFAULT_ENDPOINT
-from runner.facts import package_version
 from runner.folder import default_root
 from runner.guard import nvml as nvml_module
+from runner.packages import package_version
 from runner.sources import cache_folder
 
 TORCH_SECONDS = 60.0  # a first import from a network disk takes this long
@@ -418,6 +421,43 @@ class Podman:
     user_namespaces: bool
 
 
+@dataclass(frozen=True)
+class Containers:
+    """Containers of runs, as runner.doctor.containers finds them."""
+
+    orphans: tuple[str, ...] = ()
+    """Names of those of this user and host whose supervisor is gone."""
+    others: int = 0
+    """Of runs that go on, of other users, of other hosts."""
+    skipped: str = ""
+    """Why nobody was asked."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """An orphan that --fix removed, or tried to."""
+
+    name: str
+    run: str
+    """The run's folder."""
+    since: str
+    """When it was started, else made; ISO 8601, UTC."""
+    state: str
+    """docker's word for it before it was removed."""
+    gpu_bytes: int | None
+    """None where NVML told of none."""
+    exit_code: int | None = None
+    last_line: str = ""
+    """Of its log."""
+    failure: str = ""
+
+    def done(self, exit_code: int | None, last_line: str) -> Removal:
+        return replace(self, exit_code=exit_code, last_line=last_line)
+
+    def failed(self, why: str) -> Removal:
+        return replace(self, failure=why)
+
+
 def docker() -> Docker:
     """One question to the daemon, of at most DOCKER_SECONDS."""
     client = shutil.which("docker")
@@ -426,27 +466,24 @@ def docker() -> Docker:
     masked = None if address is None else mask_url(address)
     if client is None:
         return Docker(None, toolkit=toolkit, address=masked)
-    answer = ask([client, "info", "--format", "{{json .}}"], DOCKER_SECONDS)
+    cli = ContainerCli(client)
+    answer = ask(cli.argv(*ready.INFO), DOCKER_SECONDS)
     if answer.timed_out:
         return Docker(client, failure="timeout", address=masked, toolkit=toolkit)
-    told = _last_json(answer.out) or {}
-    server = told.get("ServerVersion")
-    if answer.code == 0 and not server and isinstance(told.get("host"), dict):
-        return Docker(client, server="podman", address=masked, toolkit=toolkit, is_podman=True)
-    if answer.code != 0 or not server:
-        said = " ".join(_texts(told.get("ServerErrors"))) or _last_line(answer.err)
-        said = said or f"exit code {answer.code}, without a word"
+    code = 127 if answer.code is None else answer.code
+    told = ready.parse_info(cli_module.Answer(code, answer.out, answer.err))
+    if isinstance(told, cli_module.Answer):
+        said = _last_line(told.err) or f"exit code {answer.code}, without a word"
         return Docker(client, failure=said, address=masked, toolkit=toolkit)
-    runtimes = told.get("Runtimes")
-    hook = shutil.which("nvidia-container-runtime-hook") or toolkit
+    daemon = ready.look_around(cli, *told)
+    if daemon.is_podman:
+        return Docker(client, server="podman", address=masked, toolkit=toolkit, is_podman=True)
     return Docker(
         client=client,
-        server=str(server),
+        server=daemon.version,
         address=masked,
-        rootless="rootless" in str(told.get("SecurityOptions")),
-        nvidia="nvidia" in str(runtimes)
-        or "nvidia.com/gpu" in str(told.get("DiscoveredDevices"))
-        or hook is not None,
+        rootless=daemon.rootless,
+        nvidia=daemon.nvidia != "none" and (daemon.nvidia != "unknown" or toolkit is not None),
         toolkit=toolkit,
     )
 

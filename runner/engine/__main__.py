@@ -71,6 +71,9 @@ def _prepare(folder: RunFolder, *, resume: bool) -> int:
         return error.exit_code
     if not os.environ.get(SUPERVISOR_VARIABLE):
         living = living_engines(folder)
+        if folder.is_supervised():
+            print(f"error: a supervisor runs {folder.path} already", file=sys.stderr)
+            return EXIT_REFUSED
         if living:
             print(f"error: pids {living} train in {folder.path} already", file=sys.stderr)
             return EXIT_REFUSED

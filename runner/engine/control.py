@@ -16,9 +16,11 @@ from types import FrameType
 
 from runner import durable
 from runner.folder import RunFolder
-from runner.liveness import start_ticks
+from runner.liveness import pid_namespace, start_ticks
 
 SUPERVISOR_VARIABLE = "RUNNER_SUPERVISOR"
+"""PID:START_TICKS of the supervisor; in a container, where that means nothing, LOCK_LIFELINE."""
+LOCK_LIFELINE = "lock"
 STOPPED_EXIT_CODE = 128 + signal.SIGTERM
 _LIFELINE_SECONDS = 1.0
 _ORPHAN_GRACE_SECONDS = 120.0
@@ -49,7 +51,7 @@ class Control:
         self.enter("loading")
         supervisor = os.environ.get(SUPERVISOR_VARIABLE)
         if supervisor:
-            threading.Thread(target=_watch, args=(supervisor,), daemon=True).start()
+            threading.Thread(target=_watch, args=(supervisor, self.folder), daemon=True).start()
 
     def enter(self, phase: str, *, interruptible: bool = True) -> None:
         """Record the phase; in an interruptible one a stop needs no step boundary."""
@@ -62,6 +64,7 @@ class Control:
                 "rank": self.rank,
                 "pid": os.getpid(),
                 "start_ticks": start_ticks(os.getpid()),
+                "pid_namespace": pid_namespace(),
                 "phase": phase,
                 "planned_steps": self.planned_steps,
                 "handles": ["SIGUSR1", "SIGTERM"],
@@ -89,14 +92,24 @@ class Control:
             raise Stopped
 
 
-def _watch(supervisor: str) -> None:
-    """Ask this process to end once the supervisor "PID:TICKS" is gone: nothing trains unguarded."""
-    pid_text, _, ticks_text = supervisor.partition(":")
-    pid, ticks = int(pid_text), int(ticks_text)
-    while start_ticks(pid) == ticks:
+def _watch(supervisor: str, folder: RunFolder) -> None:
+    """Ask this process to end once the supervisor is gone: nothing trains unguarded."""
+    while _is_there(supervisor, folder):
         time.sleep(_LIFELINE_SECONDS)
     print("runner: the supervisor is gone; saving a checkpoint and ending", file=sys.stderr)
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_ORPHAN_GRACE_SECONDS)
     os._exit(STOPPED_EXIT_CODE)
+
+
+def _is_there(supervisor: str, folder: RunFolder) -> bool:
+    """Whether the supervisor lives, by pid and start time, or by the lock that it holds.
+
+    The lock is asked for where there is another pid namespace between the two: it is the same file,
+    and the kernel lets go of it with its holder.
+    """
+    if supervisor != LOCK_LIFELINE:
+        pid, _, ticks = supervisor.partition(":")
+        return start_ticks(int(pid)) == int(ticks)
+    return folder.is_supervised()

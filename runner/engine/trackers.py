@@ -56,9 +56,16 @@ TAGS = {
 """Figure of metrics.jsonl -> its name in every tracker (transformers' names, where it has one)."""
 
 
-def missing_trackers(report_to: Sequence[str]) -> list[str]:
-    """The packages to install for these trackers; empty where all are here. Imports none."""
+def missing_trackers(
+    report_to: Sequence[str], version: Callable[[str], str | None] | None = None
+) -> list[str]:
+    """The packages to install for these trackers; empty where all are there. Imports none.
+
+    `version` answers for another place than this interpreter: a package's version, or None.
+    """
     wanted = [PACKAGES[name] for name in report_to]
+    if version is not None:
+        return [package for _, package in wanted if version(package) is None]
     return [package for module, package in wanted if importlib.util.find_spec(module) is None]
 
 

@@ -1,1 +1,53 @@
 """Where a run runs. An executor starts launch.sh and says how it ended; it judges nothing."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Collection, Iterable
+from typing import Protocol
+
+import psutil
+
+from runner.folder import RunFolder
+from runner.plan_base import PlanBase
+
+
+class Tree(Protocol):
+    """The run's processes, as pids of this machine."""
+
+    def members(self) -> list[psutil.Process]: ...
+    def workers(self) -> list[psutil.Process]: ...
+    def send(self, number: signal.Signals, pids: Iterable[int]) -> list[int]: ...
+    def kill_all(self, timeout_seconds: float = 10.0) -> list[psutil.Process]: ...
+    def reap(self, leave: Collection[int]) -> dict[int, int]: ...
+
+
+class Executor(Protocol):
+    """A place for a run: local processes, a container."""
+
+    argv: list[str]
+    notes: list[str]
+    container_id: str | None
+
+    @property
+    def tree(self) -> Tree: ...
+    @property
+    def pid(self) -> int: ...
+    def start(self) -> None: ...
+    def ended(self) -> bool: ...
+    @property
+    def exit_code(self) -> int | None: ...
+    @property
+    def start_failure(self) -> tuple[str, str] | None: ...
+    def clear(self) -> list[str]: ...
+
+
+def executor_for(folder: RunFolder, plan: PlanBase, *, resume: bool) -> Executor:
+    """The executor that the plan names."""
+    if plan.container is None:
+        from runner.execute.local import LocalExecutor
+
+        return LocalExecutor(folder, resume=resume)
+    from runner.execute.docker import DockerExecutor
+
+    return DockerExecutor(folder, plan, resume=resume)

@@ -1,24 +1,31 @@
-"""A run as processes of this machine. Standard library only."""
+"""A run as processes of this machine. Standard library, psutil by way of the guard."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
 
+from runner.engine.control import SUPERVISOR_VARIABLE
 from runner.folder import RunFolder
+from runner.guard.enforcer import ProcessTree
+from runner.liveness import start_ticks
 
 
 class LocalExecutor:
     """Starts launch.sh in a session of its own; its output goes to logs/train.log."""
 
+    container_id: str | None = None
+
     def __init__(self, folder: RunFolder, *, resume: bool) -> None:
         self._folder = folder
         self.argv = ["bash", str(folder.launch_script), *(["--resume"] if resume else [])]
         self._process: subprocess.Popen[bytes] | None = None
+        self.tree = ProcessTree()
+        self.notes: list[str] = []
 
-    def start(self, environment: Mapping[str, str]) -> None:
-        """Start it; `environment` is added to the caller's own. Raises OSError."""
+    def start(self) -> None:
+        """Start it. Raises OSError."""
+        supervisor = f"{os.getpid()}:{start_ticks(os.getpid())}"
         with self._folder.train_log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.argv,
@@ -27,7 +34,7 @@ class LocalExecutor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=self._folder.path,
-                env={**os.environ, **environment},
+                env={**os.environ, SUPERVISOR_VARIABLE: supervisor},
             )
 
     @property
@@ -36,7 +43,21 @@ class LocalExecutor:
         assert self._process is not None  # noqa: S101 - started first
         return self._process.pid
 
+    def ended(self) -> bool:
+        """Whether the launch script has ended."""
+        return self.exit_code is not None
+
+    @property
     def exit_code(self) -> int | None:
         """0-255, negative for a signal; None while it runs."""
         assert self._process is not None  # noqa: S101
         return self._process.poll()
+
+    @property
+    def start_failure(self) -> tuple[str, str] | None:
+        """None: what can't be started here raised OSError."""
+        return None
+
+    def clear(self) -> list[str]:
+        """Nothing is left but processes, which the supervisor's hand clears."""
+        return []

@@ -46,7 +46,11 @@ class ProcessTree:
 
         psutil.Process carries the start time, so a pid that is used anew is another process.
         """
-        return [child for child in self._root.children(recursive=True) if _runs(child)]
+        return [child for child in self._root.children(recursive=True) if is_running(child)]
+
+    def workers(self) -> list[psutil.Process]:
+        """Whom a request to end is sent to where no trainer is known: all members."""
+        return self.members()
 
     def send(self, number: signal.Signals, pids: Iterable[int]) -> list[int]:
         """Send a signal to those of `pids` that are still members; the pids that it reached."""
@@ -54,7 +58,7 @@ class ProcessTree:
         return [
             process.pid
             for process in self.members()
-            if process.pid in wanted and _signal(process, number)
+            if process.pid in wanted and signal_process(process, number)
         ]
 
     def kill_all(self, timeout_seconds: float = 10.0) -> list[psutil.Process]:
@@ -67,7 +71,7 @@ class ProcessTree:
         while True:
             alive = self.members()
             for process in alive:
-                _signal(process, signal.SIGKILL)
+                signal_process(process, signal.SIGKILL)
             if not alive or time.monotonic() >= deadline:
                 return alive
             time.sleep(POLL_SECONDS)
@@ -138,7 +142,7 @@ def _listed(
     return sorted(found)
 
 
-def _runs(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """Whether any thread of a process still runs.
 
     The state is that of its first thread, which can end while others hang (in a driver, say).
@@ -151,7 +155,7 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _signal(process: psutil.Process, number: signal.Signals) -> bool:
+def signal_process(process: psutil.Process, number: signal.Signals) -> bool:
     """Signal this very process, not one that took its pid; whether the signal went out."""
     try:
         descriptor = os.pidfd_open(process.pid)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -18,6 +20,8 @@ from runner.guard.records import DeviceProcess, DeviceReading
 LIBRARY = "libnvidia-ml.so.1"
 # NVML can answer "the list grew while you asked"; the second question nearly always fits.
 PROCESS_LIST_ATTEMPTS = 3
+NO_MEMORY_LIMIT = 2**64 - 1  # nvml.h's NVML_DEVICE_MEMORY_LIMIT_MAX; pynvml 13.615 doesn't name it
+CGROUPS = Path("/sys/fs/cgroup")
 
 _T = TypeVar("_T")
 
@@ -160,6 +164,47 @@ class Nvml:
         peak = None if stats is None else stats.maxMemoryUsage
         return None if peak is None else int(peak)
 
+    def memory_limit_bytes(self, index: int, cgroup: Path) -> int | None:
+        """The driver's hard limit on this card for a cgroup, read back; bytes.
+
+        None where there is none, or it can't be told: an older driver or nvidia-ml-py, cgroup v1,
+        MIG. `cgroup` is a folder below /sys/fs/cgroup, of the container itself: see
+        `unified_cgroup`. The limit belongs to the cgroup and not to the caller, so the host reads
+        it for a container, and reading takes no privilege. A cgroup without dmem files of its own
+        answers with its nearest ancestor's limit, which then binds it too.
+
+        Sources: docs.nvidia.com/deploy/nvml-api, nvmlGetMemoryLimits_v1_t ("No limit is set when
+        softLimit is 0 and hardLimit is NVML_DEVICE_MEMORY_LIMIT_MAX"; nameSpace is the "full path
+        to sysfs cgroup file name"); docs.nvidia.com/deploy/mps/mpsv3-memory-partitioning.html
+        ("Setting limits is privileged; reading them is not", cgroup v2, "MIG handles are
+        rejected", inheritance on reads). Some drivers answer NOT_FOUND or NOT_SUPPORTED for a
+        cgroup that has no limit: both are None here, since neither proves one.
+        """
+        api = self._opened()
+        ask = getattr(api, "nvmlDeviceGetMemoryLimits_v1", None)
+        structure = getattr(api, "c_nvmlGetMemoryLimits_v1_t", None)
+        if ask is None or structure is None:
+            return None  # nvidia-ml-py before 13.615
+        limits = structure()
+        limits.nameSpace = os.fsencode(cgroup)
+        try:
+            self._ask(ask, self._handle(index), limits)
+        except (_DeviceGone, NvmlFailed, api.NVMLError):
+            return None
+        hard = int(limits.hardLimit)
+        # 0 is what the structure began with; a limit of nothing would be no use to anybody
+        return None if hard in (0, NO_MEMORY_LIMIT) else hard
+
+    def limit_in_force(self, indices: Iterable[int], cgroup: Path) -> int | None:
+        """The limit that holds a container on each of its cards: the largest of theirs, in bytes.
+
+        None unless every card has one. A budget counts as enforced by the driver where this is not
+        above it.
+        """
+        limits = [self.memory_limit_bytes(index, cgroup) for index in indices]
+        known = [limit for limit in limits if limit is not None]
+        return max(known) if limits and len(known) == len(limits) else None
+
     # How questions are asked -------------------------------------------------------------------
 
     def _opened(self) -> Any:
@@ -297,6 +342,23 @@ class Nvml:
                         break  # an older driver: the older version
                     return None
         return None
+
+
+def unified_cgroup(cgroup_text: str, mount: Path = CGROUPS) -> Path | None:
+    """The cgroup that a driver's limit is kept under, from the text of a /proc/PID/cgroup.
+
+    None under cgroup v1 or a hybrid of both, where the driver keeps no limits (and NVIDIA's hook
+    fails the container's start: nvidia-container-toolkit, apply-cuda-memory-limits.go, "only
+    supported in cgroup v2"), and for a process outside of what this one sees. Of the container's
+    own process, never of a parent: Docker's new leaf has a limit of its own.
+    """
+    lines = cgroup_text.splitlines()
+    if len(lines) != 1 or not lines[0].startswith("0::/"):
+        return None
+    path = lines[0].removeprefix("0::/")
+    if path.endswith(" (deleted)") or ".." in path.split("/"):
+        return None
+    return mount / path
 
 
 def _text(value: str | bytes | None) -> str | None:

@@ -15,7 +15,8 @@ from runner.folder import RunFolder
 from runner.liveness import is_living, living_engines
 from runner.outcome import Reason
 from runner.plan import Plan
-from runner.render import budget_line, method_line, model_line, read_plan, steps_line
+from runner.plan_base import PlanBase
+from runner.render import read_any_plan, read_plan, summary
 from runner.units import format_bytes, format_duration
 
 _LABEL = 12
@@ -26,7 +27,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
 
     Raises RunnerError where the folder has no readable plan.
     """
-    plan = read_plan(folder.plan)
+    plan = read_any_plan(folder.plan)
     losses = [line for line in durable.read_jsonl(folder.metrics) if "loss" in line]
     evaluations = [line for line in durable.read_jsonl(folder.metrics) if "eval_loss" in line]
     termination = durable.read_json(folder.termination)
@@ -40,10 +41,8 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
         "plan_hash": plan.hash,
         "state": state,
         "plan": {
-            "model": model_line(plan),
-            "method": method_line(plan),
-            "training": steps_line(plan),
-            "budget": budget_line(plan),
+            "engine": getattr(plan, "engine", None),
+            "lines": [[label, text] for label, text in summary(plan)],
             "substitutions": list(plan.substitutions),
         },
         "data": durable.read_json(folder.data_report),
@@ -77,7 +76,7 @@ def live_state(folder: RunFolder) -> str:
     return "not_started"
 
 
-def _traces(folder: RunFolder, plan: Plan, losses: list[dict[str, Any]]) -> dict[str, Any]:
+def _traces(folder: RunFolder, plan: PlanBase, losses: list[dict[str, Any]]) -> dict[str, Any]:
     """What a run without a verdict left behind."""
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
     step = int(losses[-1]["step"]) if losses else 0
@@ -144,10 +143,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     plan = report["plan"]
     out = [
         _line("run", f"{report['run']}   plan {report['plan_hash'][:7]}"),
-        _line("model", plan["model"]),
-        _line("method", plan["method"]),
-        _line("training", plan["training"]),
-        _line("memory", plan["budget"]),
+        *(_line(label, text) for label, text in plan["lines"]),
     ]
     out += [_line("SUBSTITUTE", text) for text in plan["substitutions"]]
     data = report["data"]
@@ -253,7 +249,8 @@ def verdict(report: dict[str, Any]) -> list[str]:
 
 def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
     steps = f"{end['steps']}" + (f" of {end['max_steps']}" if end.get("max_steps") else "")
-    figures = [f"{steps} steps in {format_duration(float(end['seconds']))}"]
+    counted = f"{steps} steps in " if end["steps"] or end.get("max_steps") else "in "
+    figures = [counted + format_duration(float(end["seconds"]))]
     if end.get("first_loss") is not None or end.get("last_loss") is not None:
         figures.append(f"loss {_figure(end.get('first_loss'))} → {_figure(end.get('last_loss'))}")
     if end.get("eval_loss") is not None:
@@ -269,8 +266,10 @@ def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
         lines.append(_line("why", f"{end['message']} (exit code {end['exit_code']})"))
     lines += [_line("SUBSTITUTE", text) for text in end.get("substitutions", [])]
     if end["reason"] == Reason.COMPLETED:
-        if end.get("result"):
+        if end.get("adapter_sha256"):
             lines.append(_line("next", f"runner chat {run} · runner evaluate {run}"))
+        elif end.get("result"):
+            lines.append(_line("output", f"{folder}/{end['result']}"))
     else:
         if end.get("checkpoint"):
             lines.append(
@@ -293,4 +292,4 @@ def require_plan(folder: RunFolder) -> Plan:
     try:
         return read_plan(folder.plan)
     except RunnerError as error:
-        raise RunnerError(f"run {folder.name}: {error.message}", error.hint) from None
+        raise type(error)(f"run {folder.name}: {error.message}", error.hint) from None

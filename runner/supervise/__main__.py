@@ -8,13 +8,14 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 from runner import durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
 from runner.outcome import Outcome, Reason
-from runner.render import read_plan
+from runner.render import read_any_plan
 from runner.supervise.run import supervise
 
 
@@ -25,15 +26,13 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder.absolute())
-    with (folder.path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with folder.lock.open("w") as lock:
+        if not _locked(lock):
             print(f"error: {folder.name} already has a supervisor", file=sys.stderr)
             return 3
         started = time.time()
         try:
-            outcome = supervise(folder, read_plan(folder.plan), resume=arguments.resume)
+            outcome = supervise(folder, read_any_plan(folder.plan), resume=arguments.resume)
         except RunnerError as error:  # before anything was started; an old verdict stays as it is
             print("\n".join(error.lines()), file=sys.stderr)
             return error.exit_code
@@ -46,12 +45,23 @@ def main() -> int:
                 started_unix_seconds=started,
                 ended_unix_seconds=time.time(),
             )
-            ProcessTree().kill_all()
+            ProcessTree().kill_all()  # a container ends by its lifeline
         try:
             durable.write_json(folder.termination, outcome.to_record())
         except OSError as error:
             print(f"error: termination.json can't be written: {error}", file=sys.stderr)
         return outcome.exit_code
+
+
+def _locked(lock: TextIO) -> bool:
+    """Take the lock; a trainer that only looks whether it is held has it for an instant."""
+    for attempt in range(5):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05 * attempt)
+    return False
 
 
 if __name__ == "__main__":

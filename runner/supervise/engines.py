@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from runner import durable
+from runner.execute import Tree
 from runner.folder import RunFolder
-from runner.guard.enforcer import ProcessTree
-from runner.liveness import is_living
+from runner.liveness import host_pid, start_ticks
 from runner.units import MIB
 
 FRESH_SECONDS = 30.0  # an older figure of the trainer's says nothing about now
@@ -23,9 +23,10 @@ class Engines:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._known: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._here: dict[tuple[int, int], int] = {}  # pid and start time as written -> pid here
 
     def statuses(self) -> list[dict[str, Any]]:
-        """The processes of this start; records of earlier ones are told by their start time."""
+        """The processes of this start, pids as seen here; older records are told by start time."""
         out = []
         for path in self._folder.engine.glob("rank-*.json"):
             with contextlib.suppress(OSError):
@@ -33,14 +34,25 @@ class Engines:
                 if self._known.get(path, (0, {}))[0] != changed:
                     self._known[path] = (changed, durable.read_json(path) or {})
                 status = self._known[path][1]
-                if is_living(status):
-                    out.append(status)
+                pid = self._pid_here(status)
+                if pid is not None:
+                    out.append({**status, "pid": pid})
         return out
+
+    def _pid_here(self, status: dict[str, Any]) -> int | None:
+        """The pid on this side; a container's is looked for once, since all processes are asked."""
+        key = (int(status.get("pid", 0)), int(status.get("start_ticks") or 0))
+        pid = self._here.get(key)
+        if pid is None:
+            pid = host_pid(status)
+            if pid is not None:
+                self._here[key] = pid
+        return pid if pid is not None and start_ticks(pid) == key[1] else None
 
     def pids(self) -> set[int]:
         return {int(status["pid"]) for status in self.statuses()}
 
-    def ready(self, tree: ProcessTree) -> bool:
+    def ready(self, tree: Tree) -> bool:
         """Whether SIGUSR1 is safe: an engine said it handles it, and it is this run's process."""
         handling = {
             int(status["pid"])

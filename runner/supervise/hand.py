@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
+from runner.execute import Tree
 from runner.guard import policy
-from runner.guard.enforcer import ProcessTree
 from runner.outcome import SentSignal
 from runner.supervise.engines import Engines
 from runner.supervise.record import Record
@@ -19,7 +19,7 @@ LAUNCHER_LINGER_SECONDS = 1.0
 class Hand:
     """Carries out what the policy decides, and keeps the list of signals sent."""
 
-    def __init__(self, tree: ProcessTree, engines: Engines, record: Record) -> None:
+    def __init__(self, tree: Tree, engines: Engines, record: Record) -> None:
         self._tree, self._engines, self._record = tree, engines, record
         self.signals: list[SentSignal] = []
 
@@ -50,7 +50,7 @@ class Hand:
             case policy.Terminate(cause, used):
                 size = f" at {format_bytes(used)}" if used is not None else ""
                 # the trainers themselves, which save first; before there are any, whatever there is
-                targets = self._engines.pids() or self._members()
+                targets = self._engines.pids() or {each.pid for each in self._tree.workers()}
                 self._send(signal.SIGTERM, targets, f"{cause.value}{size}")
             case policy.Kill(cause):
                 self._send(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Protocol
 
+from runner.execute import Executor, Tree
 from runner.folder import RunFolder
-from runner.guard.enforcer import ProcessTree
-from runner.guard.nvml import Nvml, NvmlUnavailable
+from runner.guard.nvml import Nvml, NvmlUnavailable, unified_cgroup
 from runner.guard.records import Attribution, Sample
 from runner.guard.sampler import HostSampler, NvmlSampler, take_baseline
-from runner.plan import Plan
+from runner.plan_base import PlanBase
 from runner.supervise.engines import reported_bytes
 from runner.supervise.record import Record
 from runner.units import format_bytes
@@ -24,7 +25,7 @@ class Sampler(Protocol):
 
 
 def choose_sampler(
-    plan: Plan, tree: ProcessTree, folder: RunFolder, record: Record, stack: contextlib.ExitStack
+    plan: PlanBase, tree: Tree, folder: RunFolder, record: Record, stack: contextlib.ExitStack
 ) -> tuple[Sampler, Nvml | None, str]:
     """What measures this run, and the level of enforcement in words."""
     budget = plan.budget
@@ -79,3 +80,20 @@ class Blind:
             self._why,
             None,
         )
+
+
+def with_driver_limit(
+    enforcement: str, plan: PlanBase, nvml: Nvml | None, executor: Executor
+) -> str:
+    """The level of enforcement; the driver's own limit counts only where it is read back."""
+    members = executor.tree.members()
+    if nvml is None or plan.container is None or plan.budget.limit_bytes is None or not members:
+        return enforcement
+    try:
+        cgroup = unified_cgroup(Path(f"/proc/{members[0].pid}/cgroup").read_text())
+    except OSError:
+        return enforcement
+    limit = nvml.limit_in_force(plan.launch.gpu_indices, cgroup) if cgroup else None
+    if limit is None or limit > plan.budget.limit_bytes:
+        return enforcement
+    return f"driver limit {format_bytes(limit)} (read back), {enforcement}"

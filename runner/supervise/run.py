@@ -11,19 +11,18 @@ from types import FrameType
 from typing import Literal
 
 from runner import durable
-from runner.engine.control import SUPERVISOR_VARIABLE
 from runner.errors import RefusedError
-from runner.execute.local import LocalExecutor
+from runner.execute import Executor, executor_for
 from runner.folder import RunFolder
 from runner.guard import policy
-from runner.guard.enforcer import ProcessTree, become_subreaper, confirm_left_device
+from runner.guard.enforcer import become_subreaper, confirm_left_device
 from runner.guard.sampler import Schedule
 from runner.liveness import living_engines, start_ticks
 from runner.outcome import Outcome
-from runner.plan import Plan
+from runner.plan_base import PlanBase
 from runner.supervise.engines import Engines
 from runner.supervise.hand import Hand
-from runner.supervise.measure import choose_sampler
+from runner.supervise.measure import choose_sampler, with_driver_limit
 from runner.supervise.record import Peak, Record
 from runner.supervise.verdict import kernel_oom_kills, reach_verdict
 
@@ -46,7 +45,7 @@ class StopRequests:
         self.level = 1 if self.level == 0 else 2
 
 
-def supervise(folder: RunFolder, plan: Plan, *, resume: bool) -> Outcome:
+def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool) -> Outcome:
     """Run one plan from start to verdict; returns what termination.json says.
 
     Raises RefusedError where a training process of an earlier start still lives in the folder.
@@ -72,13 +71,15 @@ def supervise(folder: RunFolder, plan: Plan, *, resume: bool) -> Outcome:
             "resume": resume,
         },
     )
-    record, tree, engines, peak = Record(folder), ProcessTree(), Engines(folder), Peak()
+    executor = executor_for(folder, plan, resume=resume)
+    tree = executor.tree
+    record, engines, peak = Record(folder), Engines(folder), Peak()
     hand = Hand(tree, engines, record)
     oom_kills = kernel_oom_kills()
     with contextlib.ExitStack() as stack:
         sampler, nvml, enforcement = choose_sampler(plan, tree, folder, record, stack)
-        executor = LocalExecutor(folder, resume=resume)
-        executor.start({SUPERVISOR_VARIABLE: f"{os.getpid()}:{ticks}"})
+        executor.start()
+        enforcement = with_driver_limit(enforcement, plan, nvml, executor)
         record.event(
             "started", f"launch.sh is pid {executor.pid}; memory: {enforcement}", argv=executor.argv
         )
@@ -91,7 +92,7 @@ def supervise(folder: RunFolder, plan: Plan, *, resume: bool) -> Outcome:
         while True:
             seen = stop.level
             sample = sampler.sample()
-            alive = executor.exit_code() is None
+            alive = not executor.ended()
             new_peak = peak.see(sample)
             used_pids.update(engines.pids())
             state, actions = policy.advance(
@@ -107,12 +108,17 @@ def supervise(folder: RunFolder, plan: Plan, *, resume: bool) -> Outcome:
             record.sample(sample, notable=bool(actions) or new_peak)
             for action in actions:
                 hand.act(action)
+            while executor.notes:
+                record.event("warning", executor.notes.pop(0))
             tree.reap(leave={executor.pid})
             if not alive:
                 break
             wait = schedule.wait_seconds(time.monotonic(), policy.interval_seconds(state))
             _sleep(wait, executor, stop, seen)
         hand.clear(executor.pid)
+        exit_code = executor.exit_code
+        for line in executor.clear():
+            record.event("warning", line)
         if nvml is not None and used_pids:
             indices = plan.launch.gpu_indices
             stuck = confirm_left_device(nvml, used_pids, STUCK_CONTEXT_SECONDS, indices)
@@ -122,7 +128,8 @@ def supervise(folder: RunFolder, plan: Plan, *, resume: bool) -> Outcome:
     outcome = reach_verdict(
         folder,
         plan,
-        exit_code=executor.exit_code() or 0,
+        exit_code=exit_code,
+        start_failure=executor.start_failure,
         cause=state.cause,
         interrupted=stop.interrupted,
         oom_kills=kernel_oom_kills() - oom_kills,
@@ -138,10 +145,10 @@ def supervise(folder: RunFolder, plan: Plan, *, resume: bool) -> Outcome:
     )
 
 
-def _sleep(seconds: float, executor: LocalExecutor, stop: StopRequests, seen: int) -> None:
+def _sleep(seconds: float, executor: Executor, stop: StopRequests, seen: int) -> None:
     """Sleep, but wake within 50 ms once the run has ended or a stop was asked for."""
     end = time.monotonic() + seconds
-    while executor.exit_code() is None and stop.level == seen:
+    while not executor.ended() and stop.level == seen:
         left = end - time.monotonic()
         if left <= 0:
             return

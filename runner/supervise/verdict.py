@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from runner import checkpoints, durable
 from runner.folder import RunFolder
 from runner.guard import policy
 from runner.outcome import Evidence, Outcome, Reason, judge
 from runner.plan import Plan
+from runner.plan_base import PlanBase
+from runner.plan_script import ScriptPlan
 from runner.supervise.record import Peak, Record
 
 
 def reach_verdict(
     folder: RunFolder,
-    plan: Plan,
+    plan: PlanBase,
     *,
-    exit_code: int,
+    exit_code: int | None,
+    start_failure: tuple[str, str] | None,
     cause: policy.Cause | None,
     interrupted: bool,
     oom_kills: int,
@@ -25,7 +29,8 @@ def reach_verdict(
 ) -> Outcome:
     """The outcome, without what only the supervisor knows (times, signals, enforcement).
 
-    `exit_code` is the launch script's; `oom_kills` counts the kernel's since the start.
+    `exit_code` is the launch script's, None where it was lost; `start_failure` says why nothing
+    came to run; `oom_kills` counts the kernel's since the start.
     """
     result = durable.read_json(folder.engine_result) or {}
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
@@ -46,6 +51,8 @@ def reach_verdict(
             host_oom_kills=oom_kills,
             interrupted=interrupted,
             dry_run=plan.variant == "dry_run",
+            start_failure=start_failure,
+            by_exit_code=not isinstance(plan, Plan),
         )
     )
     if record.dropped:
@@ -64,13 +71,23 @@ def reach_verdict(
         first_loss=losses[0]["loss"] if losses else None,
         last_loss=losses[-1]["loss"] if losses else None,
         eval_loss=result.get("eval_loss"),
-        result=adapter.get("folder"),
+        result=_result(folder, plan, reason, adapter),
         adapter_sha256=adapter.get("sha256"),
         adapter_bytes=adapter.get("size_bytes"),
         trainer_exit_code=exit_code,
         substitutions=tuple(plan.substitutions),
         warnings=tuple(record.warnings),
     )
+
+
+def _result(
+    folder: RunFolder, plan: PlanBase, reason: Reason, adapter: dict[str, Any]
+) -> str | None:
+    """The folder that holds what was trained, in the run's; None where nothing did."""
+    if isinstance(plan, ScriptPlan):
+        wrote = folder.output.is_dir() and any(folder.output.iterdir())
+        return folder.output.name if wrote and reason is Reason.COMPLETED else None
+    return adapter.get("folder")
 
 
 def kernel_oom_kills() -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from runner.guard.nvml import unified_cgroup
 from tests.testbed import H100, REPOSITORY, FakeNvml
 
 MIB = 1024**2
@@ -171,6 +173,75 @@ def test_accounting_keeps_the_peak_of_a_process_that_ended(fake_nvml: FakeNvml) 
         "n.accounting_peak(1, 71)])"
     )
     assert told == [4096 * MIB, None, None]
+
+
+CGROUP = "/sys/fs/cgroup/system.slice/docker-0123.scope"
+LIMITS = f"""
+from pathlib import Path
+with Nvml() as nvml:
+    own = Path({CGROUP!r})
+    tell([nvml.memory_limit_bytes(0, own), nvml.memory_limit_bytes(0, own.parent),
+          nvml.limit_in_force([0], own), nvml.limit_in_force([0, 1], own),
+          nvml.limit_in_force([], own)])
+"""
+
+
+def test_the_drivers_limit_is_read_back_for_the_containers_own_cgroup(fake_nvml: FakeNvml) -> None:
+    cards = (GPU0, f"gpu 1 GPU-1 {H100}")
+    fake_nvml.set("driver 615.20", *cards, f"limit 0 16384 {CGROUP}")
+    cap = 16384 * MIB
+    # neither a parent's nor another card's silence is taken for a limit
+    assert fake_nvml.probe(LIMITS) == [cap, None, cap, None, None]
+    fake_nvml.set(*cards, f"limit 0 16384 {CGROUP}", f"limit 1 20480 {CGROUP}")
+    assert fake_nvml.probe(LIMITS) == [cap, None, cap, 20480 * MIB, None]
+    fake_nvml.set(*cards, "limit 0 16384 /sys/fs/cgroup/system.slice", "limit 1 1")
+    assert fake_nvml.probe(LIMITS) == [cap, cap, cap, cap, None]  # inherited: it binds all the same
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],  # soft 0 and hard at its maximum: no limit
+        [f"limit 0 - {CGROUP}"],
+        [f"limit 0 0 {CGROUP}"],  # the structure as it began: nothing was read
+        [f"limit 0 16384 {CGROUP}x"],  # a neighbour's
+        [f"limit 1 16384 {CGROUP}"],  # another card's
+        [f"limit 0 16384 {CGROUP}", "no DeviceGetMemoryLimits_v1"],
+        [f"limit 0 16384 {CGROUP}", "old DeviceGetMemoryLimits_v1"],
+        [f"limit 0 16384 {CGROUP}", "code DeviceGetMemoryLimits_v1 6"],  # NOT_FOUND
+        [f"limit 0 16384 {CGROUP}", "code DeviceGetMemoryLimits_v1 15"],  # GPU_IS_LOST
+    ],
+)
+def test_a_limit_that_was_not_read_back_is_none(fake_nvml: FakeNvml, lines: list[str]) -> None:
+    fake_nvml.set(GPU0, f"gpu 1 GPU-1 {H100}", *lines)
+    assert fake_nvml.probe(LIMITS)[0] is None
+
+
+def test_a_driver_or_a_binding_without_limits_has_none(
+    old_nvml: FakeNvml, nvml_library: Path
+) -> None:
+    old_nvml.set(GPU0, f"limit 0 16384 {CGROUP}")
+    assert old_nvml.probe(LIMITS) == [None] * 5
+    current = FakeNvml(nvml_library, old_nvml.state)
+    assert current.probe(LIMITS)[0] == 16384 * MIB
+    older_binding = "import pynvml; del pynvml.nvmlDeviceGetMemoryLimits_v1\n"
+    assert current.probe(older_binding + LIMITS) == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("0::/system.slice/docker-0123.scope\n", CGROUP),
+        ("0::/\n", "/sys/fs/cgroup"),
+        ("4:memory:/docker/0123\n0::/docker/0123\n", None),  # hybrid: no limits there
+        ("4:memory:/docker/0123\n", None),
+        ("0::/../other\n", None),  # outside of this process's cgroup namespace
+        ("0::/docker/0123 (deleted)\n", None),
+        ("", None),
+    ],
+)
+def test_which_cgroup_a_limit_is_kept_under(text: str, found: str | None) -> None:
+    assert unified_cgroup(text) == (None if found is None else Path(found))
 
 
 def test_without_the_library_it_is_absent_and_not_fatal() -> None:

@@ -11,14 +11,16 @@
 //                                      STATUS is an nvmlReturn: 0 ok, 15 GPU_IS_LOST, 16 RESET
 //   compute|graphics|mps INDEX PID MIB    MIB "-": the driver does not tell (VALUE_NOT_AVAILABLE)
 //   accounting INDEX PID PEAK_MIB      also turns accounting mode on for that card
+//   limit INDEX MIB [CGROUP]           the driver's limit on that card, for this cgroup and those
+//                                      below it (all where none is named); MIB "-": no limit set
 //   no FUNCTION                        this function answers NOT_SUPPORTED (3)
 //   old FUNCTION                       this function answers FUNCTION_NOT_FOUND (13)
 //   code FUNCTION CODE                 this function answers CODE
 //
 // FUNCTION is NVML's name without "nvml", e.g. "DeviceGetMemoryInfo_v2".
 // Left out on purpose, so that pynvml misses the symbol as with an old driver:
-// nvmlDeviceGetMPSComputeRunningProcesses_v2, nvmlDeviceGetMemoryLimits_v1. Build with
-// -DOLD_DRIVER to leave out the _v3 process lists and memory v2 as well.
+// nvmlDeviceGetMPSComputeRunningProcesses_v2. Build with -DOLD_DRIVER to leave out the _v3 process
+// lists, memory v2 and the memory limits (which came with driver 615) as well.
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,11 +38,13 @@ typedef unsigned long long u64;
 typedef struct { char uuid[96], name[96]; u64 total, used, util, temp, milliwatts; int status; int accounting; } Gpu;
 typedef struct { char list[16]; u32 gpu, pid; u64 bytes; } Process;
 typedef struct { char function[96]; int code; } Answer;
+typedef struct { u32 gpu; u64 bytes; char cgroup[384]; } Limit;
 
 static Gpu gpus[16];
 static Process processes[128];
 static Answer answers[32];
-static int gpu_count, process_count, answer_count, init_code, initialized;
+static Limit limits[32];
+static int gpu_count, process_count, answer_count, limit_count, init_code, initialized;
 static char driver[80];
 
 static u64 number(const char *text) { return strcmp(text, "-") ? strtoull(text, NULL, 10) : UNKNOWN; }
@@ -49,7 +53,7 @@ static u64 mib(const char *text) { u64 n = number(text); return n == UNKNOWN ? n
 static void load(void) {
     const char *path = getenv("NVML_STUB");
     FILE *file = path ? fopen(path, "r") : NULL;
-    gpu_count = process_count = answer_count = init_code = 0;
+    gpu_count = process_count = answer_count = limit_count = init_code = 0;
     strcpy(driver, "570.124.06");
     memset(gpus, 0, sizeof gpus);
     if (!file) { init_code = DRIVER_NOT_LOADED; return; }
@@ -70,6 +74,10 @@ static void load(void) {
             strcpy(answers[answer_count].function, a); answers[answer_count++].code = FUNCTION_NOT_FOUND;
         } else if (answer_count < 32 && sscanf(line, "code %95s %d", a, &code) == 2) {
             strcpy(answers[answer_count].function, a); answers[answer_count++].code = code;
+        } else if (limit_count < 32 && sscanf(line, "limit %u %95s", &index, a) == 2) {
+            Limit *limit = &limits[limit_count++];
+            limit->gpu = index; limit->bytes = mib(a); limit->cgroup[0] = 0;
+            sscanf(line, "limit %*u %*s %383[^\n]", limit->cgroup);
         } else if (process_count < 128 && sscanf(line, "%15s %u %u %95s", a, &index, &pid, b) == 4) {
             Process *process = &processes[process_count++];
             strcpy(process->list, a); process->gpu = index; process->pid = pid; process->bytes = mib(b);
@@ -178,3 +186,24 @@ int nvmlDeviceGetAccountingStats(void *device, u32 pid, struct accounting *out) 
         }
     return NOT_FOUND;
 }
+
+#ifndef OLD_DRIVER
+struct memory_limits { const char *cgroup; u64 soft, hard, used; };
+
+// As NVML documents it: no limit is soft 0 and hard ~0; a cgroup below one with a limit reads that
+// one. Of several the last line that fits is told.
+int nvmlDeviceGetMemoryLimits_v1(void *device, struct memory_limits *out) {
+    BEGIN_DEVICE
+    if (!out->cgroup || strncmp(out->cgroup, "/sys/fs/cgroup/", 15)) return INVALID_ARGUMENT;
+    out->soft = 0; out->hard = UNKNOWN; out->used = 0;
+    for (int i = 0; i < limit_count; i++) {
+        size_t length = strlen(limits[i].cgroup);
+        int below = !strncmp(out->cgroup, limits[i].cgroup, length)
+            && (!length || !out->cgroup[length] || out->cgroup[length] == '/');
+        if (limits[i].gpu != (u32)(gpu - gpus) || !below) continue;
+        out->hard = limits[i].bytes;
+        out->soft = out->hard == UNKNOWN ? 0 : out->hard;
+    }
+    return OK;
+}
+#endif

@@ -1,0 +1,91 @@
+"""A question to the engine (a survey, a fetch, a chat ...) asked where a run would run.
+
+On this machine that is a process of this interpreter; else one in the run's image, with the run's
+own limits: read-only, without privileges, without a network unless it is to fetch something.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.container.argv import run_argv
+from runner.container.caller import this_caller
+from runner.container.cli import ContainerCli
+from runner.container.images import PYTHON
+from runner.container.labels import run_labels, supervisor_label
+from runner.plan_base import PlannedContainer, PlannedMount
+from runner.sources import cache_folder, hub_cache
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A command line, and how to see that nothing of it is left."""
+
+    argv: list[str]
+    name: str | None = None
+    """Of the container; None where there is none."""
+    program: str | None = None
+
+    def abandon(self) -> None:
+        """End its container, which outlives the process that started it."""
+        if self.name is not None and self.program is not None:
+            ContainerCli(self.program).ask("rm", "--force", self.name)
+
+
+def question(
+    container: PlannedContainer | None,
+    arguments: Sequence[str],
+    *,
+    reads: Iterable[PlannedMount] = (),
+    writes: Iterable[Path] = (),
+    online: bool = False,
+    interactive: bool = False,
+    gpu_uuids: Sequence[str] = (),
+) -> Question:
+    """The command that runs `python -m ARGUMENTS`.
+
+    Args:
+        container: of the plan; None is this machine.
+        arguments: the module and its own arguments.
+        reads: paths that a container has to see, besides the caches.
+        writes: folders that it may write to.
+        interactive: whether it reads its standard input.
+    """
+    if container is None:
+        return Question([sys.executable, "-m", *arguments])
+    cli = ContainerCli(container.program)
+    cache = cache_folder()
+    mounts = {mount.target: mount for mount in reads}
+    for folder in (cache, hub_cache().absolute()) if online else (cache,):
+        folder.mkdir(parents=True, exist_ok=True)  # docker would make it as root
+        mounts[str(folder)] = _writable(folder)
+    mounts |= {str(folder): _writable(folder) for folder in writes}
+    name = f"runner-ask-{os.getpid()}-{next(_numbers)}"
+    asked = container.model_copy(
+        update={"network": "bridge" if online else "none", "arguments": [], "ulimits": {}}
+    )
+    argv = run_argv(
+        asked,
+        this_caller(cli),
+        name=name,
+        labels=run_labels(cache, "ask", "", os.geteuid(), supervisor_label()),
+        mounts=[mounts[target] for target in sorted(mounts)],
+        command=[PYTHON, "-m", *arguments],
+        workdir="/tmp",  # noqa: S108 - the container's own
+        gpu_uuids=gpu_uuids,
+        interactive=interactive,
+    )
+    if interactive and sys.stdin.isatty() and sys.stdout.isatty():
+        argv.insert(2, "--tty")
+    return Question(argv, name, container.program)
+
+
+def _writable(folder: Path) -> PlannedMount:
+    return PlannedMount(source=str(folder), target=str(folder), readonly=False)

@@ -1,0 +1,99 @@
+"""What of the host a run's container sees: each path at its own place. Pure, but for looking.
+
+Every path has the same name inside as outside, so that the launch script is the very same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runner.engine.mgm.plan import PlannedMgm
+from runner.plan import Plan, PlannedModel
+from runner.plan_base import PlanBase, PlannedMount
+from runner.plan_mgm import MgmPlan
+from runner.plan_script import ScriptPlan
+
+
+def plan_mounts(plan: PlanBase, run_folder: Path | None, cache: Path) -> list[PlannedMount]:
+    """The mounts of a run, each target once; a run folder of None is for what runs before it.
+
+    Args:
+        cache: runner's cache of prepared rows and of models that it made, writable.
+    """
+    found: dict[str, PlannedMount] = {}
+
+    def add(path: Path, *, readonly: bool = True, target: str | None = None) -> None:
+        mount = PlannedMount(source=str(path), target=target or str(path), readonly=readonly)
+        earlier = found.get(mount.target)
+        if earlier is None or (earlier.readonly and not readonly):
+            found[mount.target] = mount
+
+    match plan:
+        case Plan():
+            for path in _read_by(plan):
+                add(path)
+            add(cache, readonly=False)
+        case ScriptPlan():
+            script = Path(plan.script.path)
+            add(script.parent, readonly=plan.workdir != "source")
+            for source in plan.inputs:
+                add(Path(source.path))
+        case MgmPlan():
+            for path in mgm_paths(plan.mgm):
+                add(path)
+    if run_folder is not None:
+        add(run_folder, readonly=False)
+    for mount in plan.container.mounts if plan.container else []:
+        add(Path(mount.source), readonly=mount.readonly, target=mount.target)
+    inside = Path(cache)
+    return [
+        mount
+        for target, mount in sorted(found.items())
+        # what lies in the cache comes with it, writable as it is
+        if target == str(inside) or not Path(target).is_relative_to(inside)
+    ]
+
+
+def _read_by(plan: Plan) -> list[Path]:
+    """What the native engine reads: weights, rows, images."""
+    models = [plan.model, *([plan.vision.model] if plan.vision else [])]
+    paths = [place for model in models if (place := _weights(model)) is not None]
+    for training in plan.trainings:
+        for rows in training.rows.each:
+            if rows.path is not None:
+                path = Path(rows.path)
+                paths.append(path)
+                folder = training.data.image_folder
+                # images that rows name lie beside them, or in the folder that the job names
+                place = path.parent / folder if folder else path.parent
+                if plan.vision is not None and place.is_dir():
+                    paths.append(place.resolve())
+    return paths
+
+
+def mgm_paths(plan: PlannedMgm) -> list[Path]:
+    """What the toolkit's stages read, as far as it is here."""
+    named = [plan.toolkit, plan.model_name_or_path, plan.vision_tower, plan.vision_tower_aux]
+    for training in (plan.pretrain, plan.finetune):
+        named += [training.data_path, training.image_folder]
+    infer = plan.infer
+    named += [
+        text
+        for text in (
+            plan.questions,
+            infer.textvqa_questions,
+            infer.textvqa_images,
+            infer.mmbench,
+        )
+        if text is not None
+    ]
+    return [path for path in map(Path, named) if path.exists()]
+
+
+def _weights(model: PlannedModel) -> Path | None:
+    if model.folder is None:
+        return None
+    folder = Path(model.folder)
+    if model.kind == "hub" and folder.parent.name == "snapshots":
+        return folder.parents[1]  # a snapshot is links into blobs/ beside it
+    return folder

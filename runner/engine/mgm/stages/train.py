@@ -1,0 +1,196 @@
+"""Call the toolkit's own train(), with what it lacks: a stop that saves, an eye on the loss.
+
+    python train.py --attention sdpa --base FOLDER [--cpu] -- THE TOOLKIT'S FLAGS
+
+What is added to the toolkit, all of it from outside:
+- SIGTERM saves a checkpoint at the next step and ends with 143; in the pretraining, whose
+  checkpoints can't be gone on from, it ends at once. SIGUSR1 saves and goes on.
+- An absurd loss ends the training as soon as it is logged (watch_loss.py).
+- A row that can't be read ends the training; upstream takes another row instead, without a word.
+- --cpu: the one `.to("cuda")` of the toolkit's own goes to the CPU. For trials only.
+
+Imports the standard library; torch, transformers and the toolkit inside functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EXIT_STOPPED = 128 + signal.SIGTERM
+
+
+class Requests:
+    """What signals have asked for; read at step boundaries."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.save = False
+        self.training = False
+
+    def on_term(self, number: int, frame: object) -> None:
+        if not self.training:  # nothing is lost while weights load
+            raise SystemExit(EXIT_STOPPED)
+        self.stop = True
+
+    def on_usr1(self, number: int, frame: object) -> None:
+        self.save = True
+
+
+def single_process_environment(environment: dict[str, str]) -> dict[str, str]:
+    """What a launcher would have set for one process; {} where one did."""
+    if "RANK" in environment:
+        return {}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def sibling(name: str) -> Any:
+    """A script that lies beside this one, as a module."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"mgm_stage_{name}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} can't be imported")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def callback(requests: Requests, vocabulary: int, resumable: bool) -> type:
+    """The trainer callback that watches losses and obeys `requests`."""
+    import torch
+    from transformers import TrainerCallback
+
+    absurd_loss = sibling("watch_loss").absurd_loss
+
+    def asked_on_any_rank(flag: bool) -> bool:
+        distributed = torch.distributed
+        if not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return flag
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        shared = torch.tensor([int(flag)], device=device)
+        distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+        return bool(shared.item())
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            requests.training = True
+            if state.global_step:
+                print(f"train: goes on from step {state.global_step}", flush=True)
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if requests.stop and not resumable and args.world_size == 1:
+                raise SystemExit(EXIT_STOPPED)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> Any:
+            if asked_on_any_rank(requests.stop):
+                requests.stop = True
+                control.should_save = resumable
+                control.should_training_stop = True
+            elif resumable and asked_on_any_rank(requests.save):
+                requests.save = False
+                control.should_save = True
+            return control
+
+        def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            loss = (rest.get("logs") or {}).get("loss")
+            if loss is None:
+                return
+            reason = absurd_loss(float(loss), vocabulary)
+            if reason is not None:
+                raise SystemExit(f"train: step {state.global_step}: {reason}; the run failed")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if requests.stop:  # before upstream writes its results as if this were the end
+                saved = "a checkpoint is saved" if resumable else "nothing to go on from is kept"
+                print(f"train: stopped at step {state.global_step}; {saved}", flush=True)
+                raise SystemExit(EXIT_STOPPED)
+
+    return Watch
+
+
+def strict_rows(dataset: Any) -> None:
+    """Make a dataset class raise for a row that can't be read, naming it (trap 13)."""
+
+    def take(self: Any, number: int) -> Any:
+        try:
+            return self._sample_item(number)
+        except Exception as error:
+            row = self.list_data_dict[number]
+            raise RuntimeError(
+                f"row {number}, id {row.get('id')!r}, image {row.get('image')!r}: {error}"
+            ) from error
+
+    dataset.__getitem__ = take
+
+
+def cuda_to_cpu() -> None:
+    """Let `module.to(device="cuda")` mean the CPU: mgm_arch.py has one that can't be avoided."""
+    import torch
+
+    original = torch.nn.Module.to
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = "cpu"
+        return original(self, *args, **kwargs)
+
+    torch.nn.Module.to = to
+
+
+def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first "--", and the command behind it."""
+    words = list(arguments)
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--attention", choices=["sdpa", "flash_attention_2"], required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--cpu", action="store_true")
+    options, flags = split_command(sys.argv[1:])
+    given = parser.parse_args(options)
+
+    requests = Requests()
+    signal.signal(signal.SIGTERM, requests.on_term)
+    signal.signal(signal.SIGUSR1, requests.on_usr1)
+
+    # this folder's scripts must not stand before packages of the same names
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != here]
+    vocabulary = int(json.loads((given.base / "config.json").read_text("utf-8"))["vocab_size"])
+    if not given.cpu:
+        os.environ.update(single_process_environment(dict(os.environ)))
+
+    import transformers.trainer
+    from mgm.train import train as toolkit  # type: ignore[import-not-found]
+
+    if given.cpu:
+        cuda_to_cpu()
+    strict_rows(toolkit.LazySupervisedDataset)
+    resumable = "--lora_enable" in flags and not given.cpu
+    transformers.trainer.DEFAULT_CALLBACKS.append(callback(requests, vocabulary, resumable))
+    sys.argv = [str(toolkit.__file__), *flags]
+    toolkit.train(attn_implementation=given.attention)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""A run as a container of this machine, by the command line of docker or podman.
+
+The container program is a child whose exit code is the run's; the container writes its own log, and
+its processes are watched and signalled as the host's, so that dockerd's death takes nothing away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from runner import durable
+from runner.container.argv import launch_command, run_argv, secret_names
+from runner.container.caller import this_caller
+from runner.container.cli import ContainerCli
+from runner.container.labels import run_labels, supervisor_label
+from runner.container.mounts import plan_mounts
+from runner.container.refusals import daemon_lost, discarded, explain_run
+from runner.engine.control import LOCK_LIFELINE, SUPERVISOR_VARIABLE
+from runner.errors import RefusedError
+from runner.folder import RunFolder
+from runner.guard.container import ContainerTree
+from runner.plan_base import PlanBase
+from runner.sources import cache_folder
+
+START_SECONDS = 300.0  # a daemon under load, or a disk that is slow, takes its time
+POLL_SECONDS = 0.05
+HUNG_SECONDS = 60.0  # between a container's end and its client's: removal takes its time
+SECRETS_PLACE = Path("/dev/shm")  # noqa: S108 - in memory; a folder of the user's own in it
+_UNSAFE = re.compile(r"[^a-zA-Z0-9_.-]+")
+
+
+class DockerExecutor:
+    """Starts launch.sh in a container; see runner.execute for what every executor has."""
+
+    def __init__(self, folder: RunFolder, plan: PlanBase, *, resume: bool) -> None:
+        assert plan.container is not None  # noqa: S101 - the caller has looked
+        self._folder, self._plan, self._container = folder, plan, plan.container
+        self._cli = ContainerCli(plan.container.program)
+        self._resume = resume
+        self._process: subprocess.Popen[bytes] | None = None
+        self._secrets: Path | None = None
+        self._cut_off = False
+        self._gone_since: float | None = None
+        self.tree = ContainerTree()
+        self.name = container_name(folder)
+        self.container_id: str | None = None
+        self.argv = docker_argv(folder, plan, self._cli, resume=resume)
+        self.notes: list[str] = []
+        """What happened to the container program or its daemon, for events.jsonl."""
+
+    def start(self) -> None:
+        """Start it and wait until its first process is known.
+
+        Raises:
+            RefusedError: there is a container of this run already.
+            OSError: the program can't be started, or the folder not be written.
+        """
+        left = self._cli.ask("container", "inspect", "--format", "{{.State.Status}}", self.name)
+        if left.code == 0:
+            if left.out.strip() in ("running", "paused", "restarting"):
+                raise RefusedError(
+                    f"a container of an earlier start still runs: {self.name}",
+                    f"runner doctor --fix ends it; or {self._cli.name} stop {self.name}",
+                )
+            self._cli.ask("rm", "--force", self.name)
+        self._folder.container_id.unlink(missing_ok=True)
+        self._write_secrets()
+        durable.write_json(
+            self._folder.container,
+            {
+                "schema_version": 1,
+                "name": self.name,
+                "image": self._container.image,
+                "image_id": self._container.image_id,
+                "argv": self.argv,
+            },
+        )
+        with self._folder.container_log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._attach()
+
+    def _attach(self) -> None:
+        """Wait for the container's first process; nothing where it ended or failed before."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self._running() is None:
+            with contextlib.suppress(OSError):
+                self.container_id = self._folder.container_id.read_text().strip() or None
+            if self.container_id is not None:
+                answer = self._cli.ask(
+                    "container", "inspect", "--format", "{{.State.Pid}}", self.container_id
+                )
+                if answer.code == 0 and answer.out.strip().isdigit() and int(answer.out):
+                    self.tree.attach(int(answer.out))
+                    self.notes += [f"not enforced here: {each}" for each in discarded(self._told())]
+                    return
+            time.sleep(POLL_SECONDS)
+
+    def _running(self) -> int | None:
+        assert self._process is not None  # noqa: S101 - started first
+        return self._process.poll()
+
+    @property
+    def pid(self) -> int:
+        """Of the container program on this side."""
+        assert self._process is not None  # noqa: S101
+        return self._process.pid
+
+    def ended(self) -> bool:
+        """Whether the container has ended, whatever became of the program that started it."""
+        if self._running() is None:
+            return self._outlived_by_its_client()
+        if self.tree.main is None:
+            return True
+        if not self._cut_off:
+            self._cut_off = True
+            self.notes.append(
+                f"{self._cli.name} lost its container (is the daemon gone?); its processes go on "
+                "and are watched as before"
+            )
+        return False
+
+    def _outlived_by_its_client(self) -> bool:
+        """Whether the container is gone and the program that waits for it hangs: a hung dockerd."""
+        if self.container_id is None or not self.tree.attached or self.tree.main is not None:
+            self._gone_since = None
+            return False
+        now = time.monotonic()
+        self._gone_since = self._gone_since or now
+        if now - self._gone_since < HUNG_SECONDS:
+            return False
+        self._cut_off = True
+        self.notes.append(f"{self._cli.name} does not notice that the container has ended")
+        return True
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the launch script, once it has ended; None where nobody could say it any more."""
+        code = self._running()
+        if not self._cut_off:
+            return code
+        answer = self._cli.ask(
+            "container", "inspect", "--format", "{{.State.ExitCode}}", str(self.container_id)
+        )
+        text = answer.out.strip()
+        return int(text) if answer.code == 0 and text.isdigit() else None
+
+    @property
+    def start_failure(self) -> tuple[str, str] | None:
+        """Why no container came to run, and the way out; None where one did."""
+        code = self._running()
+        if code not in (125, 126, 127) or self.tree.attached:
+            return None
+        told = self._told()
+        if daemon_lost(told, code):
+            return None
+        found = explain_run(told, code)
+        if found is None and code == 125:
+            last = [line for line in told.splitlines() if line.strip()]
+            return (f"{self._cli.name}: {last[-1] if last else 'it could not be started'}", "")
+        return found
+
+    def _told(self) -> str:
+        """What the container program has said, its end."""
+        try:
+            return self._folder.container_log.read_text(errors="replace")[-8000:]
+        except OSError:
+            return ""
+
+    def clear(self) -> list[str]:
+        """See that no container, secret or id file is left; what could not be removed, in words."""
+        left = []
+        answer = self._cli.ask("rm", "--force", self.name)
+        if answer.code and "no such container" not in answer.err.lower():
+            left.append(
+                f"the container {self.name} could not be removed ({answer.reason}); runner doctor "
+                "--fix does it later"
+            )
+        self._folder.container_id.unlink(missing_ok=True)
+        if self._secrets is not None:
+            shutil.rmtree(self._secrets, ignore_errors=True)
+        return left
+
+    def _write_secrets(self) -> None:
+        """A file for each secret that is set, readable by this user alone, in memory."""
+        self._secrets = secrets_folder(self._folder, self._plan)
+        if self._secrets is None:
+            return
+        shutil.rmtree(self._secrets, ignore_errors=True)
+        self._secrets.mkdir(mode=0o700)
+        for name in secret_names(self._container):
+            value = os.environ.get(name)
+            if value:
+                descriptor = os.open(self._secrets / name, os.O_WRONLY | os.O_CREAT, 0o400)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(value)
+
+
+def docker_argv(
+    folder: RunFolder, plan: PlanBase, cli: ContainerCli, *, resume: bool = False
+) -> list[str]:
+    """The command of a run's container: what a dry run prints, and what is executed."""
+    assert plan.container is not None  # noqa: S101 - the caller has looked
+    secrets = secrets_folder(folder, plan)
+    return run_argv(
+        plan.container,
+        this_caller(cli),
+        name=container_name(folder),
+        labels=run_labels(folder.path, plan.job, plan.hash, os.geteuid(), supervisor_label()),
+        mounts=plan_mounts(plan, folder.path, cache_folder()),
+        command=launch_command(
+            folder.launch_script, folder.train_log, ["--resume"] if resume else []
+        ),
+        workdir=str(folder.path),
+        environment={SUPERVISOR_VARIABLE: LOCK_LIFELINE},
+        gpu_uuids=plan.launch.gpu_uuids,
+        gpu_limit_bytes=plan.budget.limit_bytes if plan.budget.kind == "gpu" else None,
+        id_file=str(folder.container_id),
+        secrets_folder=None if secrets is None else str(secrets),
+    )
+
+
+def container_name(folder: RunFolder) -> str:
+    """A name that docker takes, the same for every start of a run."""
+    return "runner-" + _UNSAFE.sub("_", folder.name.replace("/", "-"))
+
+
+def secrets_folder(
+    folder: RunFolder, plan: PlanBase, environment: Mapping[str, str] = os.environ
+) -> Path | None:
+    """Where this run's secrets lie while it runs; None where none of them is set."""
+    assert plan.container is not None  # noqa: S101 - the caller has looked
+    if not any(environment.get(name) for name in secret_names(plan.container)):
+        return None
+    return SECRETS_PLACE / f"runner-{os.geteuid()}-{container_name(folder)}"

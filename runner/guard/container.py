@@ -1,0 +1,122 @@
+"""The processes of a container as the host sees them: found, signalled, seen gone.
+
+May import the standard library, psutil and runner.guard.enforcer; Linux only. The daemon is not
+asked: what is here works on when dockerd does not answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import psutil
+
+from runner.guard.enforcer import POLL_SECONDS, is_running, signal_process
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class ContainerTree:
+    """Everything that runs in one container, from its first process on. Empty until `attach`."""
+
+    def __init__(self) -> None:
+        self._main: psutil.Process | None = None
+        self._list: Path | None = None
+
+    def attach(self, pid: int) -> None:
+        """Know the container by its first process, a pid of the host; gone already is no error."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._main = psutil.Process(pid)
+            self._list = _cgroup_list(pid)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the container was seen at all."""
+        return self._main is not None
+
+    @property
+    def main(self) -> int | None:
+        """The first process, while it lives."""
+        return self._main.pid if self._main is not None and is_running(self._main) else None
+
+    def members(self) -> list[psutil.Process]:
+        """The live processes, zombies left out."""
+        if self._main is None or self.main is None:
+            return []  # the kernel ends a pid namespace with its first process
+        found = []
+        for pid in self._pids(self._main):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if is_running(process):
+                    found.append(process)
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The members without the first: it hands signals on, so that others would get them twice.
+
+        The first alone where it is all there is.
+        """
+        members = self.members()
+        return [each for each in members if each.pid != self.main] or members
+
+    def send(self, number: signal.Signals, pids: Iterable[int]) -> list[int]:
+        """Send a signal to those of `pids` that are members; the pids that it reached."""
+        wanted = set(pids)
+        return [
+            process.pid
+            for process in self.members()
+            if process.pid in wanted and signal_process(process, number)
+        ]
+
+    def kill_all(self, timeout_seconds: float = 10.0) -> list[psutil.Process]:
+        """SIGKILL the first process, with which all others end; the survivors at the timeout."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            alive = self.members()
+            for process in alive:
+                signal_process(process, signal.SIGKILL)
+            if not alive or time.monotonic() >= deadline:
+                return alive
+            time.sleep(POLL_SECONDS)
+
+    def reap(self, leave: Collection[int]) -> dict[int, int]:
+        """Nothing: a container's processes are not this one's children."""
+        return {}
+
+    def _pids(self, main: psutil.Process) -> list[int]:
+        if self._list is not None:
+            try:
+                return [int(line) for line in self._list.read_text().split()]
+            except (OSError, ValueError):
+                self._list = None
+        try:
+            return [main.pid, *(child.pid for child in main.children(recursive=True))]
+        except psutil.NoSuchProcess:
+            return []
+
+
+def _cgroup_list(pid: int) -> Path | None:
+    """The file that lists a process's whole cgroup, where it can be read; it is cheap to ask.
+
+    None where the process shares a cgroup with others than the container's (a host without cgroups
+    for containers), so that nothing foreign is ever listed.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        own = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if line in own or place == "/":
+            continue
+        name = "" if not controllers else controllers.removeprefix("name=")
+        file = CGROUPS / name / place.lstrip("/") / "cgroup.procs"
+        with contextlib.suppress(OSError, ValueError):
+            if os.access(file, os.R_OK) and pid in map(int, file.read_text().split()):
+                return file
+    return None

@@ -1,0 +1,118 @@
+"""What every plan decides alike: device, cards, budget, container.
+
+Pure: values in, values out. Imports runner.job_base, runner.plan_base, the records of runner.facts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from runner.errors import RefusedError
+from runner.facts import HostFacts, emptiest_first
+from runner.job_base import JobBase
+from runner.plan_base import PlannedBudget, PlannedContainer, PlannedLaunch, PlannedMount
+from runner.units import GIB
+
+Device = Literal["cuda", "cpu"]
+SHM_BYTES = 8 * GIB
+"""Of /dev/shm, where the job says no size: Docker's own 64 MiB fails data loaders and NCCL
+(torchx#428, pytorch#5040)."""
+
+
+def device_of(job: JobBase, facts: HostFacts, substitutions: list[str]) -> Device:
+    """Where it trains; what is substituted is added to `substitutions`.
+
+    Raises:
+        RefusedError: launch.device is cuda, and there is no usable GPU.
+    """
+    wanted = job.launch.device
+    cuda_torch = facts.torch_version is not None and "+cpu" not in facts.torch_version
+    if wanted == "cuda":
+        if not facts.gpus:
+            raise RefusedError(
+                f"launch.device is cuda, but {facts.gpu_absence}",
+                "runner doctor says more; --set launch.device=cpu trains on CPU",
+            )
+        if not cuda_torch:
+            raise RefusedError(
+                f"launch.device is cuda, but torch {facts.torch_version} {facts.place.short} has "
+                "no CUDA",
+                "install torch's CUDA build (plain `pip install torch==2.13.0` from the index)"
+                if facts.place.container is None
+                else "runner image build makes the image with CUDA",
+            )
+        return "cuda"
+    if wanted == "auto" and facts.gpus:
+        if cuda_torch:
+            return "cuda"
+        substitutions.append(
+            f"CPU in place of {len(facts.gpus)} GPU(s): torch {facts.torch_version} "
+            f"{facts.place.short} has no CUDA"
+        )
+    return "cpu"
+
+
+def planned_launch(job: JobBase, facts: HostFacts, device: Device) -> PlannedLaunch:
+    """Processes and cards.
+
+    Raises:
+        RefusedError: more processes than GPUs.
+    """
+    processes = job.launch.num_processes
+    if device == "cuda" and processes > len(facts.gpus):
+        raise RefusedError(
+            f"launch.num_processes is {processes}, but this machine has {len(facts.gpus)} GPU(s)",
+            "one training process takes one GPU; lower launch.num_processes",
+        )
+    gpus = emptiest_first(facts.gpus)[:processes] if device == "cuda" else []
+    return PlannedLaunch(
+        device=device,
+        num_processes=processes,
+        deepspeed=job.launch.deepspeed,
+        threads_per_process=job.launch.threads_per_process or max(1, facts.cores // processes),
+        gpu_indices=[gpu.index for gpu in gpus],
+        gpu_uuids=[gpu.uuid for gpu in gpus],
+    )
+
+
+def planned_budget(job: JobBase, device: Device, substitutions: list[str]) -> PlannedBudget:
+    """The memory that is enforced: of each GPU in a GPU run, else of the host."""
+    budget = job.budget
+    limit = budget.gpu_memory if device == "cuda" else budget.host_memory
+    if device == "cpu" and budget.gpu_memory and not budget.host_memory:
+        substitutions.append("no memory budget in place of budget.gpu_memory: this is a CPU run")
+    kind: Literal["gpu", "host", "none"] = (
+        "none" if limit is None else "gpu" if device == "cuda" else "host"
+    )
+    return PlannedBudget(kind=kind, limit_bytes=limit, grace_seconds=budget.grace_seconds)
+
+
+def planned_container(job: JobBase, facts: HostFacts, *, online: bool) -> PlannedContainer | None:
+    """The container, where the run runs in one; `online` is whether it needs the network."""
+    there, said = facts.place.container, job.container
+    if there is None:
+        return None
+    network = said.network
+    return PlannedContainer(
+        program=there.cli.program,
+        image=there.image.name,
+        image_id=there.image.id,
+        native=there.native,
+        network=network if network != "auto" else "bridge" if online else "none",
+        memory_bytes=said.memory,
+        shm_bytes=said.shm_size or SHM_BYTES,
+        pids=said.pids,
+        ulimits=dict(said.ulimits),
+        mounts=[
+            PlannedMount(
+                source=(source := str(Path(mount.source).expanduser().absolute())),
+                target=mount.target or source,
+                readonly=mount.readonly,
+            )
+            for mount in said.mounts
+        ],
+        environment=list(said.environment),
+        secrets=list(said.secrets),
+        arguments=list(said.arguments),
+    )
