@@ -41,7 +41,7 @@ RUN export PIP_INDEX_URL="${INDEX_URL}" PIP_EXTRA_INDEX_URL="${EXTRA_INDEX_URL}"
     && pip install "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}" "numpy==1.26.4" "ninja==1.11.1.1" \
     && pip install --no-build-isolation \
         "accelerate==0.27.2" "bitsandbytes==0.41.0" "deepspeed==0.11.1" "einops==0.6.1" \
-        "numpy==1.26.4" "open_clip_torch==2.24.0" "opencv-python-headless==4.9.0.80" \
+        "numpy==1.26.4" "open_clip_torch==2.32.0" "opencv-python-headless==4.9.0.80" \
         "openpyxl==3.1.5" "pandas==2.2.2" "peft==0.4.0" "pillow==10.4.0" "protobuf==4.25.3" \
         "pydantic==1.10.17" "requests==2.32.3" "safetensors==0.4.3" "scipy==1.13.1" \
         "sentencepiece==0.1.99" "shortuuid==1.0.13" "timm==0.9.16" "tokenizers==0.15.0" \

@@ -203,6 +203,11 @@ class RunFolder:
         return self.path / "output"
 
     @property
+    def stages(self) -> Path:
+        """Which stages of the MGM toolkit are done, a file each."""
+        return self.path / "stages"
+
+    @property
     def earlier(self) -> Path:
         return self.path / "earlier"
 
@@ -283,6 +288,7 @@ def create(
         folder = RunFolder(path)
         for name, text in files.items():
             mode = 0o755 if name.endswith(".sh") else 0o644
+            (path / name).parent.mkdir(exist_ok=True)
             durable.write_text(path / name, text, mode=mode)
         for inner in (folder.logs, folder.checkpoints, folder.engine):
             inner.mkdir()

@@ -120,14 +120,14 @@ def judge(evidence: Evidence) -> tuple[Reason, int, str]:
         message, hint = evidence.start_failure
         return Reason.FAILED, errors.EXIT_REFUSED, f"{message}; {hint}" if hint else message
     if evidence.by_exit_code and evidence.exit_code == 0 and evidence.cause is None:
-        return Reason.COMPLETED, 0, "the script ended with exit code 0"
+        return Reason.COMPLETED, 0, "it ended with exit code 0"
     if evidence.engine_completed and evidence.exit_code in (0, None):
         if evidence.dry_run:
             return Reason.COMPLETED, 0, "dry run: everything was made ready, nothing was trained"
         return Reason.COMPLETED, 0, "all steps done, result saved"
     saved = f"checkpoint {evidence.checkpoint}" if evidence.checkpoint else "no checkpoint"
     if evidence.by_exit_code:
-        saved = "what it wrote is in output/"
+        saved = "what it wrote stays in the run folder"
     over_budget_code = (
         errors.EXIT_OVER_BUDGET_WITH_CHECKPOINT
         if evidence.checkpoint

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from runner.errors import SpecError, UsageError
-from runner.packages import package_version
 from runner.job import Job
-from runner.job_kinds import json_schema
 from runner.job_fields import all_fields
+from runner.job_kinds import json_schema
 from runner.jobfile import LoadedJob, load_job
+from runner.packages import package_version
 from runner.units import GIB
 from runner.yaml_text import to_yaml
 from tests.conftest import REPOSITORY, Answer, run_cli
@@ -36,7 +36,8 @@ DATA = "data: {train: rows.jsonl}\n"
 BASE = MODEL + DATA  # two lines, so that what a case adds starts at line 3
 TOP = (
     "one of description, engine, model, vision, trust_remote_code, method, lora, quantization, "
-    "prefix, data, training, phases, evaluation, tracking, smoke, launch, container, budget, timeout_minutes"
+    "prefix, data, training, phases, evaluation, tracking, smoke, launch, container, budget, "
+    "timeout_minutes"
 )
 SIZE = "a size with its unit, such as 12GiB, 900MiB or 16GB"
 Cli = Callable[..., Answer]

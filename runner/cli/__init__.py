@@ -46,9 +46,16 @@ MaxSteps = Annotated[
 ]
 
 
-def with_method(sets: list[str] | None, method: str | None) -> list[str]:
-    """The overrides, --method among them."""
-    return [*(sets or []), *([f"method={method}"] if method else [])]
+On = Annotated[
+    str | None,
+    typer.Option("--on", help="auto, local (this machine) or docker, in place of the job's own."),
+]
+
+
+def overrides(sets: list[str] | None, *, method: str | None = None, on: str | None) -> list[str]:
+    """The overrides, --method and --on among them."""
+    given = {"method": method, "launch.on": on}
+    return [*(sets or []), *(f"{field}={value}" for field, value in given.items() if value)]
 
 
 @app.command()
@@ -72,13 +79,16 @@ def check(
     job: Job,
     sets: Sets = None,
     method: Method = None,
+    on: On = None,
     samples: Annotated[int, typer.Option(min=0, help="Rows to show decoded.")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Check a job without training: fields, data, masks, model, machine."""
     from runner.cli.check import check_job
 
-    raise typer.Exit(check_job(job, with_method(sets, method), samples=samples, as_json=as_json))
+    raise typer.Exit(
+        check_job(job, overrides(sets, method=method, on=on), samples=samples, as_json=as_json)
+    )
 
 
 @app.command()
@@ -91,20 +101,21 @@ def data(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write the sides there as JSONL.")
     ] = None,
+    on: On = None,
     as_json: AsJson = False,
 ) -> None:
     """Clean, split and mix a job's rows, and report what became of them."""
     from runner.cli.data import data_job
 
-    raise typer.Exit(data_job(job, sets or [], sample=sample, out=out, as_json=as_json))
+    raise typer.Exit(data_job(job, overrides(sets, on=on), sample=sample, out=out, as_json=as_json))
 
 
 @app.command()
-def fetch(job: Job, sets: Sets = None, as_json: AsJson = False) -> None:
+def fetch(job: Job, sets: Sets = None, on: On = None, as_json: AsJson = False) -> None:
     """Bring a job's weights and rows to this machine beforehand, checksummed."""
     from runner.cli.fetch import fetch_job
 
-    raise typer.Exit(fetch_job(job, sets or [], as_json=as_json))
+    raise typer.Exit(fetch_job(job, overrides(sets, on=on), as_json=as_json))
 
 
 @app.command()
@@ -112,6 +123,7 @@ def render(
     job: Job,
     sets: Sets = None,
     method: Method = None,
+    on: On = None,
     max_steps: MaxSteps = None,
     smoke: Annotated[bool, typer.Option(help="Render the job's smoke instead.")] = False,
     name: Annotated[
@@ -124,7 +136,7 @@ def render(
 
     render_job(
         job,
-        with_method(sets, method),
+        overrides(sets, method=method, on=on),
         max_steps=max_steps,
         smoke=smoke,
         name=name,
@@ -137,6 +149,7 @@ def train(
     job: Job,
     sets: Sets = None,
     method: Method = None,
+    on: On = None,
     max_steps: MaxSteps = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run of this plan.")
@@ -161,7 +174,7 @@ def train(
         raise UsageError("--resume and --fresh exclude each other")
     code = train_job(
         job,
-        with_method(sets, method),
+        overrides(sets, method=method, on=on),
         max_steps=max_steps,
         runs=runs,
         choice="resume" if resume else "fresh" if fresh else None,
@@ -179,6 +192,7 @@ def smoke(
     max_steps: MaxSteps = None,
     sets: Sets = None,
     method: Method = None,
+    on: On = None,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -187,7 +201,11 @@ def smoke(
 
     raise typer.Exit(
         smoke_jobs(
-            jobs or [], with_method(sets, method), max_steps=max_steps, runs=runs, as_json=as_json
+            jobs or [],
+            overrides(sets, method=method, on=on),
+            max_steps=max_steps,
+            runs=runs,
+            as_json=as_json,
         )
     )
 
@@ -285,6 +303,19 @@ def merge(
     from runner.cli.merge import merge_run
 
     raise typer.Exit(merge_run(run, out=out, dtype=dtype, runs=runs, as_json=as_json))
+
+
+@app.command()
+def stop(
+    run: Run = "@last",
+    now: Annotated[bool, typer.Option("--now", help="Kill it; no checkpoint is saved.")] = False,
+    runs: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a running run: it saves a checkpoint first, and can be gone on with later."""
+    from runner.cli.stop import stop_run
+
+    raise typer.Exit(stop_run(run, now=now, runs=runs, as_json=as_json))
 
 
 @app.command()

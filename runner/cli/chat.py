@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 from runner.cli.output import Output
-from runner.cli.preflight import require_training_stack
+from runner.cli.preflight import answering_gpu, require_run_stack
+from runner.container.inside import question
+from runner.container.mounts import plan_mounts
 from runner.errors import UsageError
 from runner.folder import default_root, find_run
 from runner.report.run import require_plan
+from runner.sources import cache_folder
 
 
 def talk(
@@ -28,7 +31,7 @@ def talk(
 
     folder = find_run(run, runs or default_root())
     plan = require_plan(folder)
-    require_training_stack()
+    require_run_stack(plan)
     require_result(plan, folder)
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -36,21 +39,19 @@ def talk(
         raise UsageError("the prompt is empty")
     if as_json and prompt is None:
         raise UsageError("--json needs a prompt", "-p TEXT, or -p - to read it from stdin")
-    command = [
-        sys.executable,
-        "-m",
-        "runner.engine.chat",
-        str(folder.path),
-        "--max-new-tokens",
-        str(max_new_tokens),
-    ]
-    if base:
-        command.append("--base")
-    if prompt is None:
-        return subprocess.call(command)
-    done = subprocess.run(
-        [*command, "--prompt-from-stdin"], input=prompt, text=True, stdout=subprocess.PIPE
+    words = ["runner.engine.chat", str(folder.path), "--max-new-tokens", str(max_new_tokens)]
+    words += ["--base"] if base else []
+    words += ["--prompt-from-stdin"] if prompt is not None else []
+    asked = question(
+        plan.container,
+        words,
+        reads=plan_mounts(plan, folder.path, cache_folder()),
+        interactive=True,
+        gpu_uuids=answering_gpu(plan),
     )
+    if prompt is None:
+        return subprocess.call(asked.argv)
+    done = subprocess.run(asked.argv, input=prompt, text=True, stdout=subprocess.PIPE)
     if done.returncode == 0:
         record = json.loads(done.stdout)
         lines = [record["answer"]]

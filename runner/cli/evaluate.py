@@ -17,7 +17,9 @@ from pydantic import ValidationError
 
 from runner import durable
 from runner.cli.output import Output
-from runner.cli.preflight import fetch_missing, require_packages, require_training_stack
+from runner.cli.preflight import answering_gpu, fetch_missing, require_run_stack
+from runner.container.inside import question
+from runner.container.mounts import plan_mounts
 from runner.engine.evaluate.request import EvaluationFolder, Request, write_request
 from runner.engine.trained import require_result
 from runner.errors import (
@@ -28,15 +30,17 @@ from runner.errors import (
     UsageError,
     nearest,
 )
-from runner.facts import emptiest_first, gather, list_gpus, require_data
+from runner.facts import gather, require_data
 from runner.folder import RunFolder, default_root, find_run
 from runner.job_training import EvaluationSettings
 from runner.jobfile import load_job
 from runner.plan import Plan
+from runner.plan_base import PlannedMount
 from runner.render import plan_yaml
 from runner.report.evaluation import evaluation_lines
 from runner.report.run import require_plan
 from runner.resolve import make_plan
+from runner.sources import cache_folder
 from runner.yaml_text import parse
 
 NEEDED = ("scikit-learn", "scipy", "matplotlib")
@@ -69,8 +73,6 @@ def evaluate_run(
     Returns the exit code: 0 done, 2 bad input, 3 the machine lacks something, 130 stopped.
     """
     output = Output(as_json=as_json)
-    require_training_stack()
-    require_packages(NEEDED)
     for path in data:
         if not path.is_file():
             near = nearest(path.name, [p.name for p in path.parent.glob("*")])
@@ -84,6 +86,7 @@ def evaluate_run(
     else:
         plan = _model_plan(target, job, sets, output, own_rows=not data)
         settings = plan.evaluation
+    require_run_stack(plan, NEEDED)
     if max_rows is not None:
         settings = settings.model_copy(update={"max_rows": max_rows})
     folder = EvaluationFolder(_make_folder(out, run, root, plan))
@@ -101,7 +104,7 @@ def evaluate_run(
                 settings=settings,
             ),
         )
-        code = _measure(folder, plan)
+        code = _measure(folder, plan, run, data)
     finally:
         _remove_if_bare(folder, ours=out is None)
     if code:
@@ -198,16 +201,24 @@ def _make_folder(out: Path | None, run: RunFolder | None, root: Path, plan: Plan
     raise AssertionError("itertools.count does not end")
 
 
-def _measure(folder: EvaluationFolder, plan: Plan) -> int:
+def _measure(
+    folder: EvaluationFolder, plan: Plan, run: RunFolder | None, data: Sequence[Path]
+) -> int:
     """Exit code of the engine. Ctrl-C is passed on once; a second one kills it."""
-    environment = dict(os.environ)
-    if plan.launch.device == "cuda":
-        gpus, _ = list_gpus()
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = emptiest_first(gpus)[0].uuid
+    environment, card = dict(os.environ), answering_gpu(plan)
+    if card:
+        environment["CUDA_VISIBLE_DEVICES"] = card[0]
+    given = [PlannedMount(source=str(path), target=str(path)) for path in map(Path.absolute, data)]
+    asked = question(
+        plan.container,
+        ["runner.engine.evaluate", str(folder.path)],
+        reads=[*plan_mounts(plan, run.path if run else None, cache_folder()), *given],
+        writes=[folder.path],
+        gpu_uuids=card,
+    )
     # a session of its own: what a terminal's Ctrl-C does to it is decided here alone
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.engine.evaluate", str(folder.path)],
+        asked.argv,
         stdout=sys.stderr,
         env=environment,
         start_new_session=True,
@@ -225,6 +236,7 @@ def _measure(folder: EvaluationFolder, plan: Plan) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     if stops:
+        asked.abandon()
         return EXIT_INTERRUPTED
     return 128 - code if code < 0 else code
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import durable
+from runner.cli.fetch_mgm import fetch_mgm
 from runner.cli.output import Output, field, table
 from runner.cli.preflight import refuse_unreachable
 from runner.cli.wanted import Need, fetch, needs, place
@@ -15,6 +16,7 @@ from runner.engine.fetch.fetched import weights_sha256
 from runner.engine.fetch.files import RemoteFile
 from runner.errors import EXIT_BAD_SPEC, EXIT_REFUSED, RunnerError
 from runner.facts import gather, said_by
+from runner.job_mgm import MgmJob
 from runner.jobfile import LoadedJob, load_job
 from runner.resolve_base import planned_container
 from runner.sources import MANIFEST, DataSource, ModelSource, missing_data
@@ -29,6 +31,8 @@ def fetch_job(name: str, sets: list[str], *, as_json: bool) -> int:
     """
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
+    if isinstance(loaded.job, MgmJob):
+        return fetch_mgm(loaded, as_json=as_json)
     facts = gather(loaded)
     wanted = needs(loaded, facts)
     absent = [need for need in wanted if need.wanted is not None and not need.source.present]

@@ -77,7 +77,8 @@ class Progress:
         for record in self._memory.read():
             self.own_bytes = record.get("own_bytes")
         status = durable.read_json(self._folder.engine_status(0)) or {}
-        self.phase = str(status.get("phase", self.phase))
+        # an engine says what it does; a toolkit's losses say which training they are of
+        self.phase = str(status.get("phase") or self.last.get("phase") or self.phase)
         self._total = self._total or status.get("planned_steps")
         return [
             str(e["text"]) for e in self._events.read() if e.get("kind") in ("warning", "signal")
@@ -100,7 +101,8 @@ class Progress:
             if self.last.get("learning_rate") is not None:
                 parts.append(f"lr {self.last['learning_rate']:.2g}")
             rate = float(self.last.get("tokens_per_second") or 0)
-            parts.append(f"{rate / 1000:.1f}k tok/s" if rate >= 1000 else f"{rate:.0f} tok/s")
+            if rate:
+                parts.append(f"{rate / 1000:.1f}k tok/s" if rate >= 1000 else f"{rate:.0f} tok/s")
         limit = self._plan.budget.limit_bytes
         if self.own_bytes is not None:
             parts.append(

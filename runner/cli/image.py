@@ -23,7 +23,7 @@ from runner.container.images import (
     stale,
     verify,
 )
-from runner.errors import UsageError
+from runner.errors import RefusedError, UsageError
 from runner.units import format_bytes, format_duration
 
 _REDRAW_SECONDS = 0.2
@@ -41,11 +41,15 @@ def build_image(request: Request, *, as_json: bool) -> int:
     finally:
         view.close()
     seconds = time.monotonic() - begun
-    facts = image_facts(cli, image)
+    try:
+        facts = image_facts(cli, image)
+        holds = _holds(facts.system, facts.python, facts.packages.get("torch"), facts.cuda)
+    except RefusedError as error:  # it is built all the same
+        holds = f"not known, since no container can be started: {error.message}"
     lines = [
         field("image", f"{image.name}  {image.short_id}"),
         field("size", f"{format_bytes(image.size_bytes)}, built in {format_duration(seconds)}"),
-        field("holds", _holds(facts.system, facts.python, facts.packages.get("torch"), facts.cuda)),
+        field("holds", holds),
         *(field("label", f"{name}={value}") for name, value in _ours(image)),
         field("next", f"runner image verify {image.name}"),
     ]

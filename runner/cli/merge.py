@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from runner.cli.output import Output, field
-from runner.cli.preflight import require_training_stack
+from runner.cli.preflight import require_run_stack
+from runner.container.inside import question
+from runner.container.mounts import plan_mounts
 from runner.engine.trained import require_result
 from runner.errors import RefusedError, UsageError
 from runner.folder import RunFolder, default_root, find_run
 from runner.plan import Plan
 from runner.report.run import require_plan
+from runner.sources import cache_folder
 from runner.units import format_bytes
 
 _DTYPES = ("bf16", "fp16", "fp32")
@@ -46,16 +48,15 @@ def merge_run(
             f"{target} is there already; nothing is overwritten",
             "name another folder with --out DIR, or remove it",
         )
-    require_training_stack()
+    require_run_stack(plan)
+    asked = question(
+        plan.container,
+        ["runner.engine.merge", str(folder.path), str(target), dtype or "own"],
+        reads=plan_mounts(plan, folder.path, cache_folder()),
+        writes=[target.parent],
+    )
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "runner.engine.merge",
-            str(folder.path),
-            str(target),
-            dtype or "own",
-        ],
+        asked.argv,
         stdout=subprocess.PIPE,
         text=True,
     )

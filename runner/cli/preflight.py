@@ -12,12 +12,14 @@ from pathlib import Path
 
 from runner.cli.output import Output, field
 from runner.cli.wanted import Wanted, fetch, lacking
+from runner.container.cli import ContainerCli
+from runner.container.images import find_image
 from runner.container.inside import question
 from runner.container.place import HERE, Place
 from runner.container.ready import require_ready
 from runner.engine.trackers import missing_trackers
 from runner.errors import RefusedError
-from runner.facts import Facts, HostFacts, driver_version
+from runner.facts import Facts, HostFacts, driver_version, emptiest_first, list_gpus
 from runner.job import Job
 from runner.jobfile import LoadedJob
 from runner.plan import Plan
@@ -47,6 +49,30 @@ def require_training_stack(job: Job | None = None, place: Place = HERE) -> None:
             f"tracking.report_to needs {', '.join(trackers)}, which is not installed {place.short}",
             "pip install 'runner[train,trackers]', or --set tracking.report_to=[]",
         )
+
+
+def require_run_stack(plan: PlanBase, packages: Iterable[str] = ()) -> None:
+    """Refuse where what trained a run, and is to be asked of its result, is not here any more.
+
+    `packages` are needed besides those that train; an image of runner's has them.
+    """
+    if plan.container is None:
+        require_training_stack()
+        require_packages(packages)
+        return
+    cli = ContainerCli(plan.container.program)
+    if find_image(cli, plan.container.image_id) is None:
+        raise RefusedError(
+            f"the image that this run trained in is gone: {plan.container.image} "
+            f"{plan.container.image_id[:19]}",
+            "runner image load FILE brings a saved one back",
+        )
+
+
+def answering_gpu(plan: PlanBase) -> list[str]:
+    """UUID of the emptiest card, for what is asked of a GPU run's result; none of a CPU run's."""
+    gpus = list_gpus()[0] if plan.launch.device == "cuda" else ()
+    return [gpu.uuid for gpu in emptiest_first(gpus)[:1]]
 
 
 def require_packages(names: Iterable[str], place: Place = HERE) -> None:

@@ -13,6 +13,7 @@ from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder, runs_of
 from runner.outcome import Reason
 from runner.plan_base import PlanBase
+from runner.plan_mgm import MgmPlan
 from runner.render import read_any_plan
 from runner.report.run import live_state
 
@@ -26,8 +27,8 @@ class Earlier:
     folder: RunFolder
     state: str
     """running, by_hand, not_started, or the reason of its end."""
-    checkpoint: Path | None
-    """Its newest whole checkpoint."""
+    kept: str | None
+    """What can be gone on from: its newest whole checkpoint, or the stages that are done."""
 
 
 def latest_of(plan: PlanBase, root: Path) -> Earlier | None:
@@ -41,9 +42,16 @@ def latest_of(plan: PlanBase, root: Path) -> Earlier | None:
             continue
         end = durable.read_json(folder.termination)
         state = str(end.get("reason")) if isinstance(end, dict) else live_state(folder)
-        checkpoint, _ = checkpoints.newest_whole(folder.checkpoints)
-        return Earlier(folder, state, checkpoint)
+        return Earlier(folder, state, _kept(folder, found))
     return None
+
+
+def _kept(folder: RunFolder, plan: PlanBase) -> str | None:
+    if isinstance(plan, MgmPlan):
+        done = sorted(path.stem for path in folder.stages.glob("*.json"))
+        return f"its stages that are done ({', '.join(done)})" if done else None
+    checkpoint, _ = checkpoints.newest_whole(folder.checkpoints)
+    return checkpoint.name if checkpoint else None
 
 
 def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> RunFolder | None:
@@ -77,7 +85,7 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
             )
         out.say(field("earlier", f"{name} of the same plan completed and stays; this is a new run"))
         return None
-    if earlier.checkpoint is None:
+    if earlier.kept is None:
         if wanted == "resume":
             raise RefusedError(
                 f"{name} ({earlier.state}) left no whole checkpoint to go on from",
@@ -85,7 +93,7 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
             )
         out.say(field("earlier", f"{name} ({earlier.state}) left no checkpoint; this is a new run"))
         return None
-    where = f"{name} ({earlier.state}) from {earlier.checkpoint.name}"
+    where = f"{name} ({earlier.state}) from {earlier.kept}"
     if wanted is None and earlier.state == Reason.NON_FINITE_LOSS:
         out.say(
             field(

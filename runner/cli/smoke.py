@@ -119,6 +119,8 @@ def _kinds(substitutions: list[str]) -> str:
         return "nothing"
     words = {
         "MGM": "toolkit",
+        "smoke:": "batch",
+        "questions": "questions",
         "random": "model",
         "budget": "budget",
         "CPU": "GPU",

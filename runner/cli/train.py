@@ -6,6 +6,7 @@ Imports no torch; what needs it runs in processes of its own.
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -68,7 +69,8 @@ def train_job(
         command = docker_argv(folder, plan, ContainerCli(plan.container.program))
         out.say(field("command", shlex.join(command)))
     if dry_run and not isinstance(plan, Plan):
-        out.result({"run": folder.name, "folder": str(folder.path)}, [folder.path.as_posix()])
+        shutil.rmtree(folder.path)  # what a script would do can't be tried without doing it
+        out.result({"started": False, "plan_hash": plan.hash}, ["dry run: nothing was started"])
         return 0
     code = start_and_follow(folder, plan, out, resume=resume)
     record = durable.read_json(folder.termination) or {}

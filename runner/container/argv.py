@@ -6,8 +6,6 @@ names of variables, never a secret's value. Imports runner.plan_base only.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +113,9 @@ def run_argv(
         **caller.folders,
         **(environment or {}),
     }
+    if not gpu_uuids:
+        # images for CUDA ask for all cards, and get them where NVIDIA's runtime is the default one
+        values["NVIDIA_VISIBLE_DEVICES"] = "void"
     if gpu_uuids and gpu_limit_bytes is not None and caller.limits_gpus:
         # the hook looks at neither alone (nvidia-container-toolkit, apply-cuda-memory-limits.go)
         for name_of_limit in ("NVIDIA_GPU_MEMORY_LIMIT", "NVIDIA_GPU_MEMORY_REQUEST"):
@@ -165,9 +166,11 @@ def mount_text(mount: PlannedMount) -> str:
     parts = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
     if mount.readonly:
         parts.append("readonly")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(parts)
-    return text.getvalue()
+    # by hand, since csv.writer quotes line breaks only where it is to write some itself
+    return ",".join(
+        '"' + part.replace('"', '""') + '"' if any(sign in part for sign in '",\r\n') else part
+        for part in parts
+    )
 
 
 def _user(caller: Caller) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from runner import __version__, durable
 from runner.container import context, locks
-from runner.container.cli import Answer, ContainerCli, explain
+from runner.container.cli import TIMED_OUT, Answer, ContainerCli, explain
 from runner.errors import RefusedError
 from runner.sources import cache_folder
 
@@ -276,10 +276,10 @@ def _facts_record(cli: ContainerCli, image: Image) -> dict[str, Any]:
 
 
 def _is_of_the_program(answer: Answer) -> bool:
-    """Whether a run failed for want of a container, not by what ran in it."""
+    """Whether a run failed for want of a container, not by what ran, or is not there, in it."""
     said = answer.err.lower()
-    no_entry = "executable file not found" in said or "no such file or directory" in said
-    return answer.code not in (1, 2, 126) and not no_entry
+    no_entry = "executable file" in said or "no such file or directory" in said
+    return answer.code in (TIMED_OUT, 125, 126) or (answer.code == 127 and not no_entry)
 
 
 def _image(record: Mapping[str, Any], name: str | None) -> Image:

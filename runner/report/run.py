@@ -167,7 +167,9 @@ def report_lines(report: dict[str, Any]) -> list[str]:
                 "loss", f"{_figure(losses['first'])} → {_figure(losses['last'])}  {losses['curve']}"
             )
         )
-        out.append(_line("speed", f"{losses['median_tokens_per_second']:,.0f} tokens/s (median)"))
+        if losses["median_tokens_per_second"]:
+            speed = f"{losses['median_tokens_per_second']:,.0f} tokens/s (median)"
+            out.append(_line("speed", speed))
     result = report["result"] or {}
     if result.get("best"):
         best = result["best"]

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from runner import checkpoints, durable
+from runner.engine.mgm.command import merged_folder
 from runner.folder import RunFolder
 from runner.guard import policy
 from runner.outcome import Evidence, Outcome, Reason, judge
 from runner.plan import Plan
 from runner.plan_base import PlanBase
+from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
 from runner.supervise.record import Peak, Record
 
@@ -87,6 +89,9 @@ def _result(
     if isinstance(plan, ScriptPlan):
         wrote = folder.output.is_dir() and any(folder.output.iterdir())
         return folder.output.name if wrote and reason is Reason.COMPLETED else None
+    if isinstance(plan, MgmPlan):
+        merged = str(merged_folder(plan.mgm))
+        return merged if (folder.path / merged).is_dir() and reason is Reason.COMPLETED else None
     return adapter.get("folder")
 
 

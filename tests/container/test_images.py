@@ -565,6 +565,30 @@ def test_a_name_may_not_be_an_option(cli: Cli, fake_docker: Callable[[str], None
     assert "-- --format=x" in (Path(os.environ["TMPDIR"]) / "called").read_text()
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (125, "docker: Error response from daemon: dial unix /x.sock: no such file or directory."),
+        (126, "Error: runc: runc create failed: error setting rlimit type 7: permission denied"),
+    ],
+)
+def test_a_container_that_does_not_start_is_no_foreign_image(
+    fake_docker: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
+    fake_docker(say_and_fail(said, code))
+    program = ContainerCli(str(tmp_path / "programs" / "docker"))
+    with pytest.raises(RefusedError):
+        images.image_facts(program, fresh())
+    with pytest.raises(RefusedError):
+        images.verify(program, fresh())
+    assert not (tmp_path / "cache" / "images").exists()
+
+
 def test_an_image_that_is_not_here(cli: Cli, fake_docker: Callable[[str], None]) -> None:
     fake_docker(say_and_fail("Error: No such image: x"))
     answer = cli("image", "verify")

@@ -126,10 +126,14 @@ def test_what_triton_needs_to_compile_is_there(docker_daemon: Daemon, train_imag
 
 def test_sigterm_reaches_the_process(docker_daemon: Daemon, train_image: Image) -> None:
     script = "trap 'echo got it; exit 7' TERM; echo up; while :; do sleep 0.1; done"
-    started = run(docker_daemon, "run", "--detach", train_image.id, "sh", "-c", script)
+    options = ("--detach", "--network", "none")
+    started = run(docker_daemon, "run", *options, train_image.id, "sh", "-c", script)
+    assert started.returncode == 0, started.stderr
     name = started.stdout.strip()
     try:
+        deadline = time.monotonic() + 60
         while "up" not in run(docker_daemon, "logs", name).stdout:
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         run(docker_daemon, "stop", "--time", "20", name)
         assert "got it" in run(docker_daemon, "logs", name).stdout

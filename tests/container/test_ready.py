@@ -21,6 +21,7 @@ from runner.container.cli import Answer, ContainerCli
 from runner.container.ready import Daemon, require_ready
 from runner.errors import RefusedError
 from runner.units import GIB
+from tests.testbed.docker import make_bridge
 from tests.testbed.tiny_image import require_daemon
 
 HERE = os.uname()
@@ -124,7 +125,9 @@ def second_daemon(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     socket = f"unix://{tmp_path}/d.sock"
     arguments = ["--host", socket, "--data-root", str(tmp_path / "data")]
     arguments += ["--exec-root", str(tmp_path / "exec"), "--pidfile", str(tmp_path / "pid")]
-    arguments += ["--bridge", "none", "--iptables=false", "--ip-masq=false"]
+    # its own: with none, dockerd removes the first daemon's docker0
+    make_bridge("runnertest9", "172.31.252.1/24")
+    arguments += ["--bridge", "runnertest9", "--iptables=false", "--ip-masq=false"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [dockerd, *arguments],
@@ -145,6 +148,7 @@ def second_daemon(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     finally:
         process.terminate()
         process.wait(30)
+        subprocess.run(["ip", "link", "delete", "runnertest9"], capture_output=True)
 
 
 @pytest.mark.slow

@@ -488,8 +488,7 @@ def test_recorded_refusals(code: int, err: str, message: str, way_out: str) -> N
 def test_a_daemon_that_was_killed_is_not_the_containers_end() -> None:
     # docker 28.2.2's client, when its dockerd 20.10.24 was ended by kill -9
     err = (
-        "step 1\n"
-        'time="2026-11-25" level=error msg="error waiting for container: unexpected EOF"\n'
+        'step 1\ntime="2026-11-25" level=error msg="error waiting for container: unexpected EOF"\n'
     )
     assert daemon_lost(err, 125) and not daemon_lost(err, 1)
     told = explain_run(err, 125)

@@ -184,9 +184,12 @@ def test_trap_10_logits_and_host_memory_are_reckoned_before() -> None:
     full = preflight.host_bytes_needed(0, 0, 2_500_000_000, 1)
     assert full == 60_000_000_000
     meminfo = "MemTotal: 64 kB\nMemAvailable:   33554432 kB\n"
-    assert preflight.available_bytes(meminfo, None, None) == 32 * 2**30
-    assert preflight.available_bytes(meminfo, "max", "0") == 32 * 2**30
-    assert preflight.available_bytes(meminfo, str(8 * 2**30), str(2**30)) == 7 * 2**30
+    assert preflight.available_bytes(meminfo, None, None, None) == 32 * 2**30
+    assert preflight.available_bytes(meminfo, "max", "0", "") == 32 * 2**30
+    limit, used = str(8 * 2**30), str(3 * 2**30)
+    assert preflight.available_bytes(meminfo, limit, used, "anon 5\n") == 5 * 2**30
+    stat = f"anon 5\ninactive_file {2**31}\n"  # weights that were read before
+    assert preflight.available_bytes(meminfo, limit, used, stat) == 7 * 2**30
 
 
 @pytest.mark.parametrize("loss", [3e11, math.nan, math.inf, 0.0, 49.9])

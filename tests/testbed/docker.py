@@ -32,7 +32,8 @@ from tests.testbed import REPOSITORY
 
 FOLDER = Path(os.environ.get("RUNNER_TESTBED", "/var/tmp/runner-testbed"))
 BASE = "runner-testbed-base:bookworm"
-BRIDGE = "runnertest0"
+_OWN = hashlib.sha256(str(FOLDER).encode()).digest()
+BRIDGE = f"runner{_OWN.hex()[:8]}"
 """Its own: with --bridge=none, or with the default, dockerd removes the first daemon's docker0."""
 START_SECONDS = 60.0
 GPUS = (
@@ -138,7 +139,9 @@ def _lay_out_hook(folder: Path) -> None:
 
 
 def _start(program: str) -> None:
-    _make_bridge()
+    make_bridge(BRIDGE, f"172.31.{_OWN[0]}.1/24")
+    for file in (FOLDER / "docker.pid", FOLDER / "exec" / "containerd" / "containerd.pid"):
+        _drop_if_stale(file)
     arguments = ["--host", f"unix://{FOLDER}/docker.sock", "--pidfile", f"{FOLDER}/docker.pid"]
     arguments += ["--data-root", f"{FOLDER}/data", "--exec-root", f"{FOLDER}/exec"]
     arguments += ["--bridge", BRIDGE, "--iptables=false", "--ip-forward=false", "--ip-masq=false"]
@@ -163,16 +166,47 @@ def _start(program: str) -> None:
         time.sleep(0.2)
 
 
-def _make_bridge() -> None:
-    if not Path(f"/sys/class/net/{BRIDGE}").exists():
+def _drop_if_stale(pid_file: Path) -> None:
+    """After a kill the number may be another program's by now, for which dockerd would wait."""
+    try:
+        pid = int(pid_file.read_text())
+        ours = str(FOLDER) in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        pid_file.unlink(missing_ok=True)
+
+
+def make_bridge(name: str, address: str) -> None:
+    """A bridge for a daemon of the tests' own; skips where none can be made."""
+    if not Path(f"/sys/class/net/{name}").exists():
         for command in (
-            ["ip", "link", "add", "name", BRIDGE, "type", "bridge"],
-            ["ip", "addr", "add", "172.31.253.1/24", "dev", BRIDGE],
-            ["ip", "link", "set", BRIDGE, "up"],
+            ["ip", "link", "add", "name", name, "type", "bridge"],
+            ["ip", "addr", "add", address, "dev", name],
+            ["ip", "link", "set", name, "up"],
         ):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 pytest.skip(f"no dockerd can run here: {' '.join(command)}: {done.stderr.strip()}")
+
+
+def kill_daemon() -> None:
+    """SIGKILL the second daemon, and nothing else: its containers go on under their shims."""
+    os.kill(int((FOLDER / "docker.pid").read_text()), 9)
+
+
+def start_again() -> None:
+    """Start the second daemon after `kill_daemon`, on the same data."""
+    program = shutil.which("dockerd")
+    assert program is not None
+    (FOLDER / "docker.pid").unlink(missing_ok=True)
+    # its own containerd has outlived it, and is not taken over but waited for in vain; with systemd
+    # it would be a service of its own. The shims, and so the containers, outlive it too.
+    for file in FOLDER.glob("exec/containerd/*.pid"):
+        with suppress(OSError, ValueError):
+            os.kill(int(file.read_text()), 9)
+        file.unlink(missing_ok=True)
+    _start(program)
 
 
 def _stop() -> None:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from runner.errors import Problem, SpecError
 from runner.job_mgm import (
     FINETUNE_GLOBAL_BATCH,
@@ -53,7 +55,7 @@ class PlannedMgm(JobModel):
     variant: Literal["train", "smoke"]
     profile: Profile
     device: Device
-    gpus: tuple[str, ...]  # UUIDs or numbers; empty on a CPU
+    gpus: list[str]  # UUIDs or numbers; empty on a CPU
     python: str  # the interpreter of the toolkit's environment
     toolkit: str
     model_name_or_path: str
@@ -75,7 +77,7 @@ class PlannedMgm(JobModel):
     save_total_limit: int
     open_images: Literal["all"] | int
     infer: MgmInfer
-    substitutions: tuple[str, ...] = ()
+    substitutions: list[str] = Field([])
 
     @property
     def processes(self) -> int:
@@ -178,7 +180,7 @@ def plan_mgm(
         variant=variant,
         profile=settings.profile,
         device=device,
-        gpus=tuple(gpus) if device == "cuda" else (),
+        gpus=list(gpus) if device == "cuda" else [],
         python=python,
         toolkit=path(settings.toolkit),
         model_name_or_path=path(settings.model_name_or_path),
@@ -207,7 +209,7 @@ def plan_mgm(
             mmbench=optional(settings.infer.mmbench),
             cuda_index=settings.infer.cuda_index,
         ),
-        substitutions=tuple(
+        substitutions=list(
             _substitutions(
                 settings, variant, device, pretrain.global_batch_size, finetune.global_batch_size
             )

@@ -33,6 +33,7 @@ SCRIPTS = (
     "load",
     "merge",
     "preflight",
+    "records",
     "stage",
     "train",
     "watch_loss",

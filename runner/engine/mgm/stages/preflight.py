@@ -239,14 +239,25 @@ def weights_bytes(folder: Path) -> int:
     return sizes[".safetensors"] or sizes[".bin"]
 
 
-def available_bytes(meminfo: str, cgroup_limit: str | None, cgroup_used: str | None) -> int | None:
-    """Host memory to be had: MemAvailable, or less where the container's limit is nearer."""
+def available_bytes(
+    meminfo: str, cgroup_limit: str | None, cgroup_used: str | None, cgroup_stat: str | None
+) -> int | None:
+    """Host memory to be had: MemAvailable, or less where the container's limit is nearer.
+
+    Files that were read count as used in a cgroup until someone needs the room; those long not
+    touched (inactive_file) are taken off.
+    """
     free: int | None = None
     for line in meminfo.splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
     if cgroup_limit and cgroup_limit.strip().isdigit():
-        left = int(cgroup_limit) - int((cgroup_used or "0").strip() or 0)
+        used = int((cgroup_used or "0").strip() or 0)
+        for line in (cgroup_stat or "").splitlines():
+            if line.startswith(("inactive_file ", "total_inactive_file ")):
+                used -= int(line.split()[1])
+                break
+        left = int(cgroup_limit) - max(0, used)
         free = left if free is None else min(free, left)
     return free
 
@@ -387,6 +398,7 @@ def room_findings(plan: Mapping[str, Any], run: Path, say: Callable[[str], None]
         Path("/proc/meminfo").read_text("utf-8"),
         _text("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
         _text("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        _text("/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"),
     )
     say(
         f"host memory: {memory / GIB:.1f} GiB needed ({trained / 1e6:.1f} M parameters trained), "
@@ -457,7 +469,18 @@ def main() -> int:
     findings = check(plan, given.run, lambda text: print(f"preflight: {text}", flush=True))
     for finding in findings:
         print(f"preflight: {finding}", file=sys.stderr)
+    if findings:
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        _record_failure(given.run, f"preflight: {findings[0]}{more}")
     return 1 if findings else 0
+
+
+def _record_failure(run: Path, message: str) -> None:
+    """Told the supervisor, where this is a run's own script."""
+    if (run / "plan.yaml").is_file():
+        record = {"schema_version": 1, "rank": 0, "kind": "refused", "message": message}
+        (run / "engine").mkdir(exist_ok=True)
+        (run / "engine" / "failure.json").write_text(json.dumps({**record, "exit_code": 1}))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
     python train.py --attention sdpa --base FOLDER [--cpu] -- THE TOOLKIT'S FLAGS
 
 What is added to the toolkit, all of it from outside:
-- SIGTERM saves a checkpoint at the next step and ends with 143; in the pretraining, whose
-  checkpoints can't be gone on from, it ends at once. SIGUSR1 saves and goes on.
-- An absurd loss ends the training as soon as it is logged (watch_loss.py).
+- SIGTERM saves a checkpoint of the last whole step and ends with 143; in the pretraining, whose
+  checkpoints can't be gone on from, it ends at once. SIGUSR1 saves at the next step and goes on.
+- Python, numpy and torch are seeded, since the projector is made before transformers seeds; 1024,
+  as the challenge's copy of the toolkit does. Without it two runs begin with other weights.
+- An absurd loss ends the training as soon as it is logged (watch_loss.py); every loss goes into
+  metrics.jsonl (records.py).
 - A row that can't be read ends the training; upstream takes another row instead, without a word.
 - --cpu: the one `.to("cuda")` of the toolkit's own goes to the CPU. For trials only.
 
@@ -18,6 +21,7 @@ import argparse
 import importlib.util
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -26,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 EXIT_STOPPED = 128 + signal.SIGTERM
+SEED = 1024
 
 
 class Requests:
@@ -72,12 +77,13 @@ def sibling(name: str) -> Any:
     return module
 
 
-def callback(requests: Requests, vocabulary: int, resumable: bool) -> type:
-    """The trainer callback that watches losses and obeys `requests`."""
+def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str) -> type:
+    """The trainer callback that watches losses, tells them the host and obeys `requests`."""
     import torch
     from transformers import TrainerCallback
 
-    absurd_loss = sibling("watch_loss").absurd_loss
+    absurd_loss, records = sibling("watch_loss").absurd_loss, sibling("records")
+    metrics = records.Metrics(records.RUN / "metrics.jsonl", phase)
 
     def asked_on_any_rank(flag: bool) -> bool:
         distributed = torch.distributed
@@ -91,12 +97,21 @@ def callback(requests: Requests, vocabulary: int, resumable: bool) -> type:
     class Watch(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             requests.training = True
+            if state.is_world_process_zero:
+                metrics.begin(state.global_step)
             if state.global_step:
                 print(f"train: goes on from step {state.global_step}", flush=True)
 
-        def on_substep_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            if requests.stop and not resumable and args.world_size == 1:
-                raise SystemExit(EXIT_STOPPED)
+        def on_substep_end(self, args: Any, state: Any, control: Any, **rest: Any) -> Any:
+            # A step may be 128 batches, longer than a stop's grace. What this one summed up is
+            # dropped; it is done again. Ranks can't agree between steps, so several wait.
+            if requests.stop and args.world_size == 1:
+                if not resumable:
+                    raise SystemExit(EXIT_STOPPED)
+                saved = Path(args.output_dir, f"checkpoint-{state.global_step}").exists()
+                control.should_save = state.global_step > 0 and not saved
+                control.should_training_stop = True
+            return control
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> Any:
             if asked_on_any_rank(requests.stop):
@@ -109,11 +124,26 @@ def callback(requests: Requests, vocabulary: int, resumable: bool) -> type:
             return control
 
         def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            entry = state.log_history[-1] if state.log_history else {}
+            # a tensor (the gradient norm, of newer DeepSpeeds) can't go into trainer_state.json
+            entry.update(
+                {key: value.item() for key, value in entry.items() if hasattr(value, "item")}
+            )
             loss = (rest.get("logs") or {}).get("loss")
             if loss is None:
                 return
+            if state.is_world_process_zero:
+                peak = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+                metrics.add(
+                    state.global_step,
+                    float(loss),
+                    learning_rate=entry.get("learning_rate"),
+                    memory_bytes=peak,
+                    memory_source="torch_max_reserved" if peak else None,
+                )
             reason = absurd_loss(float(loss), vocabulary)
             if reason is not None:
+                records.fail("non_finite_loss", f"{phase}, step {state.global_step}: {reason}")
                 raise SystemExit(f"train: step {state.global_step}: {reason}; the run failed")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -138,6 +168,16 @@ def strict_rows(dataset: Any) -> None:
             ) from error
 
     dataset.__getitem__ = take
+
+
+def seed(number: int) -> None:
+    """Seed what draws random numbers before transformers' trainer does so by itself."""
+    import numpy
+    import torch
+
+    random.seed(number)
+    numpy.random.seed(number)
+    torch.manual_seed(number)  # the GPUs' generators too
 
 
 def cuda_to_cpu() -> None:
@@ -177,7 +217,8 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     sys.path[:] = [place for place in sys.path if Path(place).resolve() != here]
     vocabulary = int(json.loads((given.base / "config.json").read_text("utf-8"))["vocab_size"])
-    if not given.cpu:
+    deepspeed = "--deepspeed" in flags
+    if deepspeed:
         os.environ.update(single_process_environment(dict(os.environ)))
 
     import transformers.trainer
@@ -186,8 +227,12 @@ def main() -> None:
     if given.cpu:
         cuda_to_cpu()
     strict_rows(toolkit.LazySupervisedDataset)
-    resumable = "--lora_enable" in flags and not given.cpu
-    transformers.trainer.DEFAULT_CALLBACKS.append(callback(requests, vocabulary, resumable))
+    # upstream's pretraining checkpoints hold no optimizer, those without DeepSpeed no projector
+    resumable = "--lora_enable" in flags and deepspeed
+    phase = "finetune" if "--lora_enable" in flags else "pretrain"
+    watch = callback(requests, vocabulary, resumable, phase)
+    transformers.trainer.DEFAULT_CALLBACKS.append(watch)
+    seed(SEED)
     sys.argv = [str(toolkit.__file__), *flags]
     toolkit.train(attn_implementation=given.attention)
 

@@ -1,0 +1,84 @@
+"""What the stages tell the host of a run: losses as they come, and why a stage failed.
+
+Lines of metrics.jsonl and engine/failure.json, as runner's own engine writes them; steps count on
+through both trainings. Standard library only; Python 3.10.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RUN = Path(__file__).resolve().parent.parent
+"""The run folder, whose mgm/ this script lies in."""
+
+
+class Metrics:
+    """metrics.jsonl of a run, for one of its trainings."""
+
+    def __init__(self, path: Path, phase: str) -> None:
+        self._path, self._phase = path, phase
+        self._before = 0  # steps of the training before this one
+
+    def begin(self, done: int) -> None:
+        """Start, or go on after `done` steps: what was logged beyond them is trained again."""
+        lines = _lines(self._path)
+        earlier = [line for line in lines if line.get("phase") != self._phase]
+        self._before = max((int(line["step"]) for line in earlier), default=0)
+        kept = [
+            line
+            for line in lines
+            if line.get("phase") != self._phase or int(line["step"]) <= self._before + done
+        ]
+        if len(kept) < len(lines):
+            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, step: int, loss: float, **more: Any) -> None:
+        """One logged step, counted within this training."""
+        line = {
+            "schema_version": 1,
+            "time_unix_seconds": round(time.time(), 3),
+            "step": self._before + step,
+            "phase": self._phase,
+            "loss": loss,
+            **{name: value for name, value in more.items() if value is not None},
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def fail(kind: str, message: str, run: Path = RUN) -> None:
+    """engine/failure.json, by which the supervisor names the end, where it can be written."""
+    record = {"schema_version": 1, "rank": 0, "kind": kind, "message": message, "exit_code": 1}
+    try:
+        (run / "engine").mkdir(exist_ok=True)
+        write_whole(run / "engine" / "failure.json", json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        print(f"the failure can't be recorded: {error}", flush=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file with `text`, or as it was before."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # noqa: PTH101
+        os.replace(name, path)  # noqa: PTH105
+    except BaseException:
+        os.unlink(name)  # noqa: PTH108
+        raise
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; one in mid-write, of a killed process, is left out."""
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    return [json.loads(line) for line in whole]

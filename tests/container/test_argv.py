@@ -1,0 +1,125 @@
+"""The container's command line, as values: what is always in it, and what never is."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.container.argv import Caller, launch_command, mount_text, passed_on, run_argv
+from runner.plan_base import PlannedContainer, PlannedMount
+
+TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), min_size=1)
+CALLER = Caller(
+    uid=1000,
+    gid=1001,
+    groups=(1001, 44),
+    name="ann",
+    variables=frozenset(
+        ["HF_ENDPOINT", "HF_TOKEN", "NCCL_DEBUG", "https_proxy", "AWS_SECRET_ACCESS_KEY", "MINE"]
+    ),
+    folders={"RUNNER_CACHE": "/home/ann/.cache/runner"},
+)
+
+
+def container(**changes: Any) -> PlannedContainer:
+    settings: dict[str, Any] = {
+        "program": "docker",
+        "image": "runner-train:1",
+        "image_id": "sha256:" + "0" * 64,
+        "native": True,
+        "network": "none",
+        "shm_bytes": 1 << 30,
+        "pids": 100,
+        **changes,
+    }
+    return PlannedContainer(**settings)
+
+
+def argv(box: PlannedContainer | None = None, caller: Caller = CALLER, **more: Any) -> list[str]:
+    given: dict[str, Any] = {
+        "name": "runner-x",
+        "labels": {},
+        "mounts": [],
+        "command": ["bash", "-c", "true"],
+        "workdir": "/run",
+        **more,
+    }
+    return run_argv(box or container(), caller, **given)
+
+
+def after(words: list[str], flag: str) -> list[str]:
+    return [words[index + 1] for index, word in enumerate(words) if word == flag]
+
+
+@given(TEXT, TEXT, st.booleans())
+def test_a_mount_reads_back_whatever_its_path(source: str, target: str, readonly: bool) -> None:
+    mount = PlannedMount(source=f"/{source}", target=f"/{target}", readonly=readonly)
+    (parts,) = csv.reader(io.StringIO(mount_text(mount), newline=""), strict=True)
+    assert parts[:3] == ["type=bind", f"source=/{source}", f"target=/{target}"]
+    assert (parts[3:] == ["readonly"]) == readonly
+
+
+def test_what_closes_the_container_is_always_there() -> None:
+    words = argv()
+    assert words[:3] == ["docker", "run", "--rm"]
+    assert after(words, "--user") == ["1000:1001"]
+    assert after(words, "--group-add") == ["44"]
+    assert after(words, "--cap-drop") == ["ALL"]
+    assert after(words, "--security-opt") == ["no-new-privileges"]
+    assert "--read-only" in words and "--privileged" not in words
+    assert after(words, "--network") == ["none"]
+    assert after(words, "--pull") == ["never"]
+    assert "NVIDIA_VISIBLE_DEVICES=void" in after(words, "--env")
+
+
+def test_variables_are_passed_by_name_and_secrets_not_at_all() -> None:
+    box = container(environment=["MINE"], secrets=["OTHER"])
+    without = passed_on(box, CALLER.variables, with_network=False)
+    assert without == ["HF_ENDPOINT", "MINE", "NCCL_DEBUG"]
+    online = container(network="bridge", environment=["HF_TOKEN", "MINE"])
+    assert passed_on(online, CALLER.variables, with_network=True) == [
+        *("HF_ENDPOINT", "MINE", "NCCL_DEBUG", "https_proxy")
+    ]
+    values = [word for word in after(argv(online), "--env") if "=" in word]
+    assert {value.split("=")[0] for value in values} == {
+        *("HOME", "USER", "LOGNAME", "RUNNER_CACHE", "NVIDIA_VISIBLE_DEVICES")
+    }
+
+
+def test_limits_and_cards() -> None:
+    box = container(memory_bytes=1 << 30, ulimits={"memlock": -1, "stack": 5})
+    words = argv(box, gpu_uuids=["GPU-1", "GPU-2"], gpu_limit_bytes=16 << 30)
+    assert after(words, "--memory") == after(words, "--memory-swap") == [f"{1 << 30}b"]
+    assert after(words, "--ulimit") == ["memlock=-1:-1", "stack=5:5"]
+    assert after(words, "--gpus") == ['"device=GPU-1,GPU-2","capabilities=compute,utility"']
+    assert not any("NVIDIA_GPU_MEMORY" in word for word in words)  # cgroup v1: the start would fail
+    able = Caller(uid=1, gid=1, limits_gpus=True)
+    limited = after(argv(box, able, gpu_uuids=["G"], gpu_limit_bytes=16 << 30), "--env")
+    assert {"NVIDIA_GPU_MEMORY_LIMIT=16384", "NVIDIA_GPU_MEMORY_REQUEST=16384"} <= set(limited)
+
+
+def test_who_one_is_inside_depends_on_whose_daemon_it_is() -> None:
+    assert after(argv(caller=Caller(uid=7, gid=8, rootless=True)), "--user") == ["0:0"]
+    podman = argv(caller=Caller(uid=7, gid=8, podman=True, by_cdi=True), gpu_uuids=["G"])
+    assert after(podman, "--userns") == ["keep-id"]
+    assert after(podman, "--device") == ["nvidia.com/gpu=G"]
+
+
+def test_a_foreign_image_gets_an_init_and_our_shell() -> None:
+    words = argv(container(native=False, arguments=["--hostname", "x"]))
+    place = words.index("sha256:" + "0" * 64)
+    assert words[place - 5 : place] == ["--hostname", "x", "--init", "--entrypoint", "bash"]
+    assert words[place + 1 :] == ["-c", "true"]
+
+
+@given(TEXT, st.lists(TEXT))
+def test_values_are_words_of_their_own(path: str, arguments: list[str]) -> None:
+    command = launch_command(Path("/r") / path.replace("/", "_"), Path("/l"), arguments)
+    words = argv(command=command, labels={"dev.runner.job": path})
+    assert words[-len(command) :] == command
+    assert f"dev.runner.job={path}" in words

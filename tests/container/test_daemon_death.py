@@ -1,0 +1,81 @@
+"""dockerd is killed under a run: what is known of the run stays known, and nothing is left of it.
+
+On the second daemon, so that nobody else's containers are touched.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.container.images import find_image
+from tests.container.conftest import Bench
+from tests.container.test_script_runs import ended, events, log, started, ticks, wait_until
+from tests.runs.conftest import Workplace, termination
+from tests.testbed.docker import (
+    Daemon,
+    bring,
+    build_base,
+    kill_daemon,
+    start_again,
+)
+
+
+@pytest.fixture
+def far(
+    docker_daemon: Daemon,
+    gpu_daemon: Daemon,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Bench]:
+    """A bench on the second daemon, which may be killed: it is there again afterwards."""
+    name = build_base(docker_daemon)
+    image = find_image(docker_daemon.cli, name)
+    assert image is not None
+    bring(image, gpu_daemon)
+    gpu_daemon.use(monkeypatch)
+    bench = Bench(Workplace(tmp_path), gpu_daemon, name)
+    yield bench
+    if gpu_daemon.cli.ask("version").code:
+        start_again()
+    for run in (tmp_path / "runs").glob("*/*"):
+        wait_until(lambda run=run: bench.containers(run.absolute()) == [], 30)
+
+
+def test_a_run_outlives_the_death_of_dockerd(far: Bench) -> None:
+    process, run = started(far, far.script(ticks(40)))
+    kill_daemon()
+    ended(process, 120)
+    end = termination(run)
+    # the script did all it had to, but nobody was there to hear its exit code
+    assert log(run).splitlines()[-1] == "done"
+    assert (run / "output" / "result.txt").exists()
+    assert end["reason"] == "failed" and "daemon was gone" in end["message"]
+    told = " ".join(str(event["text"]) for event in events(run) if event["kind"] == "warning")
+    assert "lost its container" in told
+    assert "could not be removed" in told and "runner doctor --fix" in told
+
+
+def test_a_run_can_be_stopped_while_dockerd_is_dead(far: Bench) -> None:
+    process, run = started(far, far.script(ticks(300)))
+    kill_daemon()
+    process.send_signal(signal.SIGINT)
+    done = ended(process, 120)
+    end = termination(run)
+    assert (end["reason"], done.code) == ("stopped", 130)
+    assert log(run).splitlines()[-1].startswith("saved at ")
+
+
+def test_a_restarted_dockerd_ends_the_run_and_the_verdict_says_so(far: Bench) -> None:
+    process, run = started(far, far.script(ticks(300)))
+    kill_daemon()
+    start_again()
+    ended(process, 120)
+    end = termination(run)
+    assert end["reason"] == "failed"
+    assert log(run).splitlines()[-1].startswith(("tick ", "saved at "))
+    assert json.loads((run / "container.json").read_text())["name"]

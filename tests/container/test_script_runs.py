@@ -1,0 +1,265 @@
+"""Scripts in real containers: how a run ends, whoever ends it, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.container.conftest import Bench
+from tests.runs.conftest import Finished, termination
+
+TICKS = """
+trap 'echo "saved at $i"; exit 143' TERM
+for ((i = 0; i < COUNT; i++)); do
+  echo "tick $i"
+  sleep 0.2 &
+  wait $!
+done
+echo "done" | tee result.txt
+"""
+PWNED = Path("/tmp/runner-pwned")
+
+
+def ticks(count: int) -> str:
+    return TICKS.replace("COUNT", str(count))
+
+
+def started(bench: Bench, job: str, *sets: str) -> tuple[subprocess.Popen[str], Path]:
+    """A run whose script has begun, and its folder."""
+    process = bench.place.start("train", job, *(word for text in sets for word in ("--set", text)))
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        runs = list((bench.place.folder / "runs").glob("*/*"))
+        if runs and "tick" in log(runs[0]):
+            return process, runs[0]
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    pytest.fail("the script did not begin")
+
+
+def log(run: Path) -> str:
+    path = run / "logs" / "train.log"
+    return path.read_text() if path.exists() else ""
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 60) -> Finished:
+    out, err = process.communicate(timeout=seconds)
+    assert "Traceback" not in err, err
+    return Finished(process.returncode, out, err)
+
+
+def supervisor_of(run: Path) -> psutil.Process:
+    return psutil.Process(json.loads((run / "supervisor.json").read_text())["pid"])
+
+
+def test_a_script_runs_and_leaves_its_output(bench: Bench) -> None:
+    done = bench.place.call("train", bench.script(ticks(3)))
+    assert done.code == 0, done.err
+    run = bench.place.last
+    assert (run / "output" / "result.txt").read_text() == "done\n"
+    assert (run / "output" / "result.txt").stat().st_uid == os.geteuid()
+    assert log(run).splitlines() == ["tick 0", "tick 1", "tick 2", "done"]
+    end = termination(run)
+    assert (end["reason"], end["exit_code"], end["result"]) == ("completed", 0, "output")
+    assert "docker" in done.err and "network none" in done.err
+
+
+def test_the_container_is_as_closed_as_it_is_said_to_be(bench: Bench) -> None:
+    process, run = started(bench, bench.script(ticks(300)))
+    seen = bench.inspect(run.absolute())
+    bench.place.call("stop")
+    ended(process)
+    host, config = seen["HostConfig"], seen["Config"]
+    assert config["User"] == f"{os.geteuid()}:{os.getegid()}"
+    assert host["ReadonlyRootfs"] and not host["Privileged"]
+    assert host["CapDrop"] == ["ALL"] and not host["CapAdd"]
+    assert "no-new-privileges" in host["SecurityOpt"]
+    assert host["NetworkMode"] == "none"
+    assert (host["PidsLimit"], host["ShmSize"]) == (4096, 8 << 30)
+    mounts = {mount["Source"]: mount["RW"] for mount in seen["Mounts"]}
+    assert mounts == {str(run.absolute()): True, str(bench.place.folder): False}
+    labels = config["Labels"]
+    assert labels["dev.runner.run"] == str(run.absolute())
+    assert labels["dev.runner.supervisor"].split(":")[0].isdigit()
+    recorded = json.loads((run / "container.json").read_text())
+    assert seen["Image"] == recorded["image_id"]
+    assert recorded["argv"][1] == "run" and recorded["argv"][-1].endswith("launch.sh")
+    assert [e["argv"] for e in events(run) if e["kind"] == "started"] == [recorded["argv"]]
+
+
+def events(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("way", ["ctrl-c", "stop", "docker stop"])
+def test_a_request_to_end_reaches_the_script(bench: Bench, way: str) -> None:
+    process, run = started(bench, bench.script(ticks(300)))
+    if way == "ctrl-c":
+        process.send_signal(signal.SIGINT)
+    elif way == "stop":
+        assert bench.place.call("stop", "@last").code == 0
+    else:
+        bench.docker("stop", *bench.containers(run.absolute()))
+    done = ended(process)
+    end = termination(run)
+    expected = {
+        "ctrl-c": ("stopped", 130),
+        "stop": ("stopped", 143),
+        "docker stop": ("failed", 143),
+    }
+    assert (end["reason"], end["exit_code"]) == expected[way]
+    assert done.code == end["exit_code"]
+    assert log(run).splitlines()[-1].startswith("saved at ")
+
+
+def test_a_script_that_ignores_the_request_is_killed_after_its_grace(bench: Bench) -> None:
+    stubborn = ticks(300).replace("""'echo "saved at $i"; exit 143'""", "''")
+    process, run = started(bench, bench.script(stubborn, budget={"grace_seconds": 2}))
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    ended(process)
+    assert 2 <= time.monotonic() - began < 20
+    end = termination(run)
+    assert (end["reason"], end["exit_code"]) == ("stopped", 130)
+    assert [sent["signal"] for sent in end["signals"]] == ["SIGTERM", "SIGKILL"]
+    assert log(run).splitlines()[-1].startswith("tick ")
+
+
+def test_a_script_over_its_budget_is_stopped(bench: Bench) -> None:
+    hog = """
+    trap 'echo "asked to end"; exit 1' TERM
+    echo "tick"
+    text=$(head -c 60000000 /dev/zero | tr '\\0' x); more=$text$text$text
+    while :; do sleep 0.2 & wait $!; done
+    """
+    process, run = started(bench, bench.script(hog, budget={"host_memory": "80MiB"}))
+    done = ended(process)
+    end = termination(run)
+    assert (end["reason"], done.code) == ("over_budget", 76)
+    assert end["peak_bytes"] > 80 << 20
+    assert log(run).splitlines()[-1] == "asked to end"
+
+
+def test_a_limit_of_the_container_itself_is_host_memory_running_out(bench: Bench) -> None:
+    hog = "echo tick; sleep 1; text=$(head -c 400000000 /dev/zero | tr '\\0' x); echo ${#text}"
+    process, run = started(bench, bench.script(hog, container={"memory": "100MiB"}))
+    ended(process)
+    end = termination(run)
+    assert end["reason"] == "host_oom", end["message"]
+
+
+def test_a_run_whose_supervisor_is_killed_ends_and_is_told_as_lost(bench: Bench) -> None:
+    process, run = started(bench, bench.script(ticks(300)))
+    supervisor_of(run).kill()
+    assert ended(process).code == 128 + 9
+    wait_until(lambda: bench.containers(run.absolute()) == [], 20)
+    # the script is told by launch.sh's own watch, and saves
+    assert any(line.startswith("saved at ") for line in log(run).splitlines()[-2:])
+    report = bench.place.call("report", "@last")
+    assert "lost" in report.out
+
+
+def test_a_killed_container_is_not_called_a_success(bench: Bench) -> None:
+    process, run = started(bench, bench.script(ticks(300)))
+    bench.docker("kill", *bench.containers(run.absolute()))
+    ended(process)
+    end = termination(run)
+    assert (end["reason"], end["exit_code"]) == ("failed", 137)
+
+
+def test_hostile_names_and_values_execute_nothing(bench: Bench) -> None:
+    PWNED.unlink(missing_ok=True)
+    evil = (
+        "$(touch /tmp/runner-pwned) `touch /tmp/runner-pwned` '\"; touch /tmp/runner-pwned #\n--x"
+    )
+    job = bench.script(
+        'printf "%s\\0" "$@" "$EVIL" >args',
+        name='-it\'s $(touch ${TMPDIR:-}pwned)\n`id` "x", y',
+        arguments=[evil, "--privileged", "-v", "{output}", "", "{source}", "$HOME"],
+        environment={"EVIL": evil},
+        description=evil,
+    )
+    done = bench.place.call("train", job)
+    assert done.code == 0, done.err
+    run = bench.place.last
+    got = (run / "output" / "args").read_bytes().split(b"\0")[:-1]
+    source = str(bench.place.folder)
+    assert [word.decode() for word in got] == [
+        *(evil, "--privileged", "-v", str(run / "output"), "", source, "$HOME"),
+        evil,
+    ]
+    assert not PWNED.exists()
+    assert not list(bench.place.folder.parent.rglob("pwned"))
+
+
+def test_secrets_reach_the_script_and_nothing_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-of-a-secret")
+    body = '[[ $MY_TOKEN == canary-of-a-secret ]] && echo "tick it is there"; ' + ticks(100)
+    process, run = started(bench, bench.script(body, container={"secrets": ["MY_TOKEN"]}))
+    assert "it is there" in log(run)
+    seen = json.dumps(bench.inspect(run.absolute()))
+    host = psutil.Process(bench.inspect(run.absolute())["State"]["Pid"])
+    bench.place.call("stop")
+    done = ended(process)
+    assert not host.is_running()
+    texts = [p.read_text(errors="replace") for p in run.rglob("*") if p.is_file()]
+    assert not any("canary-of-a-secret" in text for text in [seen, done.err, done.out, *texts])
+    assert not list(Path("/dev/shm").glob(f"runner-*{run.name}*"))
+
+
+def test_two_runs_at_once_do_not_meet(bench: Bench) -> None:
+    first, run = started(bench, bench.script(ticks(20)))
+    second = bench.place.start("train", bench.script(ticks(20)), "--fresh")
+    assert (ended(first).code, ended(second).code) == (0, 0)
+    assert len(list((bench.place.folder / "runs").glob("*/*"))) == 2
+    assert run.exists()
+
+
+def test_what_the_daemon_refuses_names_the_field(bench: Bench) -> None:
+    cases = {
+        "container.mounts": {"mounts": [{"source": "/no/such/place"}]},
+        "container.image": {"image": "no-such-image:1"},
+    }
+    for field, settings in cases.items():
+        done = bench.place.call("train", bench.script(ticks(1), container=settings))
+        assert done.code == 3, done.err
+        assert field in done.err
+    assert not (bench.place.folder / "runs").exists()
+
+
+def test_the_dry_run_prints_the_command_that_is_recorded(bench: Bench) -> None:
+    done = bench.place.call("train", bench.script(ticks(1)), "--dry-run")
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("command")]
+    words = shlex.split(line.removeprefix("command"))
+    real = bench.place.call("train", bench.script(ticks(1)))
+    assert real.code == 0, real.err
+    recorded = json.loads((bench.place.last / "container.json").read_text())["argv"]
+
+    def settings(argv: list[str]) -> list[str]:
+        """Without what names the run folder and the process that asks."""
+        varies = ("place/runs/job", "dev.runner.supervisor=", "dev.runner.plan=")
+        return [word for word in argv if not any(part in word for part in varies)]
+
+    name = words.index("--name") + 1
+    assert len(list((bench.place.folder / "runs").glob("*/*"))) == 1  # the real one
+    assert settings(words[:name] + words[name + 1 :]) == settings(
+        recorded[:name] + recorded[name + 1 :]
+    )
+
+
+def wait_until(check: object, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not check():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.2)
