@@ -132,10 +132,12 @@ def test_what_a_script_has_not_is_refused(tmp_path: Path) -> None:
 
 
 def test_commands_for_the_native_engine_say_so(cli: Callable[..., Answer]) -> None:
-    for command in ("check", "data"):
-        answer = cli(command, EXAMPLE)
-        assert answer.code == 2
-        assert "another engine" in answer.err
+    answer = cli("data", EXAMPLE)
+    assert answer.code == 2
+    assert "another engine" in answer.err
+    checked = cli("check", EXAMPLE)
+    assert checked.code == 0
+    assert "would start" in checked.out and "fit_line.py" in checked.out
 
 
 def test_the_example_trains_smokes_and_is_reported(tmp_path: Path) -> None:

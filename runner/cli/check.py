@@ -10,13 +10,17 @@ import sys
 from typing import Any
 
 from runner.cli.output import Output, colour, field
-from runner.cli.preflight import fetch_missing, require_training_stack
+from runner.cli.preflight import fetch_missing, require_place, require_training_stack
 from runner.cli.survey import SurveyRefused, require_disk, survey, survey_lines
 from runner.facts import gather, require_data
 from runner.folder import default_root
-from runner.jobfile import load_job, sft_job
+from runner.job import Job
+from runner.jobfile import LoadedJob, load_job, sft_job
+from runner.plan_mgm import MgmPlan
 from runner.render import summary
 from runner.resolve import make_plan
+from runner.resolve_kinds import make_any_plan
+from runner.resolve_mgm import require_mgm
 
 _GREEN, _PLAIN = "\x1b[30;42m", "\x1b[0m"
 
@@ -25,6 +29,9 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     """0 where the job can be trained here, 2 for a wrong job or data, 3 for a lacking machine."""
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
+    command = ["runner", "train", name, *(part for text in sets for part in ("--set", text))]
+    if not isinstance(loaded.job, Job):
+        return _check_other(loaded, shlex.join(command), out)
     job = sft_job(loaded)
     facts = gather(loaded)
     require_data(loaded, facts)
@@ -58,7 +65,6 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
         lines.append(field("rows", head + _histogram(part["data"]["train"]["lengths"])))
         for sample in part["data"]["train"]["samples"]:
             lines += ["", *sample_lines(sample)]
-    command = ["runner", "train", name, *(part for text in sets for part in ("--set", text))]
     lines += ["", field("ok", f"{shlex.join(command)} would start")]
     out.result(
         {
@@ -72,6 +78,28 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
         },
         lines,
     )
+    return 0
+
+
+def _check_other(loaded: LoadedJob, command: str, out: Output) -> int:
+    """The check of a job whose rows and weights are its engine's own affair: files and machine."""
+    plan, facts = make_any_plan(loaded, "train")
+    if isinstance(plan, MgmPlan):
+        require_mgm(loaded, plan)
+    require_place(plan, facts)
+    lines = [
+        field("job", f"{loaded.name}: {loaded.path} is valid"),
+        field("plan", plan.short_hash),
+        *(field(label, text) for label, text in summary(plan)),
+        field("place", facts.place.line),
+        *(field("SUBSTITUTE", text) for text in plan.substitutions),
+        *(field("WARNING", text) for text in plan.warnings),
+        "",
+        field("ok", f"{command} would start"),
+    ]
+    record = {"ok": True, "job": loaded.name, "plan_hash": plan.hash, "exit_code": 0}
+    told = {"substitutions": plan.substitutions, "warnings": plan.warnings}
+    out.result({**record, **told}, lines)
     return 0
 
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runner.container.argv import HOME
 from runner.engine.mgm.plan import PlannedMgm
 from runner.plan import Plan, PlannedModel
 from runner.plan_base import PlanBase, PlannedMount
 from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
+
+TAKEN = ("/", "/tmp", "/opt", "/usr/bin", "/usr/local/bin", "/bin", HOME)  # noqa: S108
+"""Folders that every container has itself: one of the host's is not laid over them."""
 
 
 def plan_mounts(plan: PlanBase, run_folder: Path | None, cache: Path) -> list[PlannedMount]:
@@ -35,7 +39,9 @@ def plan_mounts(plan: PlanBase, run_folder: Path | None, cache: Path) -> list[Pl
             add(cache, readonly=False)
         case ScriptPlan():
             script = Path(plan.script.path)
-            add(script.parent, readonly=plan.workdir != "source")
+            # with what lies beside it; not where the container has a folder of its own there
+            alone = str(script.parent) in TAKEN and plan.workdir != "source"
+            add(script if alone else script.parent, readonly=plan.workdir != "source")
             for source in plan.inputs:
                 add(Path(source.path))
         case MgmPlan():

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
 
-from runner.guard.enforcer import POLL_SECONDS, is_running, signal_process
+from runner.guard.enforcer import Processes, is_running
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-class ContainerTree:
+class ContainerTree(Processes):
     """Everything that runs in one container, from its first process on. Empty until `attach`."""
 
     def __init__(self) -> None:
@@ -62,26 +60,6 @@ class ContainerTree:
         """
         members = self.members()
         return [each for each in members if each.pid != self.main] or members
-
-    def send(self, number: signal.Signals, pids: Iterable[int]) -> list[int]:
-        """Send a signal to those of `pids` that are members; the pids that it reached."""
-        wanted = set(pids)
-        return [
-            process.pid
-            for process in self.members()
-            if process.pid in wanted and signal_process(process, number)
-        ]
-
-    def kill_all(self, timeout_seconds: float = 10.0) -> list[psutil.Process]:
-        """SIGKILL the first process, with which all others end; the survivors at the timeout."""
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            alive = self.members()
-            for process in alive:
-                signal_process(process, signal.SIGKILL)
-            if not alive or time.monotonic() >= deadline:
-                return alive
-            time.sleep(POLL_SECONDS)
 
     def reap(self, leave: Collection[int]) -> dict[int, int]:
         """Nothing: a container's processes are not this one's children."""

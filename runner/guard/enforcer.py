@@ -35,18 +35,12 @@ def become_subreaper() -> None:
         raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
 
 
-class ProcessTree:
-    """All descendants of this process. Complete only after `become_subreaper`."""
-
-    def __init__(self) -> None:
-        self._root = psutil.Process()
+class Processes:
+    """The processes of a run: what can be done to any of them, however they are found."""
 
     def members(self) -> list[psutil.Process]:
-        """The live descendants; those that ended and wait to be reaped are left out.
-
-        psutil.Process carries the start time, so a pid that is used anew is another process.
-        """
-        return [child for child in self._root.children(recursive=True) if is_running(child)]
+        """The live ones; psutil.Process carries the start time, so a reused pid is another."""
+        raise NotImplementedError
 
     def workers(self) -> list[psutil.Process]:
         """Whom a request to end is sent to where no trainer is known: all members."""
@@ -84,6 +78,17 @@ class ProcessTree:
             if not alive or time.monotonic() >= deadline:
                 return alive
             time.sleep(POLL_SECONDS)
+
+
+class ProcessTree(Processes):
+    """All descendants of this process. Complete only after `become_subreaper`."""
+
+    def __init__(self) -> None:
+        self._root = psutil.Process()
+
+    def members(self) -> list[psutil.Process]:
+        """The live descendants; those that ended and wait to be reaped are left out."""
+        return [child for child in self._root.children(recursive=True) if is_running(child)]
 
     def reap(self, leave: Collection[int]) -> dict[int, int]:
         """Collect ended orphans that were handed to this process: pid -> wait status.

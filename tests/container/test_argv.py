@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.container.argv import Caller, launch_command, mount_text, passed_on, run_argv
+from runner.container.mounts import plan_mounts
 from runner.plan_base import PlannedContainer, PlannedMount
+from runner.plan_script import ScriptPlan
 
 TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), min_size=1)
 CALLER = Caller(
@@ -123,3 +125,42 @@ def test_values_are_words_of_their_own(path: str, arguments: list[str]) -> None:
     words = argv(command=command, labels={"dev.runner.job": path})
     assert words[-len(command) :] == command
     assert f"dev.runner.job={path}" in words
+
+
+def script_plan(path: str, **changes: Any) -> ScriptPlan:
+    record: dict[str, Any] = {
+        "job": "x",
+        "description": "",
+        "variant": "train",
+        "engine": "script",
+        "script": {"path": path, "kind": "file", "sha256": "0" * 64},
+        "runs_with": "bash",
+        "arguments": [],
+        "environment": {},
+        "inputs": [],
+        "workdir": "output",
+        "launch": {
+            "device": "cpu",
+            "num_processes": 1,
+            "deepspeed": "none",
+            "threads_per_process": 1,
+        },
+        "budget": {"kind": "none"},
+        "timeout_minutes": None,
+        "python": "python3",
+        **changes,
+    }
+    return ScriptPlan.model_validate(record)
+
+
+def test_a_scripts_folder_is_not_laid_over_one_of_the_containers_own() -> None:
+    cache = Path("/home/ann/.cache/runner")
+
+    def targets(plan: ScriptPlan) -> dict[str, bool]:
+        mounts = plan_mounts(plan, Path("/r"), cache)
+        return {mount.target: mount.readonly for mount in mounts}
+
+    assert targets(script_plan("/work/me/train.sh")) == {"/r": False, "/work/me": True}
+    assert targets(script_plan("/tmp/train.sh")) == {"/r": False, "/tmp/train.sh": True}
+    there = script_plan("/work/me/train.sh", workdir="source")
+    assert targets(there) == {"/r": False, "/work/me": False}

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+from tests.conftest import REPOSITORY
 from tests.container.conftest import Bench
-from tests.runs.conftest import Finished, termination
+from tests.runs.conftest import Finished, Workplace, termination
+from tests.testbed.docker import Daemon, build_base
 
 TICKS = """
 trap 'echo "saved at $i"; exit 143' TERM
@@ -263,3 +269,44 @@ def wait_until(check: object, seconds: float) -> None:
     while not check():  # type: ignore[operator]
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+def test_an_ordinary_user_owns_what_its_container_writes(docker_daemon: Daemon) -> None:
+    """Another uid than root's, without its rights: only its membership in the socket's group."""
+    python, packages = Path("/usr/bin/python3"), Path(yaml.__file__).parents[1]
+    socket = Path((docker_daemon.host or "unix:///var/run/docker.sock").removeprefix("unix://"))
+    if os.getuid() != 0 or shutil.which("setpriv") is None or not python.exists():
+        pytest.skip("needs root, setpriv and the system's own python3, which others can execute")
+    asked = f"import sys; print(sys.version_info[:2] == {tuple(sys.version_info[:2])!r})"
+    fits = subprocess.run([str(python), "-c", asked], capture_output=True, text=True)
+    if fits.stdout.strip() != "True":
+        pytest.skip(f"{python} is of another version than the packages of this one")
+    image = build_base(docker_daemon)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        (folder / "runs").mkdir()
+        os.chown(folder / "runs", 12345, 12346)
+        bench = Bench(Workplace(folder), docker_daemon, image)
+        job = bench.script("id; mkdir made; echo x >made/file")
+        group = socket.stat().st_gid
+        who = ["setpriv", "--reuid=12345", "--regid=12346", f"--groups={group}"]
+        done = subprocess.run(
+            [*who, str(python), "-m", "runner", "train", job, "--runs", str(folder / "runs")],
+            cwd=folder,
+            env={
+                **os.environ,
+                "HOME": str(folder / "runs"),
+                "XDG_CACHE_HOME": str(folder / "runs" / "cache"),
+                "PYTHONPATH": f"{REPOSITORY}:{packages}",
+            },
+            capture_output=True,
+            text=True,
+        )
+        if "Permission denied" in done.stderr and str(REPOSITORY) in done.stderr:
+            pytest.skip("this checkout can't be read by other users")
+        assert done.returncode == 0, done.stderr
+        (run,) = (folder / "runs" / "job").iterdir()
+        assert log(run).startswith("uid=12345 gid=12346")
+        for path in (run, *run.rglob("*")):
+            assert (path.lstat().st_uid, path.lstat().st_gid) == (12345, 12346), path

@@ -1,7 +1,7 @@
 """PlannedMgm -> the files of its run: launch.sh, zero2_offload.json and the scripts in mgm/.
 
-Pure but for reading this package's own scripts and template. Imports jinja2, runner.packaged,
-and this package's plan and command.
+Pure but for reading this package's own scripts and template. Imports runner.render_base and
+this package's plan and command.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-
-import jinja2
 
 from runner.engine.mgm.command import (
     CAPPED,
@@ -23,7 +21,7 @@ from runner.engine.mgm.command import (
     stage_flags,
 )
 from runner.engine.mgm.plan import PlannedMgm, PlannedMgmTraining
-from runner.packaged import templates_folder
+from runner.render_base import templates
 
 SCRIPTS = (
     "attempt",
@@ -69,17 +67,9 @@ def script_text(name: str) -> str:
 
 def launch_script(plan: PlannedMgm, title: str, version: str, plan_hash: str) -> str:
     """launch.sh: all stages, for people to read and for bash to run."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates_folder()),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - shell, not HTML; every value goes through quote or comment
-    )
+    environment = templates()
     environment.filters |= {
         "quote": quote,
-        "comment": comment,
         "batch": batch_line,
         "in_run": InRun,
     }
@@ -122,11 +112,6 @@ def quote(value: str) -> str:
     if isinstance(value, InRun):
         return f'"$RUN_FOLDER"/{shlex.quote(value)}'
     return shlex.quote(value)
-
-
-def comment(text: str) -> str:
-    """Text for a comment line: no line break or other control character can end the comment."""
-    return "".join(character if character.isprintable() else " " for character in str(text)).strip()
 
 
 def batch_line(training: PlannedMgmTraining) -> str:
