@@ -6,26 +6,44 @@ relative that runs natively is smoked in its place. Every report says exactly th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runner.engine.mgm.command import parser_problems, recorded_flags, stage_flags
-from runner.errors import RunnerError
-from runner.facts import Facts, gather
+from runner.errors import RefusedError, RunnerError
+from runner.facts import Facts, HostFacts, gather
 from runner.job_mgm import MgmJob
 from runner.jobfile import LoadedJob, load_job
 from runner.plan import Plan
+from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.resolve import make_plan
+from runner.resolve_kinds import make_any_plan
 from runner.resolve_mgm import absent
 
 STAND_IN = "llava-gemma-10k-lora"
 """Gemma behind a CLIP tower, trained in the same two stages: MGM without its ConvNeXt branch."""
 
 
-def needs_stand_in(plan: MgmPlan) -> str | None:
-    """Why the toolkit itself can't be smoked here, or None where it can."""
-    missing = absent(plan.mgm)
+def smoke_plan(loaded: LoadedJob, max_steps: int) -> tuple[PlanBase, HostFacts, str | None]:
+    """The smoke's plan, and why the toolkit itself can't be smoked here; None where it can.
+
+    Raises:
+        RefusedError: as the planning; not for an image of the toolkit that is not there.
+    """
+    try:
+        plan, facts = make_any_plan(loaded, "smoke", max_steps)
+    except RefusedError as error:
+        if not isinstance(loaded.job, MgmJob) or loaded.job.launch.on == "local":
+            raise
+        here = loaded.job.model_copy(
+            update={"launch": loaded.job.launch.model_copy(update={"on": "local"})}
+        )
+        plan, facts = make_any_plan(replace(loaded, job=here), "smoke", max_steps)
+        return plan, facts, error.message
+    missing = absent(plan.mgm) if isinstance(plan, MgmPlan) else []
     if not missing:
-        return None
-    return "not on this machine: " + ", ".join(each.field for each in missing)
+        return plan, facts, None
+    return plan, facts, "not on this machine: " + ", ".join(each.field for each in missing)
 
 
 def checked_flags(plan: MgmPlan) -> int:

@@ -24,7 +24,7 @@ from runner.cli.preflight import (
 )
 from runner.cli.report import verdict_lines
 from runner.cli.resume import Choice, choose
-from runner.cli.smoke_mgm import needs_stand_in, stand_in
+from runner.cli.smoke_mgm import smoke_plan, stand_in
 from runner.cli.survey import require_disk, survey, survey_lines
 from runner.container.cli import ContainerCli
 from runner.execute.docker import docker_argv
@@ -161,8 +161,7 @@ def ready_smoke(
 ) -> tuple[PlanBase, HostFacts, RunFolder]:
     """A smoke's plan, facts and folder, its stand-ins made."""
     if not isinstance(loaded.job, Job):
-        plan, facts = make_any_plan(loaded, "smoke", max_steps)
-        why = needs_stand_in(plan) if isinstance(plan, MgmPlan) else None
+        plan, facts, why = smoke_plan(loaded, max_steps)
         if isinstance(plan, MgmPlan) and why is not None:
             native, facts = stand_in(loaded, plan, why, max_steps)
             require_place(native, facts)

@@ -229,7 +229,8 @@ def verdict(report: dict[str, Any]) -> list[str]:
         lines.append(
             _line(
                 "last sign",
-                f"{when}, phase {report.get('last_phase')}, step {report.get('steps_logged')}",
+                f"{when}, phase {report.get('last_phase') or 'not known'}, "
+                f"step {report.get('steps_logged')}",
             )
         )
     checkpoint = report.get("whole_checkpoint")

@@ -131,3 +131,19 @@ def test_the_same_command_goes_on_with_the_stages_that_are_done(tmp_path: Path) 
     earlier = latest_of(plan, tmp_path)
     assert earlier is not None and earlier.kept == "its stages that are done (cap)"
     assert (folder.path / "mgm" / "preflight.py").is_file()
+
+
+def test_without_the_toolkits_image_the_smoke_stands_in_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With --on docker the train image may be there and the toolkit's not."""
+    from runner.cli.smoke_mgm import smoke_plan
+
+    program = tmp_path / "docker"
+    program.write_text("#!/bin/sh\necho 'Error: No such image: runner-mgm' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("RUNNER_CONTAINER_CLI", str(program))
+    plan, facts, why = smoke_plan(load_job(JOB, ["launch.on=docker"]), 3)
+    assert isinstance(plan, MgmPlan) and plan.planned_steps == 6
+    assert why is not None and "runner-mgm" in why
+    assert facts.place.container is None
