@@ -74,6 +74,9 @@ def train_job(
         return 0
     code = start_and_follow(folder, plan, out, resume=resume)
     record = durable.read_json(folder.termination) or {}
+    if code and not record:
+        for line in _said_by_supervisor(folder):
+            out.say(line)
     out.result(
         {"run": folder.name, "folder": str(folder.path), "resumed": resume, **record},
         verdict_lines(folder, record),
@@ -96,6 +99,16 @@ def _planned(
     if fetch_missing(loaded, facts, out):
         facts = gather(loaded)
     return make_plan(loaded, facts, variant, max_steps), facts
+
+
+def _said_by_supervisor(folder: RunFolder) -> list[str]:
+    """Why a supervisor started nothing: a refusal goes to its log, for there is no verdict."""
+    try:
+        lines = folder.supervisor_log.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    begins = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    return lines[begins[-1] :] if begins else []
 
 
 def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunFolder:

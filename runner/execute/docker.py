@@ -26,6 +26,7 @@ from runner.engine.control import LOCK_LIFELINE, SUPERVISOR_VARIABLE
 from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.container import ContainerTree
+from runner.guard.sampler import in_container
 from runner.plan_base import PlanBase
 from runner.sources import cache_folder
 
@@ -59,7 +60,7 @@ class DockerExecutor:
         """Start it and wait until its first process is known.
 
         Raises:
-            RefusedError: there is a container of this run already.
+            RefusedError: there is a container of this run already, or it runs elsewhere.
             OSError: the program can't be started, or the folder not be written.
         """
         left = self._cli.ask("container", "inspect", "--format", "{{.State.Status}}", self.name)
@@ -103,10 +104,34 @@ class DockerExecutor:
                     "container", "inspect", "--format", "{{.State.Pid}}", self.container_id
                 )
                 if answer.code == 0 and answer.out.strip().isdigit() and int(answer.out):
+                    self._require_here(int(answer.out), self.container_id)
                     self.tree.attach(int(answer.out))
                     self.notes += [f"not enforced here: {each}" for each in discarded(self._told())]
                     return
             time.sleep(POLL_SECONDS)
+
+    def _require_here(self, pid: int, container_id: str) -> None:
+        """End the container where its process is not one of this machine.
+
+        The daemon of another machine (DOCKER_HOST) tells a pid of its own, and here that number may
+        be anybody's: it would be measured, and killed.
+
+        Raises:
+            RefusedError: it is not.
+        """
+        try:
+            told = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
+        except OSError:
+            told = ""
+        still = self._cli.ask("container", "inspect", "--format", "{{.State.Pid}}", container_id)
+        if in_container(told, container_id) or still.out.strip() != str(pid):
+            return  # it is, or it has ended meanwhile
+        self._cli.ask("rm", "--force", container_id)
+        raise RefusedError(
+            f"{self._cli.name}'s daemon runs containers on another machine or in one of its own, "
+            "where runner can't guard them",
+            "unset DOCKER_HOST; run `runner` on the daemon's machine; or --on local",
+        )
 
     def _running(self) -> int | None:
         assert self._process is not None  # noqa: S101 - started first
@@ -181,14 +206,15 @@ class DockerExecutor:
 
     def clear(self) -> list[str]:
         """See that no container, secret or id file is left; what could not be removed, in words."""
-        left = []
-        answer = self._cli.ask("rm", "--force", self.name)
-        if answer.code and "no such container" not in answer.err.lower():
-            left.append(
-                f"the container {self.name} could not be removed ({answer.reason}); runner doctor "
-                "--fix does it later"
-            )
-        self._folder.container_id.unlink(missing_ok=True)
+        left: list[str] = []
+        if self._process is not None:  # else what there is of this name is another's
+            answer = self._cli.ask("rm", "--force", self.name)
+            if answer.code and "no such container" not in answer.err.lower():
+                left.append(
+                    f"the container {self.name} could not be removed ({answer.reason}); runner "
+                    "doctor --fix does it later"
+                )
+            self._folder.container_id.unlink(missing_ok=True)
         if self._secrets is not None:
             shutil.rmtree(self._secrets, ignore_errors=True)
         return left

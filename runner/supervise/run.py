@@ -78,7 +78,11 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool) -> Outcome:
     oom_kills = kernel_oom_kills()
     with contextlib.ExitStack() as stack:
         sampler, nvml, enforcement = choose_sampler(plan, tree, folder, record, stack)
-        executor.start()
+        try:
+            executor.start()
+        except BaseException:
+            executor.clear()  # nothing of a start that failed stays behind
+            raise
         enforcement = with_driver_limit(enforcement, plan, nvml, executor)
         record.event(
             "started", f"launch.sh is pid {executor.pid}; memory: {enforcement}", argv=executor.argv
