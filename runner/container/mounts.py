@@ -5,6 +5,8 @@ Every path has the same name inside as outside, so that the launch script is the
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from runner.container.argv import HOME
@@ -36,6 +38,9 @@ def plan_mounts(plan: PlanBase, run_folder: Path | None, cache: Path) -> list[Pl
         case Plan():
             for path in _read_by(plan):
                 add(path)
+            for model in (plan.model, *([plan.vision.model] if plan.vision else [])):
+                for link, real in _links_out(model):
+                    add(real, target=str(link))
             add(cache, readonly=False)
         case ScriptPlan():
             script = Path(plan.script.path)
@@ -51,12 +56,12 @@ def plan_mounts(plan: PlanBase, run_folder: Path | None, cache: Path) -> list[Pl
         add(run_folder, readonly=False)
     for mount in plan.container.mounts if plan.container else []:
         add(Path(mount.source), readonly=mount.readonly, target=mount.target)
-    inside = Path(cache)
+    inside = cache
     return [
         mount
         for target, mount in sorted(found.items())
-        # what lies in the cache comes with it, writable as it is
-        if target == str(inside) or not Path(target).is_relative_to(inside)
+        # what lies in the cache comes with it, writable as it is, where it comes at all
+        if inside not in Path(target).parents or str(inside) not in found
     ]
 
 
@@ -73,7 +78,7 @@ def _read_by(plan: Plan) -> list[Path]:
                 # images that rows name lie beside them, or in the folder that the job names
                 place = path.parent / folder if folder else path.parent
                 if plan.vision is not None and place.is_dir():
-                    paths.append(place.resolve())
+                    paths.append(Path(os.path.normpath(place)))
     return paths
 
 
@@ -103,3 +108,18 @@ def _weights(model: PlannedModel) -> Path | None:
     if model.kind == "hub" and folder.parent.name == "snapshots":
         return folder.parents[1]  # a snapshot is links into blobs/ beside it
     return folder
+
+
+def _links_out(model: PlannedModel) -> Iterator[tuple[Path, Path]]:
+    """(where it leads, what is there) of links in a model folder that lead out of it.
+
+    A folder of links to shards on another disk is whole only with them.
+    """
+    folder = Path(model.folder or "")
+    if model.kind != "folder" or not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if entry.is_symlink() and entry.exists():
+            link = Path(os.path.normpath(folder / entry.readlink()))
+            if folder not in link.parents:
+                yield link, entry.resolve()

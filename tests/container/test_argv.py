@@ -14,6 +14,7 @@ from runner.container.argv import Caller, launch_command, mount_text, passed_on,
 from runner.container.mounts import plan_mounts
 from runner.plan_base import PlannedContainer, PlannedMount
 from runner.plan_script import ScriptPlan
+from tests.engine.tiny import plan_of
 
 TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), min_size=1)
 CALLER = Caller(
@@ -164,3 +165,37 @@ def test_a_scripts_folder_is_not_laid_over_one_of_the_containers_own() -> None:
     assert targets(script_plan("/tmp/train.sh")) == {"/r": False, "/tmp/train.sh": True}
     there = script_plan("/work/me/train.sh", workdir="source")
     assert targets(there) == {"/r": False, "/work/me": False}
+
+
+def test_weights_come_whole_however_they_lie(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    disk, folder = tmp_path / "disk", tmp_path / "model"
+    disk.mkdir()
+    folder.mkdir()
+    (disk / "shard").write_text("x")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").symlink_to("../disk/shard")
+
+    def targets(**model: Any) -> dict[str, str]:
+        plan = plan_of()
+        plan = plan.model_copy(update={"model": plan.model.model_copy(update=model)})
+        return {mount.target: mount.source for mount in plan_mounts(plan, None, cache)}
+
+    linked = targets(kind="folder", folder=str(folder))
+    assert linked[str(folder)] == str(folder)
+    assert linked[str(disk / "shard")] == str(disk / "shard")
+    # a snapshot of the hub's cache is links into blobs/ beside it
+    hub = targets(kind="hub", folder="/hub/models--a--b/snapshots/c0ffee")
+    assert "/hub/models--a--b" in hub and "/hub/models--a--b/snapshots/c0ffee" not in hub
+    # what runner itself made lies in its cache, which comes whole
+    own = targets(kind="standin", folder=str(cache / "standins" / "x"))
+    assert [target for target in own if "standins" in target] == []
+    assert str(cache) in own
+
+
+def test_what_a_script_reads_of_the_cache_is_there(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    (cache / "mgm").mkdir(parents=True)
+    inputs = [{"path": str(cache / "mgm"), "kind": "folder"}]
+    mounts = plan_mounts(script_plan("/work/me/train.sh", inputs=inputs), None, cache)
+    assert str(cache / "mgm") in [mount.target for mount in mounts]
