@@ -47,6 +47,10 @@ NEEDED = (
 """Those without which nothing trains."""
 
 
+IMAGE_TOOLKIT = "/opt/runner/toolkit"
+"""Where docker/mgm.Dockerfile puts the toolkit; taken where this machine has no copy of its own."""
+
+
 @dataclass(frozen=True)
 class Absent:
     """What a job names and this machine lacks."""
@@ -72,6 +76,9 @@ def make_mgm_plan(
     """
     job = mgm_job(loaded)
     settings = placed(job, loaded, facts.cache)
+    box = facts.place.container
+    if box is not None and box.image.kind == "mgm" and not Path(settings.toolkit).exists():
+        settings = settings.model_copy(update={"toolkit": IMAGE_TOOLKIT})
     smoke = variant == "smoke"
     if smoke and max_steps is not None:
         shorter = settings.smoke.model_copy(update={"max_steps": max_steps})
@@ -159,7 +166,7 @@ def absent(planned: PlannedMgm) -> list[Absent]:
     for field in NEEDED:
         block, _, name = field.rpartition(".")
         path = Path((record[block] if block else record)[name])
-        if not path.exists():
+        if not path.exists() and str(path) != IMAGE_TOOLKIT:
             found.append(Absent(field, path))
     return found
 

@@ -39,8 +39,8 @@ class Container:
 
     @property
     def native(self) -> bool:
-        """Whether runner's own train image is in it, itself or as its base."""
-        return self.image.kind == "train"
+        """Whether one of runner's images is in it, itself or as its base: venv, tini."""
+        return self.image.kind is not None
 
 
 @dataclass(frozen=True)

@@ -147,3 +147,24 @@ def test_without_the_toolkits_image_the_smoke_stands_in_too(
     assert isinstance(plan, MgmPlan) and plan.planned_steps == 6
     assert why is not None and "runner-mgm" in why
     assert facts.place.container is None
+
+
+def test_the_toolkit_of_the_image_serves_where_there_is_no_other(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from runner.container.cli import ContainerCli
+    from runner.container.images import Image, ImageFacts
+    from runner.container.place import Container, Place
+    from runner.facts import gather_host
+    from runner.resolve_mgm import IMAGE_TOOLKIT, absent, make_mgm_plan
+
+    loaded = load_job(JOB)
+    image = Image("runner-mgm:1", "sha256:" + "1" * 64, {"dev.runner.kind": "mgm"}, 1, "")
+    box = Container(ContainerCli("/usr/bin/docker"), image, ImageFacts("3.10", {}, None))
+    facts = replace(gather_host(loaded.job), place=Place(box, ""))
+    plan = make_mgm_plan(loaded, facts, "smoke")
+    assert plan.mgm.toolkit == IMAGE_TOOLKIT
+    assert plan.python == "/opt/runner/bin/python"
+    assert "toolkit" not in [each.field for each in absent(plan.mgm)]
+    own = load_job(JOB, [f"toolkit={tmp_path}"])
+    assert make_mgm_plan(own, facts, "smoke").mgm.toolkit == str(tmp_path)
