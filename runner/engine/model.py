@@ -96,9 +96,10 @@ def load_model(plan: Plan) -> Any:
 
 def load_whole(plan: Plan, folder: Path) -> Any:
     """A whole trained model that lies in `folder`, in the plan's precision, on the CPU."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    return AutoModelForCausalLM.from_pretrained(
+    kind = AutoModelForCausalLM if plan.vision is None else AutoModelForImageTextToText
+    return kind.from_pretrained(
         str(folder),
         dtype=precision_dtype(plan.precision),
         use_safetensors=True,

@@ -21,17 +21,17 @@ from runner.container.caller import this_caller
 from runner.container.cli import ContainerCli
 from runner.container.labels import run_labels, supervisor_label
 from runner.container.mounts import plan_mounts
-from runner.container.refusals import daemon_lost, discarded, explain_run
+from runner.container.refusals import daemon_lost, discarded, explain_run, last_error
 from runner.engine.control import LOCK_LIFELINE, SUPERVISOR_VARIABLE
 from runner.errors import RefusedError
 from runner.folder import RunFolder
-from runner.guard.container import ContainerTree
-from runner.guard.sampler import in_container
+from runner.guard.container import ContainerTree, first_process
 from runner.plan_base import PlanBase
 from runner.sources import cache_folder
 
 START_SECONDS = 300.0  # a daemon under load, or a disk that is slow, takes its time
 POLL_SECONDS = 0.05
+ELSEWHERE_SECONDS = 3.0  # a container that says it runs is among the processes by then
 HUNG_SECONDS = 60.0  # between a container's end and its client's: removal takes its time
 SECRETS_PLACE = Path("/dev/shm")  # noqa: S108 - in memory; a folder of the user's own in it
 _UNSAFE = re.compile(r"[^a-zA-Z0-9_.-]+")
@@ -49,6 +49,7 @@ class DockerExecutor:
         self._secrets: Path | None = None
         self._cut_off = False
         self._gone_since: float | None = None
+        self._said_before = 0  # bytes of the program's log that are of earlier starts
         self.tree = ContainerTree()
         self.name = container_name(folder)
         self.container_id: str | None = None
@@ -84,6 +85,7 @@ class DockerExecutor:
             },
         )
         with self._folder.container_log.open("ab") as log:
+            self._said_before = log.tell()
             self._process = subprocess.Popen(
                 self.argv,
                 stdin=subprocess.DEVNULL,
@@ -94,38 +96,47 @@ class DockerExecutor:
         self._attach()
 
     def _attach(self) -> None:
-        """Wait for the container's first process; nothing where it ended or failed before."""
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self._running() is None:
+        """Wait for the container's first process; nothing where it ended or failed before.
+
+        It is looked for among this machine's processes, so that a daemon which dies meanwhile
+        takes nothing away.
+
+        Raises:
+            RefusedError: the daemon started it on another machine.
+        """
+        begun = time.monotonic()
+        while time.monotonic() - begun < START_SECONDS:
+            gone = self._running() is not None  # asked first: what it left is seen once more then
             with contextlib.suppress(OSError):
                 self.container_id = self._folder.container_id.read_text().strip() or None
-            if self.container_id is not None:
-                answer = self._cli.ask(
-                    "container", "inspect", "--format", "{{.State.Pid}}", self.container_id
-                )
-                if answer.code == 0 and answer.out.strip().isdigit() and int(answer.out):
-                    self._require_here(int(answer.out), self.container_id)
-                    self.tree.attach(int(answer.out))
-                    self.notes += [f"not enforced here: {each}" for each in discarded(self._told())]
-                    return
+            late = time.monotonic() - begun > ELSEWHERE_SECONDS
+            pid = None
+            if self.container_id:
+                pid = first_process(self.container_id, of_any_namespace=late)
+            if pid is not None:
+                self.tree.attach(pid)
+                self.notes += [f"not enforced here: {each}" for each in discarded(self._told())]
+                return
+            if gone:
+                return
+            if self.container_id and late:
+                self._require_here(self.container_id)
             time.sleep(POLL_SECONDS)
 
-    def _require_here(self, pid: int, container_id: str) -> None:
+    def _require_here(self, container_id: str) -> None:
         """End the container where its process is not one of this machine.
 
         The daemon of another machine (DOCKER_HOST) tells a pid of its own, and here that number may
         be anybody's: it would be measured, and killed.
 
         Raises:
-            RefusedError: it is not.
+            RefusedError: it runs, and is nowhere here.
         """
-        try:
-            told = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
-        except OSError:
-            told = ""
-        still = self._cli.ask("container", "inspect", "--format", "{{.State.Pid}}", container_id)
-        if in_container(told, container_id) or still.out.strip() != str(pid):
-            return  # it is, or it has ended meanwhile
+        state = "{{.State.Running}} {{.State.Pid}}"
+        answer = self._cli.ask("container", "inspect", "--format", state, container_id)
+        running, _, _ = answer.out.strip().partition(" ")
+        if answer.code or running != "true" or first_process(container_id, of_any_namespace=True):
+            return  # it has ended, or is not there yet
         self._cli.ask("rm", "--force", container_id)
         raise RefusedError(
             f"{self._cli.name}'s daemon runs containers on another machine or in one of its own, "
@@ -186,21 +197,21 @@ class DockerExecutor:
     def start_failure(self) -> tuple[str, str] | None:
         """Why no container came to run, and the way out; None where one did."""
         code = self._running()
-        if code not in (125, 126, 127) or self.tree.attached:
-            return None
-        told = self._told()
-        if daemon_lost(told, code):
+        told = self._told() if code in (125, 126, 127) else ""
+        # a script can end with these numbers too, but then docker has nothing to say
+        if code is None or not told.strip() or daemon_lost(told, code):
             return None
         found = explain_run(told, code)
-        if found is None and code == 125:
-            last = [line for line in told.splitlines() if line.strip()]
-            return (f"{self._cli.name}: {last[-1] if last else 'it could not be started'}", "")
+        if found is None and code == 125 and (reason := last_error(told)):
+            return f"{self._cli.name}: {reason}", ""
         return found
 
     def _told(self) -> str:
-        """What the container program has said, its end."""
+        """What the container program has said since this start, its end."""
         try:
-            return self._folder.container_log.read_text(errors="replace")[-8000:]
+            with self._folder.container_log.open(errors="replace") as log:
+                log.seek(self._said_before)
+                return log.read()[-8000:]
         except OSError:
             return ""
 

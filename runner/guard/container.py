@@ -1,6 +1,6 @@
 """The processes of a container as the host sees them: found, signalled, seen gone.
 
-May import the standard library, psutil and runner.guard.enforcer; Linux only. The daemon is not
+May import the standard library, psutil and the guard; Linux only. The daemon is not
 asked: what is here works on when dockerd does not answer.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from runner.guard.enforcer import Processes, is_running
+from runner.guard.sampler import in_container
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -75,6 +76,31 @@ class ContainerTree(Processes):
             return [main.pid, *(child.pid for child in main.children(recursive=True))]
         except psutil.NoSuchProcess:
             return []
+
+
+def first_process(container_id: str, *, of_any_namespace: bool = False) -> int | None:
+    """The pid here of a container's first process, by its cgroup's name; None where it is not here.
+
+    Of the processes in that cgroup it is the one that is 1 in its own pid namespace. While a
+    container is made there are passing ones beside it, so the oldest is only taken on request:
+    `of_any_namespace`, for a container that runs and shares the host's (`--pid host`).
+    """
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            told = (entry / "cgroup").read_text(errors="replace")
+            if not in_container(told, container_id):
+                continue
+            status = (entry / "status").read_text()
+            names = [line.split() for line in status.splitlines() if line.startswith("NSpid:")]
+            inside = names[0][-1] if names else ""
+            if inside != "1" and not of_any_namespace:
+                continue
+            since = psutil.Process(int(entry.name)).create_time()
+            found.append((inside != "1", since, int(entry.name)))
+    return min(found)[2] if found else None
 
 
 def _cgroup_list(pid: int) -> Path | None:

@@ -1,6 +1,7 @@
 """dockerd is killed under a run: what is known of the run stays known, and nothing is left of it.
 
-On the second daemon, so that nobody else's containers are touched.
+On a daemon that is there for this alone, so that nobody else's containers are touched, and a
+restart that fails fails here only.
 """
 
 from __future__ import annotations
@@ -17,38 +18,46 @@ from tests.container.conftest import Bench
 from tests.container.test_script_runs import ended, events, log, started, ticks, wait_until
 from tests.runs.conftest import Workplace, termination
 from tests.testbed.docker import (
+    FOLDER,
     Daemon,
     bring,
     build_base,
     kill_daemon,
+    own_daemon,
     start_again,
 )
+
+MORTAL = FOLDER.with_name(f"{FOLDER.name}-mortal")
+
+
+@pytest.fixture(scope="module")
+def mortal(docker_daemon: Daemon) -> Iterator[tuple[Daemon, str]]:
+    """The daemon that is killed, with the base image."""
+    image = find_image(docker_daemon.cli, build_base(docker_daemon))
+    assert image is not None
+    with own_daemon(MORTAL) as daemon:
+        bring(image, daemon)
+        yield daemon, image.name
 
 
 @pytest.fixture
 def far(
-    docker_daemon: Daemon,
-    gpu_daemon: Daemon,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mortal: tuple[Daemon, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Bench]:
-    """A bench on the second daemon, which may be killed: it is there again afterwards."""
-    name = build_base(docker_daemon)
-    image = find_image(docker_daemon.cli, name)
-    assert image is not None
-    bring(image, gpu_daemon)
-    gpu_daemon.use(monkeypatch)
-    bench = Bench(Workplace(tmp_path), gpu_daemon, name)
+    """A bench on it; it is there again afterwards."""
+    daemon, name = mortal
+    daemon.use(monkeypatch)
+    bench = Bench(Workplace(tmp_path), daemon, name)
     yield bench
-    if gpu_daemon.cli.ask("version").code:
-        start_again()
+    if daemon.cli.ask("version").code:
+        start_again(MORTAL)
     for run in (tmp_path / "runs").glob("*/*"):
         wait_until(lambda run=run: bench.containers(run.absolute()) == [], 30)
 
 
 def test_a_run_outlives_the_death_of_dockerd(far: Bench) -> None:
     process, run = started(far, far.script(ticks(40)))
-    kill_daemon()
+    kill_daemon(MORTAL)
     ended(process, 120)
     end = termination(run)
     # the script did all it had to, but nobody was there to hear its exit code
@@ -62,7 +71,7 @@ def test_a_run_outlives_the_death_of_dockerd(far: Bench) -> None:
 
 def test_a_run_can_be_stopped_while_dockerd_is_dead(far: Bench) -> None:
     process, run = started(far, far.script(ticks(300)))
-    kill_daemon()
+    kill_daemon(MORTAL)
     process.send_signal(signal.SIGINT)
     done = ended(process, 120)
     end = termination(run)
@@ -72,8 +81,8 @@ def test_a_run_can_be_stopped_while_dockerd_is_dead(far: Bench) -> None:
 
 def test_a_restarted_dockerd_ends_the_run_and_the_verdict_says_so(far: Bench) -> None:
     process, run = started(far, far.script(ticks(300)))
-    kill_daemon()
-    start_again()
+    kill_daemon(MORTAL)
+    start_again(MORTAL)
     ended(process, 120)
     end = termination(run)
     assert end["reason"] == "failed"

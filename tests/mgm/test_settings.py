@@ -39,7 +39,7 @@ def test_the_job_is_the_baseline_with_lora_within_16_gib() -> None:
     assert plan.finetune.global_batch_size == 128
     assert plan.finetune.per_device_train_batch_size == 1
     assert plan.finetune.model_max_length == 1024
-    assert plan.substitutions == ()
+    assert plan.substitutions == []
 
 
 def test_the_job_and_the_table_of_sources_mean_the_same_places() -> None:
@@ -104,7 +104,7 @@ def test_inference_on_a_gpu_that_is_not_the_runs_is_refused() -> None:
 
 def test_a_smoke_says_what_it_is_not() -> None:
     plan = planned(variant="smoke")
-    assert plan.substitutions == ("smoke: 5 steps of 2 and 1 samples instead of 256 and 128",)
+    assert plan.substitutions == ["smoke: 5 steps of 2 and 1 samples instead of 256 and 128"]
     assert "# SUBSTITUTED: smoke" in rendered(plan)["launch.sh"]
 
 

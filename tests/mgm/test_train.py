@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,16 +16,20 @@ pytest.importorskip("transformers")
 VOCABULARY = 256_000
 
 
-def watching(*, resumable: bool) -> tuple[Any, train.Requests]:
+def watching(*, resumable: bool, run: Path | None = None) -> tuple[Any, train.Requests]:
     requests = train.Requests()
-    watch = train.callback(requests, VOCABULARY, resumable)()
-    watch.on_train_begin(SimpleNamespace(), SimpleNamespace(global_step=0), None)
+    phase = "finetune" if resumable else "pretrain"
+    watch = train.callback(requests, VOCABULARY, resumable, phase, run or Path("/nowhere"))()
+    state = SimpleNamespace(global_step=0, is_world_process_zero=run is not None)
+    watch.on_train_begin(SimpleNamespace(), state, None)
     return watch, requests
 
 
 def call(watch: Any, hook: str, step: int = 3, output: Path = Path("/x"), **rest: Any) -> Any:
     control = SimpleNamespace(should_save=False, should_training_stop=False)
-    state = SimpleNamespace(global_step=step, log_history=[rest.get("logs") or {}])
+    first = rest.pop("first", False)
+    logged = [rest.get("logs") or {}]
+    state = SimpleNamespace(global_step=step, log_history=logged, is_world_process_zero=first)
     getattr(watch, hook)(SimpleNamespace(world_size=1, output_dir=output), state, control, **rest)
     return control
 
@@ -122,3 +127,28 @@ def test_one_process_gets_the_environment_that_a_launcher_would_set() -> None:
 def test_the_toolkits_flags_begin_behind_two_dashes() -> None:
     given = ["--attention", "sdpa", "--", "--bf16", "True", "--", "x"]
     assert train.split_command(given) == (given[:2], ["--bf16", "True", "--", "x"])
+
+
+def test_losses_and_their_end_are_recorded_for_the_host(tmp_path: Path) -> None:
+    """Steps count on through both trainings; what is trained again is not told twice."""
+    for resumable in (False, True):  # the pretraining, then the finetuning
+        watch, _ = watching(resumable=resumable, run=tmp_path)
+        for step in (1, 2, 3):
+            call(watch, "on_log", step, first=True, logs={"loss": 5.0 + step, "learning_rate": 0.1})
+    again = train.callback(train.Requests(), VOCABULARY, True, "finetune", tmp_path)()
+    state = SimpleNamespace(global_step=2, is_world_process_zero=True)
+    again.on_train_begin(SimpleNamespace(), state, None)
+    call(again, "on_log", 3, first=True, logs={"loss": 9.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["phase"], line["loss"]) for line in lines] == [
+        (1, "pretrain", 6.0),
+        (2, "pretrain", 7.0),
+        (3, "pretrain", 8.0),
+        (4, "finetune", 6.0),
+        (5, "finetune", 7.0),
+        (6, "finetune", 9.0),
+    ]
+    with pytest.raises(SystemExit):
+        call(again, "on_log", 4, logs={"loss": 3e11})
+    failure = json.loads((tmp_path / "engine" / "failure.json").read_text())
+    assert failure["kind"] == "non_finite_loss" and "finetune, step 4" in failure["message"]

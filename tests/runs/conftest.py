@@ -32,6 +32,11 @@ class Finished:
         return json.loads(self.out)
 
 
+def _hear_ctrl_c() -> None:
+    """A shell has what it starts in the background ignore SIGINT, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Workplace:
     """A folder to call `runner` in, with its own runs/."""
@@ -51,6 +56,7 @@ class Workplace:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_ctrl_c,
         )
 
     def call(self, *arguments: str, seconds: float = 240) -> Finished:

@@ -32,9 +32,6 @@ from tests.testbed import REPOSITORY
 
 FOLDER = Path(os.environ.get("RUNNER_TESTBED", "/var/tmp/runner-testbed"))
 BASE = "runner-testbed-base:bookworm"
-_OWN = hashlib.sha256(str(FOLDER).encode()).digest()
-BRIDGE = f"runner{_OWN.hex()[:8]}"
-"""Its own: with --bridge=none, or with the default, dockerd removes the first daemon's docker0."""
 START_SECONDS = 60.0
 GPUS = (
     "driver 580.95.05",
@@ -42,6 +39,16 @@ GPUS = (
     "gpu 1 GPU-22222222-0000-4000-8000-000000000002 81559 0 0 41 71000 0 NVIDIA H100 80GB HBM3",
 )
 UUIDS = tuple(line.split()[2] for line in GPUS if line.startswith("gpu "))
+
+
+def _own(folder: Path) -> bytes:
+    """What tells the daemon of one folder from that of another."""
+    return hashlib.sha256(str(folder).encode()).digest()
+
+
+def bridge_of(folder: Path) -> str:
+    """Its own: with --bridge=none, or the default, dockerd removes the first daemon's docker0."""
+    return f"runner{_own(folder).hex()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,8 @@ def answers() -> str | None:
 
 
 @contextmanager
-def own_daemon() -> Iterator[Daemon]:
-    """The second daemon, shared by all test processes; the last to leave stops it.
+def own_daemon(folder: Path = FOLDER) -> Iterator[Daemon]:
+    """A daemon of the tests' own in `folder`, shared by all test processes; the last one stops it.
 
     Skips, with the reason, where none can run.
     """
@@ -100,14 +107,14 @@ def own_daemon() -> Iterator[Daemon]:
         pytest.skip("needs root, to start a dockerd")
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler, for the stub NVML")
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "users.lock").open("w") as users, (FOLDER / "start.lock").open("w") as start:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "users.lock").open("w") as users, (folder / "start.lock").open("w") as start:
         fcntl.flock(start, fcntl.LOCK_EX)
         fcntl.flock(users, fcntl.LOCK_SH)
-        daemon = Daemon(f"unix://{FOLDER}/docker.sock", FOLDER / "hook")
+        daemon = Daemon(f"unix://{folder}/docker.sock", folder / "hook")
         if not _is_up(daemon):
-            _lay_out_hook(FOLDER / "hook")
-            _start(program)
+            _lay_out_hook(folder / "hook")
+            _start(program, folder)
         fcntl.flock(start, fcntl.LOCK_UN)
         try:
             yield daemon
@@ -118,7 +125,7 @@ def own_daemon() -> Iterator[Daemon]:
             except BlockingIOError:
                 pass  # another process uses it
             else:
-                _stop()
+                _stop(folder)
 
 
 def _is_up(daemon: Daemon) -> bool:
@@ -138,27 +145,33 @@ def _lay_out_hook(folder: Path) -> None:
     (folder / "nvml.state").write_text("\n".join(GPUS) + "\n")
 
 
-def _start(program: str) -> None:
-    make_bridge(BRIDGE, f"172.31.{_OWN[0]}.1/24")
-    for file in (FOLDER / "docker.pid", FOLDER / "exec" / "containerd" / "containerd.pid"):
-        _drop_if_stale(file)
-    arguments = ["--host", f"unix://{FOLDER}/docker.sock", "--pidfile", f"{FOLDER}/docker.pid"]
-    arguments += ["--data-root", f"{FOLDER}/data", "--exec-root", f"{FOLDER}/exec"]
-    arguments += ["--bridge", BRIDGE, "--iptables=false", "--ip-forward=false", "--ip-masq=false"]
+def _start(program: str, folder: Path) -> None:
+    make_bridge(bridge_of(folder), f"172.31.{_own(folder)[0]}.1/24")
+    for file in (folder / "docker.pid", folder / "exec" / "containerd" / "containerd.pid"):
+        _drop_if_stale(file, folder)
+    arguments = ["--host", f"unix://{folder}/docker.sock", "--pidfile", f"{folder}/docker.pid"]
+    arguments += ["--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec"]
+    arguments += [
+        "--bridge",
+        bridge_of(folder),
+        "--iptables=false",
+        "--ip-forward=false",
+        "--ip-masq=false",
+    ]
     # vfs, which dockerd falls back to, copies the whole image for each of its layers
     arguments += ["--storage-driver", "overlay2"]
-    log = FOLDER / "docker.log"
+    log = folder / "docker.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [program, *arguments],
-            env={**os.environ, "PATH": f"{FOLDER}/hook:{os.environ['PATH']}"},
+            env={**os.environ, "PATH": f"{folder}/hook:{os.environ['PATH']}"},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
             start_new_session=True,
         )
     deadline = time.monotonic() + START_SECONDS
-    while not _is_up(Daemon(f"unix://{FOLDER}/docker.sock", None)):
+    while not _is_up(Daemon(f"unix://{folder}/docker.sock", None)):
         if process.poll() is not None or time.monotonic() > deadline:
             said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
             process.kill()
@@ -166,11 +179,11 @@ def _start(program: str) -> None:
         time.sleep(0.2)
 
 
-def _drop_if_stale(pid_file: Path) -> None:
+def _drop_if_stale(pid_file: Path, folder: Path) -> None:
     """After a kill the number may be another program's by now, for which dockerd would wait."""
     try:
         pid = int(pid_file.read_text())
-        ours = str(FOLDER) in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        ours = f"{folder}/" in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except (OSError, ValueError):
         ours = False
     if not ours:
@@ -190,33 +203,33 @@ def make_bridge(name: str, address: str) -> None:
                 pytest.skip(f"no dockerd can run here: {' '.join(command)}: {done.stderr.strip()}")
 
 
-def kill_daemon() -> None:
-    """SIGKILL the second daemon, and nothing else: its containers go on under their shims."""
-    os.kill(int((FOLDER / "docker.pid").read_text()), 9)
+def kill_daemon(folder: Path) -> None:
+    """SIGKILL the daemon there, and nothing else: its containers go on under their shims."""
+    os.kill(int((folder / "docker.pid").read_text()), 9)
 
 
-def start_again() -> None:
-    """Start the second daemon after `kill_daemon`, on the same data."""
+def start_again(folder: Path) -> None:
+    """Start the daemon there after `kill_daemon`, on the same data."""
     program = shutil.which("dockerd")
     assert program is not None
-    (FOLDER / "docker.pid").unlink(missing_ok=True)
+    (folder / "docker.pid").unlink(missing_ok=True)
     # its own containerd has outlived it, and is not taken over but waited for in vain; with systemd
     # it would be a service of its own. The shims, and so the containers, outlive it too.
-    for file in FOLDER.glob("exec/containerd/*.pid"):
+    for file in folder.glob("exec/containerd/*.pid"):
         with suppress(OSError, ValueError):
             os.kill(int(file.read_text()), 9)
         file.unlink(missing_ok=True)
-    _start(program)
+    _start(program, folder)
 
 
-def _stop() -> None:
+def _stop(folder: Path) -> None:
     """End the daemon that the pid file names, if it is ours, and take the bridge down."""
     try:
-        pid = int((FOLDER / "docker.pid").read_text())
+        pid = int((folder / "docker.pid").read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except (OSError, ValueError):
         return
-    if str(FOLDER) not in command:
+    if f"{folder}/" not in command:
         return
     os.kill(pid, 15)
     deadline = time.monotonic() + 30
@@ -225,10 +238,10 @@ def _stop() -> None:
             os.waitpid(pid, os.WNOHANG)
         time.sleep(0.1)
     # a dockerd that was killed leaves its data folder mounted on itself, once for each time
-    while (FOLDER / "data").is_mount():
-        if subprocess.run(["umount", str(FOLDER / "data")], capture_output=True).returncode:
+    while (folder / "data").is_mount():
+        if subprocess.run(["umount", str(folder / "data")], capture_output=True).returncode:
             break
-    subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
+    subprocess.run(["ip", "link", "delete", bridge_of(folder)], capture_output=True)
 
 
 @pytest.fixture(scope="session")

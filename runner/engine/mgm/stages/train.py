@@ -77,13 +77,13 @@ def sibling(name: str) -> Any:
     return module
 
 
-def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str) -> type:
-    """The trainer callback that watches losses, tells them the host and obeys `requests`."""
+def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, run: Path) -> type:
+    """The trainer callback that watches losses, records them in `run` and obeys `requests`."""
     import torch
     from transformers import TrainerCallback
 
     absurd_loss, records = sibling("watch_loss").absurd_loss, sibling("records")
-    metrics = records.Metrics(records.RUN / "metrics.jsonl", phase)
+    metrics = records.Metrics(run / "metrics.jsonl", phase)
 
     def asked_on_any_rank(flag: bool) -> bool:
         distributed = torch.distributed
@@ -143,7 +143,8 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str) -
                 )
             reason = absurd_loss(float(loss), vocabulary)
             if reason is not None:
-                records.fail("non_finite_loss", f"{phase}, step {state.global_step}: {reason}")
+                told = f"{phase}, step {state.global_step}: {reason}"
+                records.fail("non_finite_loss", told, run)
                 raise SystemExit(f"train: step {state.global_step}: {reason}; the run failed")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -230,7 +231,7 @@ def main() -> None:
     # upstream's pretraining checkpoints hold no optimizer, those without DeepSpeed no projector
     resumable = "--lora_enable" in flags and deepspeed
     phase = "finetune" if "--lora_enable" in flags else "pretrain"
-    watch = callback(requests, vocabulary, resumable, phase)
+    watch = callback(requests, vocabulary, resumable, phase, sibling("records").RUN)
     transformers.trainer.DEFAULT_CALLBACKS.append(watch)
     seed(SEED)
     sys.argv = [str(toolkit.__file__), *flags]
