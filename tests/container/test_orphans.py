@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from runner.container import labels, orphans
@@ -394,6 +394,7 @@ INSPECTED = st.fixed_dictionaries(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # on a busy machine
 @given(st.lists(INSPECTED, max_size=3))
 @example([{"Id": "ab" * 32, "Config": {"Labels": {labels.RUN: "/x", labels.UID: "1" * 5000}}}])
 def test_whatever_inspect_says_is_read_or_left_out(told: list[Any]) -> None:
