@@ -5,8 +5,8 @@
 # otherwise the commit below is cloned.
 #
 # The base needs CUDA's compiler, since DeepSpeed builds its CPU Adam at the first start, and Python
-# 3.10. Give BASE with its digest: nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04@sha256:...
-ARG BASE=nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04
+# 3.10. The digest is the one that builds of several public projects log for this tag.
+ARG BASE=nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04@sha256:8f9dd0d09d3ad3900357a1cf7f887888b5b74056636cd6ef03c160c3cd4b1d95
 FROM ${BASE}
 
 # A distribution's packages can't be pinned for long (it drops superseded ones); image.json records
