@@ -115,6 +115,8 @@ def fetch(
         process.wait()  # it got the same signal
         ask.abandon()
         raise
+    finally:
+        ask.close()
     records = [json.loads(line) for line in told.splitlines()]
     if process.returncode == 130:
         raise KeyboardInterrupt

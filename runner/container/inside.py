@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.container.argv import run_argv
+from runner.container.argv import SECRETS, run_argv, secret_names
 from runner.container.caller import this_caller
 from runner.container.cli import ContainerCli
 from runner.container.images import PYTHON
 from runner.container.labels import run_labels, supervisor_label
+from runner.container.secrets import secrets_folder, write_secrets
 from runner.plan_base import PlannedContainer, PlannedMount
 from runner.sources import cache_folder, hub_cache
 
 _numbers = itertools.count(1)
+_WITH_SECRETS = (
+    f'for file in {SECRETS}/*; do [ -f "$file" ] && export "${{file##*/}}=$(<"$file")"; done; '
+    'exec "$@"'
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,18 @@ class Question:
     name: str | None = None
     """Of the container; None where there is none."""
     program: str | None = None
+    secrets: Path | None = None
+    """A folder in memory, to be removed by `close`."""
 
     def abandon(self) -> None:
         """End its container, which outlives the process that started it."""
         if self.name is not None and self.program is not None:
             ContainerCli(self.program).ask("rm", "--force", self.name)
+
+    def close(self) -> None:
+        """Remove its secrets, once it has been answered."""
+        if self.secrets is not None:
+            shutil.rmtree(self.secrets, ignore_errors=True)
 
 
 def question(
@@ -56,6 +69,7 @@ def question(
         arguments: the module and its own arguments.
         reads: paths that a container has to see, besides the caches.
         writes: folders that it may write to.
+        online: it reaches the network, and gets the secrets that are for it; `close` it then.
         interactive: whether it reads its standard input.
     """
     if container is None:
@@ -69,22 +83,27 @@ def question(
     mounts |= {str(folder): _writable(folder) for folder in writes}
     name = f"runner-ask-{os.getpid()}-{next(_numbers)}"
     asked = container.model_copy(
-        update={"network": "bridge" if online else "none", "arguments": [], "ulimits": {}}
+        update={"network": "bridge" if online else "none", "arguments": [], "secrets": []}
     )
+    names = secret_names(asked)
+    secrets = secrets_folder(name, names)
+    if secrets is not None:
+        write_secrets(secrets, names)
     argv = run_argv(
         asked,
         this_caller(cli),
         name=name,
         labels=run_labels(cache, "ask", "", os.geteuid(), supervisor_label()),
         mounts=[mounts[target] for target in sorted(mounts)],
-        command=[PYTHON, "-m", *arguments],
+        command=["bash", "-c", _WITH_SECRETS, "runner", PYTHON, "-m", *arguments],
+        secrets_folder=None if secrets is None else str(secrets),
         workdir="/tmp",  # noqa: S108 - the container's own
         gpu_uuids=gpu_uuids,
         interactive=interactive,
     )
     if interactive and sys.stdin.isatty() and sys.stdout.isatty():
         argv.insert(2, "--tty")
-    return Question(argv, name, container.program)
+    return Question(argv, name, container.program, secrets)
 
 
 def _writable(folder: Path) -> PlannedMount:

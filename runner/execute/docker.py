@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from runner import durable
@@ -22,6 +21,7 @@ from runner.container.cli import ContainerCli
 from runner.container.labels import run_labels, supervisor_label
 from runner.container.mounts import plan_mounts
 from runner.container.refusals import daemon_lost, discarded, explain_run, last_error
+from runner.container.secrets import secrets_folder, write_secrets
 from runner.engine.control import LOCK_LIFELINE, SUPERVISOR_VARIABLE
 from runner.errors import RefusedError
 from runner.folder import RunFolder
@@ -33,7 +33,6 @@ START_SECONDS = 300.0  # a daemon under load, or a disk that is slow, takes its 
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 3.0  # a container that says it runs is among the processes by then
 HUNG_SECONDS = 60.0  # between a container's end and its client's: removal takes its time
-SECRETS_PLACE = Path("/dev/shm")  # noqa: S108 - in memory; a folder of the user's own in it
 _UNSAFE = re.compile(r"[^a-zA-Z0-9_.-]+")
 
 
@@ -73,7 +72,9 @@ class DockerExecutor:
                 )
             self._cli.ask("rm", "--force", self.name)
         self._folder.container_id.unlink(missing_ok=True)
-        self._write_secrets()
+        self._secrets = _secrets_of(self._folder, self._plan)
+        if self._secrets is not None:
+            write_secrets(self._secrets, secret_names(self._container))
         durable.write_json(
             self._folder.container,
             {
@@ -230,27 +231,13 @@ class DockerExecutor:
             shutil.rmtree(self._secrets, ignore_errors=True)
         return left
 
-    def _write_secrets(self) -> None:
-        """A file for each secret that is set, readable by this user alone, in memory."""
-        self._secrets = secrets_folder(self._folder, self._plan)
-        if self._secrets is None:
-            return
-        shutil.rmtree(self._secrets, ignore_errors=True)
-        self._secrets.mkdir(mode=0o700)
-        for name in secret_names(self._container):
-            value = os.environ.get(name)
-            if value:
-                descriptor = os.open(self._secrets / name, os.O_WRONLY | os.O_CREAT, 0o400)
-                with os.fdopen(descriptor, "w") as file:
-                    file.write(value)
-
 
 def docker_argv(
     folder: RunFolder, plan: PlanBase, cli: ContainerCli, *, resume: bool = False
 ) -> list[str]:
     """The command of a run's container: what a dry run prints, and what is executed."""
     assert plan.container is not None  # noqa: S101 - the caller has looked
-    secrets = secrets_folder(folder, plan)
+    secrets = _secrets_of(folder, plan)
     return run_argv(
         plan.container,
         this_caller(cli),
@@ -274,11 +261,6 @@ def container_name(folder: RunFolder) -> str:
     return "runner-" + _UNSAFE.sub("_", folder.name.replace("/", "-"))
 
 
-def secrets_folder(
-    folder: RunFolder, plan: PlanBase, environment: Mapping[str, str] = os.environ
-) -> Path | None:
-    """Where this run's secrets lie while it runs; None where none of them is set."""
+def _secrets_of(folder: RunFolder, plan: PlanBase) -> Path | None:
     assert plan.container is not None  # noqa: S101 - the caller has looked
-    if not any(environment.get(name) for name in secret_names(plan.container)):
-        return None
-    return SECRETS_PLACE / f"runner-{os.geteuid()}-{container_name(folder)}"
+    return secrets_folder(container_name(folder), secret_names(plan.container))

@@ -141,3 +141,29 @@ def test_auto_takes_the_image_and_says_so(
     monkeypatch.setenv("RUNNER_ON", "local")
     done = house.place.call("check", *small_job)
     assert "this machine" in done.out and "RUNNER_ON=local" in done.out
+
+
+def test_what_fetches_in_the_image_gets_the_token_and_leaves_it_nowhere(
+    house: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner.container.inside import question
+    from runner.container.place import settle_place
+    from runner.facts import gather
+    from runner.jobfile import load_job
+    from runner.resolve_base import planned_container
+
+    monkeypatch.setenv("HF_TOKEN", "canary-of-a-token")
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
+    loaded = load_job("demo-identity", ["launch.on=docker"])
+    assert settle_place(loaded.job).container is not None
+    box = planned_container(loaded.job, gather(loaded), online=True)
+    asked = question(box, ["this"], online=True)  # any module: what it is started with counts
+    program = asked.argv.index("-c")
+    shown = [*asked.argv[: program + 3], "bash", "-c", 'echo "told: $HF_TOKEN"']
+    try:
+        done = subprocess.run(shown, capture_output=True, text=True)
+        assert done.stdout.strip() == "told: canary-of-a-token", done.stderr
+        assert not any("canary" in word for word in asked.argv)
+    finally:
+        asked.close()
+    assert not list(Path("/dev/shm").glob("runner-*-runner-ask-*"))
