@@ -105,7 +105,8 @@ def test_without_a_way_to_hand_out_gpus_it_is_refused_before_the_start(
     bench, _ = node
     if docker_daemon.hook is not None:
         pytest.skip("the first daemon has the hook here")
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.delenv("DOCKER_HOST")
+    docker_daemon.use(monkeypatch)
     done = bench.place.call("train", job(bench))
     assert done.code == 3, done.err
     assert "NVIDIA" in done.err
