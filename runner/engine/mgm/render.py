@@ -35,6 +35,7 @@ SCRIPTS = (
     "stage",
     "train",
     "watch_loss",
+    "whole",
 )
 ADAPTER_FILES = (
     "adapter_config.json",

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
-import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
+
+if __package__:
+    from .whole import split_command, write_whole
+else:  # in a run folder the scripts lie beside each other
+    from whole import split_command, write_whole  # type: ignore[import-not-found, no-redef]
 
 ATTEMPT = "attempt.json"  # in the output folder: what this attempt was started for
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -118,28 +120,6 @@ def _purpose(output: Path) -> object:
         return json.loads((output / ATTEMPT).read_text("utf-8"))["purpose"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace `path`, whole or not at all (temporary, fsync, rename)."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first "--", and the command behind it."""
-    words = list(arguments)
-    place = words.index("--") if "--" in words else len(words)
-    return words[:place], words[place + 1 :]
 
 
 def main() -> int:

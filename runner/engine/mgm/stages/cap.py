@@ -9,15 +9,16 @@ out of sampling their numbers, so the rows and their order are upstream's. Stand
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import random
 import sys
-import tempfile
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+if __package__:
+    from .whole import whole_file
+else:  # in a run folder the scripts lie beside each other
+    from whole import whole_file  # type: ignore[import-not-found, no-redef]
 
 UPSTREAM_SEED = 1024
 
@@ -40,29 +41,12 @@ def chosen_rows(count: int, max_samples: int) -> list[int] | range:
     return random.Random(UPSTREAM_SEED).sample(range(count), max_samples)  # noqa: S311
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` complete or not at all (temporary, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def cap(source: Path, target: Path, max_samples: int) -> tuple[int, int]:
     """Rows read and rows written."""
     with source.open("rb") as rows:
         offsets = row_offsets(rows)
         kept = chosen_rows(len(offsets), max_samples)
-        with whole_file(target) as capped:
+        with whole_file(target, binary=True) as capped:
             for number in kept:
                 rows.seek(offsets[number])
                 capped.write(rows.readline().rstrip(b"\r\n") + b"\n")

@@ -14,14 +14,16 @@ only.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import IO, Any, NamedTuple, TextIO
+
+if __package__:
+    from .whole import whole_file
+else:  # in a run folder the scripts lie beside each other
+    from whole import whole_file  # type: ignore[import-not-found, no-redef]
 
 IMAGE_MARK = "<image>"
 DJ_IMAGE = "<__dj__image>"
@@ -163,24 +165,7 @@ def read_originals(
     return found
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file that appears at `path` complete or not at all (temporary, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_array(rows: Iterable[Mapping[str, Any]], stream: TextIO) -> int:
+def write_array(rows: Iterable[Mapping[str, Any]], stream: IO[str]) -> int:
     """Rows written, in the bytes that json.dump gives for their list."""
     count = 0
     stream.write("[")

@@ -15,12 +15,15 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
+
+if __package__:
+    from .whole import write_whole
+else:  # in a run folder the scripts lie beside each other
+    from whole import write_whole  # type: ignore[import-not-found, no-redef]
 
 SCHEMA_VERSION = 1
 
@@ -80,20 +83,9 @@ def answer_count(answers: Path) -> int:
         return sum("text" in json.loads(line) for line in stream if line.strip())
 
 
-def write_whole(path: Path, record: dict[str, Any]) -> None:
-    """Replace `path`, whole or not at all (temporary, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, indent=1) + "\n")
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def tell(output: Path, record: dict[str, Any]) -> None:
+    """infer.json: whether it was run, and what came of it."""
+    write_whole(output / "infer.json", json.dumps(record, indent=1) + "\n")
 
 
 def main() -> int:
@@ -110,7 +102,7 @@ def main() -> int:
     reason = why_not(given.benchmark, given.questions, given.images, given.device)
     if reason is not None:
         print(f"infer: {given.benchmark}: not run: {reason}")
-        write_whole(given.output / "infer.json", {**record, "run": False, "reason": reason})
+        tell(given.output, {**record, "run": False, "reason": reason})
         return 0
     answers = given.output / f"{given.model.name}.jsonl"
     answers.parent.mkdir(parents=True, exist_ok=True)
@@ -131,10 +123,7 @@ def main() -> int:
         print(f"infer: {given.benchmark}: {answered} answers to {asked} questions", file=sys.stderr)
         return 1
     print(f"infer: {given.benchmark}: {answered} answers in {answers}")
-    write_whole(
-        given.output / "infer.json",
-        {**record, "run": True, "questions": asked, "answers": str(answers)},
-    )
+    tell(given.output, {**record, "run": True, "questions": asked, "answers": str(answers)})
     return 0
 
 

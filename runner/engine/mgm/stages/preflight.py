@@ -20,6 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __package__:
+    from .records import fail
+else:  # in a run folder the scripts lie beside each other
+    from records import fail  # type: ignore[import-not-found, no-redef]
+
 PRETRAIN_GLOBAL_BATCH = 256
 FINETUNE_GLOBAL_BATCH = 128
 GIB = 2**30
@@ -471,16 +476,8 @@ def main() -> int:
         print(f"preflight: {finding}", file=sys.stderr)
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        _record_failure(given.run, f"preflight: {findings[0]}{more}")
+        fail("refused", f"preflight: {findings[0]}{more}", given.run)
     return 1 if findings else 0
-
-
-def _record_failure(run: Path, message: str) -> None:
-    """Told the supervisor, where this is a run's own script."""
-    if (run / "plan.yaml").is_file():
-        record = {"schema_version": 1, "rank": 0, "kind": "refused", "message": message}
-        (run / "engine").mkdir(exist_ok=True)
-        (run / "engine" / "failure.json").write_text(json.dumps({**record, "exit_code": 1}))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ through both trainings. Standard library only; Python 3.10.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+if __package__:
+    from .whole import write_whole
+else:  # in a run folder the scripts lie beside each other
+    from whole import write_whole  # type: ignore[import-not-found, no-redef]
 
 RUN = Path(__file__).resolve().parent.parent
 """The run folder, whose mgm/ this script lies in."""
@@ -59,21 +62,6 @@ def fail(kind: str, message: str, run: Path = RUN) -> None:
         write_whole(run / "engine" / "failure.json", json.dumps(record, indent=1) + "\n")
     except OSError as error:
         print(f"the failure can't be recorded: {error}", flush=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file with `text`, or as it was before."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # noqa: PTH101
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        os.unlink(name)  # noqa: PTH108
-        raise
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -16,10 +16,14 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+if __package__:
+    from .whole import split_command, write_whole
+else:  # in a run folder the scripts lie beside each other
+    from whole import split_command, write_whole  # type: ignore[import-not-found, no-redef]
 
 SCHEMA_VERSION = 1
 _BY_CONTENT_BYTES = 64 * 2**20
@@ -97,29 +101,6 @@ def read_marker(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace `path`, whole or not at all (temporary, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first "--", and the command behind it."""
-    words = list(arguments)
-    place = words.index("--") if "--" in words else len(words)
-    return words[:place], words[place + 1 :]
 
 
 def main() -> int:

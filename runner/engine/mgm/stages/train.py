@@ -18,16 +18,23 @@ Imports the standard library; torch, transformers and the toolkit inside functio
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+if __package__:
+    from .records import RUN, Metrics, fail
+    from .watch_loss import absurd_loss
+    from .whole import split_command
+else:  # in a run folder the scripts lie beside each other
+    from records import RUN, Metrics, fail  # type: ignore[import-not-found, no-redef]
+    from watch_loss import absurd_loss  # type: ignore[import-not-found, no-redef]
+    from whole import split_command  # type: ignore[import-not-found, no-redef]
 
 EXIT_STOPPED = 128 + signal.SIGTERM
 SEED = 1024
@@ -66,24 +73,12 @@ def single_process_environment(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def sibling(name: str) -> Any:
-    """A script that lies beside this one, as a module."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"mgm_stage_{name}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} can't be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, run: Path) -> type:
     """The trainer callback that watches losses, records them in `run` and obeys `requests`."""
     import torch
     from transformers import TrainerCallback
 
-    absurd_loss, records = sibling("watch_loss").absurd_loss, sibling("records")
-    metrics = records.Metrics(run / "metrics.jsonl", phase)
+    metrics = Metrics(run / "metrics.jsonl", phase)
 
     def asked_on_any_rank(flag: bool) -> bool:
         distributed = torch.distributed
@@ -144,7 +139,7 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
             reason = absurd_loss(float(loss), vocabulary)
             if reason is not None:
                 told = f"{phase}, step {state.global_step}: {reason}"
-                records.fail("non_finite_loss", told, run)
+                fail("non_finite_loss", told, run)
                 raise SystemExit(f"train: step {state.global_step}: {reason}; the run failed")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -195,13 +190,6 @@ def cuda_to_cpu() -> None:
     torch.nn.Module.to = to
 
 
-def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first "--", and the command behind it."""
-    words = list(arguments)
-    place = words.index("--") if "--" in words else len(words)
-    return words[:place], words[place + 1 :]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--attention", choices=["sdpa", "flash_attention_2"], required=True)
@@ -231,7 +219,7 @@ def main() -> None:
     # upstream's pretraining checkpoints hold no optimizer, those without DeepSpeed no projector
     resumable = "--lora_enable" in flags and deepspeed
     phase = "finetune" if "--lora_enable" in flags else "pretrain"
-    watch = callback(requests, vocabulary, resumable, phase, sibling("records").RUN)
+    watch = callback(requests, vocabulary, resumable, phase, RUN)
     transformers.trainer.DEFAULT_CALLBACKS.append(watch)
     seed(SEED)
     sys.argv = [str(toolkit.__file__), *flags]

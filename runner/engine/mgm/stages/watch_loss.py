@@ -12,13 +12,17 @@ exactly 0 (no token was trained) fails as well. Standard library only.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+if __package__:
+    from .records import fail
+else:  # in a run folder the scripts lie beside each other
+    from records import fail  # type: ignore[import-not-found, no-redef]
 
 ANY_LOSS_LIMIT = 4.0  # times ln V
 LAST_LOSS_LIMIT = 1.5  # times ln V
@@ -60,17 +64,6 @@ def logged_losses(history: Iterable[Mapping[str, Any]]) -> list[tuple[int, float
     ]
 
 
-def _record_failure(message: str) -> None:
-    """Told the supervisor; not where this script was copied alone."""
-    beside = Path(__file__).with_name("records.py")
-    if beside.is_file():
-        spec = importlib.util.spec_from_file_location("mgm_stage_records", beside)
-        if spec is not None and spec.loader is not None:
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            module.fail("non_finite_loss", message)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--state", type=Path, required=True)
@@ -85,7 +78,7 @@ def main() -> int:
     reason = absurd_losses(losses, vocabulary)
     if reason is not None:
         print(f"watch_loss: this training failed: {reason}", file=sys.stderr)
-        _record_failure(f"{given.state.parent.name}: {reason}")
+        fail("non_finite_loss", f"{given.state.parent.name}: {reason}")
         return 1
     first, last = losses[0], losses[-1]
     print(
