@@ -20,7 +20,7 @@ from runner.plan_base import PlanBase, PlannedLaunch
 from runner.plan_kinds import PLANS
 from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
-from runner.render_base import BlockDumper, budget_line, templates
+from runner.render_base import BlockDumper, budget_line, templates, title
 from runner.render_script import script_launch, script_lines
 
 SCHEMA_VERSION = 1
@@ -39,10 +39,9 @@ def render(plan: PlanBase) -> dict[str, str]:
         case ScriptPlan():
             files["launch.sh"] = script_launch(plan)
         case MgmPlan():
-            title = f"{plan.job} ({plan.variant})" + (
-                f": {plan.description}" if plan.description else ""
+            files |= render_mgm(
+                plan.mgm, title=title(plan), version=__version__, plan_hash=plan.hash
             )
-            files |= render_mgm(plan.mgm, title=title, version=__version__, plan_hash=plan.hash)
         case _:
             raise TypeError(f"no rendering for {type(plan).__name__}")
     return files
@@ -125,8 +124,7 @@ def launch_script(plan: Plan) -> str:
         .render(
             plan=plan,
             version=__version__,
-            title=f"{plan.job} ({plan.variant})"
-            + (f": {plan.description}" if plan.description else ""),
+            title=title(plan),
             model_line=model_line(plan),
             method_line=method_line(plan),
             data_line=data_line(plan),

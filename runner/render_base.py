@@ -37,6 +37,12 @@ def comment(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in str(text)).strip()
 
 
+def title(plan: PlanBase) -> str:
+    """The first line of a launch script's head."""
+    about = f": {plan.description}" if plan.description else ""
+    return f"{plan.job} ({plan.variant}){about}"
+
+
 def budget_line(plan: PlanBase) -> str:
     """The memory budget in words."""
     if plan.budget.limit_bytes is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runner import __version__
 from runner.plan_script import ScriptPlan
-from runner.render_base import templates
+from runner.render_base import templates, title
 
 _PLACEHOLDER = re.compile(r"\{(source|max_steps|inputs\.\d+)\}")
 
@@ -33,8 +33,7 @@ def script_launch(plan: ScriptPlan) -> str:
         .render(
             plan=plan,
             version=__version__,
-            title=f"{plan.job} ({plan.variant})"
-            + (f": {plan.description}" if plan.description else ""),
+            title=title(plan),
             described=[f"{label:<9} {text}" for label, text in script_lines(plan)],
             program=[*program, shlex.quote(plan.script.path)],
             arguments=[word(text, known) for text in plan.arguments],
