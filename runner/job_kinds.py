@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from runner.errors import nearest
 from runner.job import Job
 from runner.job_base import JobBase
 from runner.job_mgm import MgmJob
@@ -19,8 +20,9 @@ KINDS: dict[str, type[JobBase]] = {"sft": Job, "script": ScriptJob, "mgm": MgmJo
 
 
 def kind_of(engine: object) -> type[JobBase]:
-    """The model for an `engine:` as written; the native one where it names none that is known."""
-    return KINDS.get(engine, Job) if isinstance(engine, str) else Job
+    """The model for an `engine:` as written, or nearly; the native one where it names none."""
+    meant = nearest(engine, KINDS) if isinstance(engine, str) else None
+    return KINDS[meant] if meant else Job
 
 
 def json_schema() -> dict[str, Any]:

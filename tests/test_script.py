@@ -107,6 +107,7 @@ def test_the_plan_reads_back_and_knows_its_files_by_content(tmp_path: Path) -> N
         ({"data": {"train": "x"}}, "unknown field"),
         ({"environment": {"A=B": "x"}}, "environment"),
         ({"script": "."}, "is a folder"),
+        ({"engine": "scirpt"}, "nearest   script"),
     ],
 )
 def test_a_wrong_script_job_is_told_what_is_wrong(
@@ -193,3 +194,11 @@ def _words(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def test_a_misspelt_engine_is_the_only_thing_wrong(
+    tmp_path: Path, cli: Callable[..., Answer]
+) -> None:
+    """It was taken for the native engine, whose fields were then missing."""
+    answer = cli("train", written(tmp_path, engine="scirpt"))
+    assert answer.code == 2 and answer.err.count("error: ") == 1, answer.err
