@@ -21,135 +21,62 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.engine.configs import bundled
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class FullSize:
-    """One checkpoint: the figures of its published config.json, and what they come to."""
+    """One checkpoint: a model of runner's table (runner/engine/configs.json)."""
 
-    config: dict[str, Any]
-    parameters: int
-    """Weights, each once where a head is tied; a count."""
-    source: str
+    identity: str
+    """Its id on the hub, by which its figures and its parameters are known."""
     use: str
     """Jobs, and their settings that name this folder."""
     tokenizer: str | None = None
     """Folder under shared/tokenizers."""
 
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self._entry["config"])
 
-_QWEN2 = {
-    "model_type": "qwen2",
-    "vocab_size": 151_936,
-    "num_key_value_heads": 2,
-    "hidden_act": "silu",
-    "max_position_embeddings": 32_768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1_000_000.0,
-    "tie_word_embeddings": True,
-}
+    @property
+    def parameters(self) -> int:
+        """Weights, each once where a head is tied; a count."""
+        return int(self._entry["parameters"])
+
+    @property
+    def _entry(self) -> dict[str, Any]:
+        found = bundled(self.identity)
+        assert found is not None, self.identity
+        return found
+
+
 MODELS = {
     "qwen2.5-0.5b": FullSize(
-        config={
-            **_QWEN2,
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-        },
-        parameters=494_032_768,
-        source="huggingface.co/Qwen/Qwen2.5-0.5B, and -Instruct, config.json (0.49 B)",
-        use="commonsense-two-stage, chnsenticorp-qlora: --set model=",
-        tokenizer="qwen2_5",
+        "Qwen/Qwen2.5-0.5B", "commonsense-two-stage, chnsenticorp-qlora: --set model=", "qwen2_5"
     ),
     "qwen2.5-3b": FullSize(
-        config={
-            **_QWEN2,
-            "hidden_size": 2048,
-            "intermediate_size": 11_008,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 16,
-        },
-        parameters=3_085_938_688,
-        source="huggingface.co/Qwen/Qwen2.5-3B-Instruct, config.json (3.09 B)",
-        use="emission-unified-lora, emission-column-mapping-lora: --set model=",
-        tokenizer="qwen2_5",
+        "Qwen/Qwen2.5-3B",
+        "emission-unified-lora, emission-column-mapping-lora: --set model=",
+        "qwen2_5",
     ),
     "minimind2-small": FullSize(
-        config={
-            "model_type": "llama",
-            "vocab_size": 6400,
-            "hidden_size": 512,
-            "intermediate_size": 1408,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 2,
-            "head_dim": 64,
-            "hidden_act": "silu",
-            "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 1_000_000.0,
-            "tie_word_embeddings": False,
-        },
-        parameters=29_106_688,
-        source="huggingface.co/jingyaogong/MiniMind2-Small, config.json (26 M and an untied head)",
-        use="minimind-medical-lora: --set model=",
-        tokenizer="minimind2_small",
+        "jingyaogong/MiniMind2-Small", "minimind-medical-lora: --set model=", "minimind2_small"
     ),
-    "smollm2-135m": FullSize(
-        config={
-            "model_type": "llama",
-            "vocab_size": 49_152,
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "hidden_act": "silu",
-            "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 100_000.0,
-            "tie_word_embeddings": True,
-        },
-        parameters=134_515_008,
-        source="huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json (135 M)",
-        use="demo-identity: --set model=",
-    ),
-    "gemma-2b": FullSize(
-        config={
-            "model_type": "gemma",
-            "vocab_size": 256_000,
-            "hidden_size": 2048,
-            "intermediate_size": 16_384,
-            "num_hidden_layers": 18,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 1,
-            "head_dim": 256,
-            "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": True,
-        },
-        parameters=2_506_172_416,
-        source="huggingface.co/google/gemma-2b-it, config.json (2.51 B)",
-        use="llava-gemma-10k-lora: --set model=",
-    ),
+    "smollm2-135m": FullSize("HuggingFaceTB/SmolLM2-135M", "demo-identity: --set model="),
+    "gemma-2b": FullSize("google/gemma-2b", "llava-gemma-10k-lora: --set model="),
     "clip-l-336": FullSize(
-        config={
-            "model_type": "clip_vision_model",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-            "hidden_act": "quick_gelu",
-            "projection_dim": 768,
-        },
-        parameters=303_507_456,
-        source="huggingface.co/openai/clip-vit-large-patch14-336, vision_config (304 M)",
-        use="llava-gemma-10k-lora: --set vision.model=",
+        "openai/clip-vit-large-patch14-336", "llava-gemma-10k-lora: --set vision.model="
     ),
 }
+LARGE = {
+    "qwen2.5-7b": FullSize("Qwen/Qwen2.5-7B", "vram_battery.py: --set model=", "qwen2_5"),
+    "llama-3.1-8b": FullSize("meta-llama/Llama-3.1-8B", "vram_battery.py: --set model="),
+    "qwen3-8b": FullSize("Qwen/Qwen3-8B", "vram_battery.py: --set model=", "qwen2_5"),
+}
+"""Made only where they are named: 15 GB each."""
 
 
 def built(model: FullSize, device: str) -> Any:
@@ -231,15 +158,18 @@ def main() -> int:
     """Make or count; 1 where a count is not what it should be."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--meta", action="store_true", help="count only, without weights")
-    parser.add_argument("arguments", nargs="*", metavar="OUT NAME", help=", ".join(MODELS))
+    parser.add_argument(
+        "arguments", nargs="*", metavar="OUT NAME", help=", ".join([*MODELS, *LARGE])
+    )
     given = parser.parse_args()
     names = given.arguments if given.meta else given.arguments[1:]
-    unknown = [name for name in names if name not in MODELS]
+    known = {**MODELS, **LARGE}
+    unknown = [name for name in names if name not in known]
     if unknown or not (given.meta or given.arguments):
         parser.error(f"no such model: {', '.join(unknown)}" if unknown else "where to? give OUT")
     wrong = 0
     for name in names or MODELS:
-        model = MODELS[name]
+        model = known[name]
         found = count(built(model, "meta"))
         where = name if given.meta else str(write(name, model, Path(given.arguments[0])).resolve())
         verdict = "" if found == model.parameters else f"  WRONG, not {model.parameters:,}"

@@ -233,7 +233,7 @@ def list_gpus() -> tuple[tuple[Gpu, ...], str]:
                     )
     except (nvml_module.NvmlUnavailable, nvml_module.NvmlFailed) as error:
         return (), f"NVML can't be used: {error}"
-    allowed = _visible(gpus)
+    allowed = tuple(gpu for gpu in gpus if named_by_caller(gpu.index, gpu.uuid))
     if gpus and not allowed:
         return (), "CUDA_VISIBLE_DEVICES hides every GPU"
     return allowed, "" if gpus else "NVML lists no GPU"
@@ -250,14 +250,10 @@ def driver_version() -> str | None:
         return None
 
 
-def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES names, where it is set: the user meant no others."""
+def named_by_caller(index: int, uuid: str) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES names a card, or is not set: the user meant no others."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
-        return tuple(gpus)
+        return True
     names = [name.strip() for name in wanted.split(",")]
-    return tuple(
-        gpu
-        for gpu in gpus
-        if any(name and (name == str(gpu.index) or gpu.uuid.startswith(name)) for name in names)
-    )
+    return any(name and (name == str(index) or uuid.startswith(name)) for name in names)

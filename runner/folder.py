@@ -87,6 +87,29 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def prediction(self) -> Path:
+        """What memory the run was predicted to take, before it started (runner.vram.record)."""
+        return self.path / "prediction.json"
+
+    @property
+    def advice(self) -> Path:
+        """The cheapest changes that would have fitted, where the run ran out of memory."""
+        return self.path / "advice.json"
+
+    @property
+    def oom_snapshot(self) -> Path:
+        """PyTorch's record of allocations at a CUDA OOM, where the job asks for it."""
+        return self.path / "oom_snapshot.pickle"
+
+    @property
+    def attempts(self) -> Path:
+        """What was tried before a recovery: plan, rendered files and verdict of each attempt."""
+        return self.path / "attempts"
+
+    def attempt(self, number: int) -> Path:
+        return self.attempts / str(number)
+
+    @property
     def best(self) -> Path:
         """The evaluations while training, and the best of them."""
         return self.checkpoints / "best.json"
@@ -167,6 +190,11 @@ class RunFolder:
         return self.path / "supervisor.json"
 
     @property
+    def queue(self) -> Path:
+        """The run's place in the queue for a GPU; there only while it waits."""
+        return self.path / "queue.json"
+
+    @property
     def lock(self) -> Path:
         """Held (flock) by the supervisor as long as it lives."""
         return self.path / ".lock"
@@ -235,7 +263,13 @@ class RunFolder:
 
     def verdicts(self) -> list[Path]:
         """What an earlier start said of its end, which a resumed run must not be judged by."""
-        return [self.termination, self.supervisor, self.engine_failure, self.engine_result]
+        return [
+            self.termination,
+            self.supervisor,
+            self.queue,
+            self.engine_failure,
+            self.engine_result,
+        ]
 
     def set_aside(self, paths: Iterable[Path]) -> Path | None:
         """Move an earlier start's files to earlier/N, so that nothing is overwritten.

@@ -36,6 +36,22 @@ class SmokeSettings(JobModel):
     )
 
 
+class FitSettings(JobModel):
+    """What `runner fit` may change besides what leaves the mathematics alone."""
+
+    allow: list[
+        Literal["8bit_base", "4bit_base", "fewer_modules", "smaller_rank", "smaller_model"]
+    ] = Field(
+        [],
+        description="Changes of the result that are allowed, taken in this order of their names "
+        "in the list: 8bit_base, 4bit_base (bitsandbytes), fewer_modules (q_proj and v_proj "
+        "alone), smaller_rank (half, down to 4), smaller_model (the next of fit.models).",
+    )
+    models: list[str] = Field(
+        [], description="Smaller models, largest first, as in `model`, for smaller_model."
+    )
+
+
 def _overrides(base: type[BaseModel], *left_out: str) -> dict[str, Any]:
     """The fields of `base`, each optional: what a phase may say otherwise."""
     return {
@@ -113,6 +129,12 @@ class SftSettings(JobHead):
         EvaluationSettings(), description="What runner evaluate measures."
     )
     tracking: TrackingSettings = Field(TrackingSettings(), description="Where figures go.")
+    on_oom: Literal["stop", "recover"] = Field(
+        "stop",
+        description="After CUDA OOM, or a stop over the budget: stop, or recover, that is, take "
+        "one step down in memory that keeps the mathematics and go on from the last checkpoint.",
+    )
+    fit: FitSettings = Field(FitSettings(), description="What runner fit may change.")
     smoke: SmokeSettings = Field(SmokeSettings(), description="Stand-ins for a smoke.")
 
 
@@ -122,6 +144,8 @@ class Job(JobBase, SftSettings):
     @model_validator(mode="after")
     def _possible(self) -> Job:
         cpu = self.launch.device == "cpu"
+        if self.lora.dtype == "bf16" and self.training.precision in ("fp16", "fp32"):
+            raise ConflictError("lora.dtype", f"bf16 in {self.training.precision} arithmetic")
         if self.method == "prefix" and self.training.gradient_checkpointing:
             raise ConflictError(
                 "training.gradient_checkpointing", "can't be used with method prefix (PEFT)"
@@ -206,6 +230,8 @@ def _require_possible(phase: ResolvedPhase, *, cpu: bool, num_processes: int) ->
     def refuse(field: str, message: str) -> None:
         raise ConflictError(f"{phase.field}training.{field}", message)
 
+    if training.gradient_checkpointing_layers and not training.gradient_checkpointing:
+        refuse("gradient_checkpointing_layers", "needs training.gradient_checkpointing: true")
     if cpu and training.precision == "fp16":
         refuse("precision", "fp16 needs a GPU; launch.device is cpu")
     if training.max_steps is not None and said("num_train_epochs"):

@@ -36,11 +36,21 @@ class LaunchSettings(JobModel):
     deepspeed: Literal["none", "zero1", "zero2", "zero3"] = Field(
         "none", description="DeepSpeed ZeRO stage that shards optimizer, gradients, weights."
     )
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none",
+        description="What DeepSpeed keeps in host memory: the optimizer's states (zero2, zero3), "
+        "or weights too (parameters; zero3).",
+    )
     threads_per_process: int | None = Field(
         None,
         ge=1,
         description="CPU threads of each process (OMP_NUM_THREADS); without it, the cores shared "
         "out among the processes.",
+    )
+    share: bool = Field(
+        False,
+        description="Its cards may be others' too, where the budgets of all fit; needs "
+        "budget.gpu_memory.",
     )
 
 
@@ -56,6 +66,11 @@ class BudgetSettings(JobModel):
     )
     grace_seconds: float = Field(
         60.0, ge=0, le=3600, description="Seconds between the request to end and the kill."
+    )
+    oom_snapshot: bool = Field(
+        False,
+        description="Keep PyTorch's record of every allocation (a pickle of some MB for "
+        "pytorch.org/memory_viz) where a GPU run is out of memory.",
     )
 
 
@@ -137,6 +152,23 @@ class JobBase(JobHead):
     timeout_minutes: float | None = Field(
         None, gt=0, description="The run is ended, with a checkpoint, after this many minutes."
     )
+
+    @model_validator(mode="after")
+    def _shares_by_budget(self) -> JobBase:
+        if self.launch.share and self.budget.gpu_memory is None:
+            raise ConflictError(
+                "launch.share", "needs budget.gpu_memory, by which it is known what fits"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_fits_stage(self) -> JobBase:
+        offload, stage = self.launch.offload, self.launch.deepspeed
+        if offload == "optimizer" and stage not in ("zero2", "zero3"):
+            raise ConflictError("launch.offload", "optimizer needs launch.deepspeed zero2 or zero3")
+        if offload == "parameters" and stage != "zero3":
+            raise ConflictError("launch.offload", "parameters needs launch.deepspeed zero3")
+        return self
 
     @model_validator(mode="after")
     def _budget_fits_device(self) -> JobBase:

@@ -38,6 +38,11 @@ class LoraSettings(JobModel):
     use_dora: bool = Field(
         False, description="DoRA: train each weight's magnitude beside the low-rank direction."
     )
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Number format that the adapter is held in. bf16 takes half the memory for it "
+        "and its optimizer state, and loses updates below 1/256 of a weight.",
+    )
 
     @model_validator(mode="after")
     def _some_modules(self) -> LoraSettings:

@@ -140,7 +140,7 @@ class MgmSettings(JobHead):
     profile: Profile = Field(
         "16GiB",
         description="Batch sizes and lengths that a budget of GPU memory allows: 16GiB takes "
-        "2 x 128 and 1 x 128 of 1,024 tokens, 24GiB takes 4 x 64 and 1 x 128 of 2,048.",
+        "1 x 256 of 2,048 tokens and 1 x 128 of 1,024, 24GiB takes 2 x 128 and 1 x 128 of 2,048.",
     )
     attn_implementation: Literal["sdpa", "flash_attention_2"] = Field(
         "sdpa", description="Attention kernels; flash_attention_2 needs flash-attn in the image."

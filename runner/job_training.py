@@ -80,6 +80,18 @@ class TrainingSettings(JobModel):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
+    gradient_checkpointing_layers: int | None = Field(
+        None,
+        ge=1,
+        description="With gradient_checkpointing: the first so many layers recompute, the others "
+        "keep their activations; without it, all recompute.",
+    )
+    loss_chunk_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="Tokens whose logits the loss holds at once, the others' come after; without "
+        "it TRL's 4,096. Smaller takes less memory and more time.",
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto",
         description="Number format of weights and arithmetic; auto is bf16 on a GPU that has it, "

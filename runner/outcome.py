@@ -50,6 +50,17 @@ class Outcome:
     budget_bytes: int | None = None
     peak_bytes: int | None = None
     peak_source: str | None = None
+    peaks: dict[str, int] = field(default_factory=dict)
+    """The largest figure in bytes by each source, side by side: what torch's allocator handed out
+    and reserved, what NVML saw, what the driver's accounting kept."""
+    peak_step: dict[str, int] = field(default_factory=dict)
+    """The step at which a source that knows steps had its largest."""
+    predicted_bytes: int | None = None
+    """What was predicted before the start for the peak; None where nothing was."""
+    advice: tuple[str, ...] = ()
+    """Changes that would have fitted, the cheapest first, where memory was why it ended."""
+    attempts: tuple[dict[str, Any], ...] = ()
+    """Attempts that ran out of memory and were recovered from, in order."""
     enforcement: str = "none"
     signals: tuple[SentSignal, ...] = ()
     checkpoint: str | None = None

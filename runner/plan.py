@@ -95,6 +95,10 @@ class SftPlanned(PlanHead):
     evaluation: EvaluationSettings
     tracking: TrackingSettings
     precision: Literal["bf16", "fp16", "fp32"]
+    on_oom: Literal["stop", "recover"] = "stop"
+    recovered_from: str | None = Field(
+        None, description="Hash of the plan that ran out of memory, of which this is a step down"
+    )
 
 
 class Plan(PlanBase, SftPlanned):
@@ -103,7 +107,7 @@ class Plan(PlanBase, SftPlanned):
     def deciding(self) -> dict[str, Any]:
         """What decides the outcome; rows count by hash, of the methods the one taken."""
         record = super().deciding()
-        for key in ("evaluation", "tracking"):
+        for key in ("evaluation", "tracking", "on_oom", "recovered_from"):
             record.pop(key)
         for phase in (*record["earlier"], record):
             _forget_places(phase)

@@ -25,8 +25,10 @@ class PlannedLaunch(JobModel):
     num_processes: int
     deepspeed: Literal["none", "zero1", "zero2", "zero3"]
     threads_per_process: int
+    offload: Literal["none", "optimizer", "parameters"] = "none"
     gpu_indices: list[int] = Field([])
     gpu_uuids: list[str] = Field([])
+    share: bool = Field(False, description="The cards may be others' too, where the budgets fit")
 
 
 class PlannedBudget(JobModel):
@@ -35,6 +37,7 @@ class PlannedBudget(JobModel):
     kind: Literal["gpu", "host", "none"]
     limit_bytes: int | None = None
     grace_seconds: float = 60.0
+    oom_snapshot: bool = False
 
 
 class PlannedMount(JobModel):
@@ -86,8 +89,9 @@ class PlanBase(PlanHead):
     def deciding(self) -> dict[str, Any]:
         """What decides the outcome, JSON-ready: not where files lie, nor which card is taken."""
         record = self.model_dump(mode="json", exclude={"python", "description", "warnings"})
-        for key in ("gpu_indices", "gpu_uuids"):  # the same run on another card
+        for key in ("gpu_indices", "gpu_uuids", "share"):  # the same run on another card
             record["launch"].pop(key)
+        record["budget"].pop("oom_snapshot")
         if self.container is None:
             record.pop("container")
         else:

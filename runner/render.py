@@ -22,6 +22,7 @@ from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
 from runner.render_base import BlockDumper, budget_line, templates, title
 from runner.render_script import script_launch, script_lines
+from runner.vram.shards import BUCKET_VALUES
 
 SCHEMA_VERSION = 1
 _ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -252,7 +253,13 @@ def deepspeed_config(plan: Plan) -> str:
         "stage": stage,
         "overlap_comm": plan.launch.device == "cuda",
         "contiguous_gradients": True,
+        # DeepSpeed's own 500 M would take 1 GiB of every card, twice over, for any adapter
+        "reduce_bucket_size": BUCKET_VALUES,
     }
+    if plan.launch.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.launch.device == "cuda"}
+    if plan.launch.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": plan.launch.device == "cuda"}
     if stage == 3:
         # 0: every parameter is sharded; "auto" sizes come out fractional and newer DeepSpeed
         # refuses them

@@ -70,9 +70,11 @@ def planned_launch(job: JobBase, facts: HostFacts, device: Device) -> PlannedLau
         device=device,
         num_processes=processes,
         deepspeed=job.launch.deepspeed,
+        offload=job.launch.offload,
         threads_per_process=job.launch.threads_per_process or max(1, facts.cores // processes),
         gpu_indices=[gpu.index for gpu in gpus],
         gpu_uuids=[gpu.uuid for gpu in gpus],
+        share=job.launch.share and device == "cuda",
     )
 
 
@@ -85,7 +87,12 @@ def planned_budget(job: JobBase, device: Device, substitutions: list[str]) -> Pl
     kind: Literal["gpu", "host", "none"] = (
         "none" if limit is None else "gpu" if device == "cuda" else "host"
     )
-    return PlannedBudget(kind=kind, limit_bytes=limit, grace_seconds=budget.grace_seconds)
+    return PlannedBudget(
+        kind=kind,
+        limit_bytes=limit,
+        grace_seconds=budget.grace_seconds,
+        oom_snapshot=budget.oom_snapshot and device == "cuda",
+    )
 
 
 def planned_container(job: JobBase, facts: HostFacts, *, online: bool) -> PlannedContainer | None:

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,12 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 # tests say themselves when they mean a container, whatever images this machine has
 os.environ["RUNNER_ON"] = "local"
+# stubs' cards are called alike in every test run on this machine: none is to wait for another's
+LEASES = tempfile.TemporaryDirectory(prefix="runner-leases-")
+os.environ["RUNNER_LEASES"] = LEASES.name
+# what tests measure corrects no prediction of this machine's user, nor of the next test run
+STATE = tempfile.TemporaryDirectory(prefix="runner-state-")
+os.environ["RUNNER_STATE"] = STATE.name
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,8 @@ DATA = "data: {train: rows.jsonl}\n"
 BASE = MODEL + DATA  # two lines, so that what a case adds starts at line 3
 TOP = (
     "one of description, engine, model, vision, trust_remote_code, method, lora, quantization, "
-    "prefix, data, training, phases, evaluation, tracking, smoke, launch, container, budget, "
+    "prefix, data, training, phases, evaluation, tracking, on_oom, fit, smoke, launch, container, "
+    "budget, "
     "timeout_minutes"
 )
 SIZE = "a size with its unit, such as 12GiB, 900MiB or 16GB"
@@ -83,7 +84,7 @@ def unusable(where: str, value: str, expected: str) -> str:
     return told(where, "has no usable value", value=value, expected=expected)
 
 
-LORA = "one of r, lora_alpha, lora_dropout, target_modules, use_rslora, use_dora"
+LORA = "one of r, lora_alpha, lora_dropout, target_modules, use_rslora, use_dora, dtype"
 MISSING = "this field, which has no default"
 FIELDS = "at least `model:` and `data:`"
 NAME_VALUE = "'name: value' lines"

@@ -462,6 +462,7 @@ CHANGES = {
     "data.hub.test_split": "held",
     "lora.use_rslora": "true",
     "lora.use_dora": "true",
+    "lora.dtype": "bf16",
     "method": "full",
     "vision": "{model: n}",
     "phases": "[{name: only, trains: [adapter]}]",
@@ -485,6 +486,8 @@ CHANGES = {
     "training.max_grad_norm": "0.5",
     "training.max_length": "64",
     "training.gradient_checkpointing": "true",
+    "training.gradient_checkpointing_layers": "1",
+    "training.loss_chunk_tokens": "64",
     "training.precision": "fp16",
     "training.seed": "7",
     "training.logging_steps": "2",
@@ -495,6 +498,7 @@ CHANGES = {
     "launch.device": "cpu",
     "launch.num_processes": "2",
     "launch.deepspeed": "zero2",
+    "launch.offload": "optimizer",
     "launch.threads_per_process": "3",
     "budget.gpu_memory": "4GiB",
     "budget.grace_seconds": "5",
@@ -505,6 +509,13 @@ CHANGES_NOTHING = {
     "budget.host_memory": "4GiB",  # of a GPU run
     "smoke.model_type": "llama",  # of a training
     "data.sample": "other.jsonl",  # of a training whose rows are here
+    "launch.share": "true",  # the same run, whoever else is on its card
+    # what is done about memory when there is none left, and what runner fit may change
+    "on_oom": "recover",
+    "budget.oom_snapshot": "true",
+    "fit": "{allow: [4bit_base]}",
+    "fit.allow": "[4bit_base]",
+    "fit.models": "[n]",
     # of a run in a container, which this is not
     "launch.on": "local",
     "container.image": "other:1",
@@ -541,6 +552,9 @@ CHANGES_NOTHING = {
 ONLY_ONE_VALUE = {"engine"}
 BLOCKS = {"lora", "data", "data.hub", "training", "launch", "container", "budget", "smoke"}
 WITH_OTHERS = {  # fields that are refused alone
+    "launch.share": ["budget.gpu_memory=4GiB"],
+    "launch.offload": ["launch.deepspeed=zero2"],
+    "training.gradient_checkpointing_layers": ["training.gradient_checkpointing=true"],
     "training.load_best_model_at_end": ["training.eval_steps=1", "training.save_steps=1"],
     "training.early_stopping_patience": ["training.eval_steps=1"],
     "vision.model": ["vision={model: m}"],

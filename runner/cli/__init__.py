@@ -52,10 +52,25 @@ On = Annotated[
 ]
 
 
-def overrides(sets: list[str] | None, *, method: str | None = None, on: str | None) -> list[str]:
-    """The overrides, --method and --on among them."""
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Train on so many GPUs, one process on each.")
+]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Queue for a GPU that others hold, in order of arrival.")
+]
+
+
+def overrides(
+    sets: list[str] | None, *, method: str | None = None, on: str | None, gpus: int | None = None
+) -> list[str]:
+    """The overrides, --method, --on and --gpus among them."""
     given = {"method": method, "launch.on": on}
-    return [*(sets or []), *(f"{field}={value}" for field, value in given.items() if value)]
+    named = [*(sets or []), *(f"{field}={value}" for field, value in given.items() if value)]
+    if gpus is None:
+        return named
+    from runner.cli.cards import gpu_settings
+
+    return [*named, *gpu_settings(gpus, named)]
 
 
 @app.command()
@@ -160,6 +175,8 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="The whole way with real weights, but no training.")
     ] = False,
+    gpus: Gpus = None,
+    wait: Wait = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -174,9 +191,10 @@ def train(
         raise UsageError("--resume and --fresh exclude each other")
     code = train_job(
         job,
-        overrides(sets, method=method, on=on),
+        overrides(sets, method=method, on=on, gpus=gpus),
         max_steps=max_steps,
         runs=runs,
+        wait=wait,
         choice="resume" if resume else "fresh" if fresh else None,
         dry_run=dry_run,
         as_json=as_json,
@@ -193,6 +211,8 @@ def smoke(
     sets: Sets = None,
     method: Method = None,
     on: On = None,
+    gpus: Gpus = None,
+    wait: Wait = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -202,9 +222,10 @@ def smoke(
     raise typer.Exit(
         smoke_jobs(
             jobs or [],
-            overrides(sets, method=method, on=on),
+            overrides(sets, method=method, on=on, gpus=gpus),
             max_steps=max_steps,
             runs=runs,
+            wait=wait,
             as_json=as_json,
         )
     )
@@ -213,15 +234,29 @@ def smoke(
 @app.command()
 def monitor(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Follow one run.")] = None,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two views.")] = 5.0,
+    interval: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between two views; samples are taken within.")
+    ] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
     runs: Runs = None,
     as_json: AsJson = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print a line for each card and view, a header first.")
+    ] = False,
+    prometheus: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS:]PORT", help="Serve metrics [address: 127.0.0.1]."),
+    ] = None,
+    textfile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.prom", help="Write metrics for node-exporter's textfiles."),
+    ] = None,
 ) -> None:
-    """Show GPUs and their processes, or the host where there is no GPU."""
-    from runner.cli.monitor import watch
+    """Show GPUs, their runs and processes, or the host where there is no GPU."""
+    from runner.cli.monitor import How, watch
 
-    raise typer.Exit(watch(run, interval=interval, once=once, runs=runs, as_json=as_json))
+    how = How(once, as_json, as_csv, prometheus, textfile)
+    raise typer.Exit(watch(run, interval=interval, how=how, runs=runs))
 
 
 @app.command()
@@ -324,6 +359,49 @@ def report(run: Run = "@last", runs: Runs = None, as_json: AsJson = False) -> No
     from runner.cli.report import report_run
 
     report_run(run, runs=runs, as_json=as_json)
+
+
+@app.command()
+def vram(
+    job: Job, sets: Sets = None, method: Method = None, on: On = None, as_json: AsJson = False
+) -> None:
+    """Predict a job's memory without weights or a GPU: how much, of what, how sure."""
+    from runner.cli.vram import show_vram
+
+    raise typer.Exit(show_vram(job, overrides(sets, method=method, on=on), as_json=as_json))
+
+
+@app.command()
+def fit(
+    job: Job,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="SIZE", help="GPU memory a card [budget.gpu_memory]."),
+    ] = None,
+    gpu_total: Annotated[
+        str | None, typer.Option("--gpu-total", metavar="SIZE", help="What the card has in all.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write what was found into the job's file.")
+    ] = False,
+    sets: Sets = None,
+    method: Method = None,
+    on: On = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the fastest plan under a memory budget that gives the same result."""
+    from runner.cli.fit import fit_job
+
+    raise typer.Exit(
+        fit_job(
+            job,
+            overrides(sets, method=method, on=on),
+            budget=budget,
+            gpu_total=gpu_total,
+            apply=apply,
+            as_json=as_json,
+        )
+    )
 
 
 @app.command()

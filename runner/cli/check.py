@@ -9,9 +9,13 @@ import shlex
 import sys
 from typing import Any
 
+from runner.cli.asking import EngineRefused
+from runner.cli.cards import preflight, with_free_cards
+from runner.cli.measured import corrected_survey, memory_line
 from runner.cli.output import Output, colour, field
 from runner.cli.preflight import fetch_missing, require_place, require_training_stack
-from runner.cli.survey import SurveyRefused, require_disk, survey, survey_lines
+from runner.cli.survey import require_disk, survey, survey_lines
+from runner.cli.vram import require_fits
 from runner.facts import gather, require_data
 from runner.folder import default_root
 from runner.job import Job
@@ -44,10 +48,11 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
         field("plan", plan.short_hash),
         *(field(label, text) for label, text in summary(plan)),
         field("place", facts.place.line),
+        preflight(with_free_cards(plan, wait=True)),
     ]
     try:
         surveyed = survey(plan, out, samples)
-    except SurveyRefused as error:
+    except EngineRefused as error:
         print("\n".join(error.lines()), file=sys.stderr)
         if as_json:
             record = {"ok": False, "job": loaded.name, "exit_code": error.exit_code}
@@ -59,6 +64,10 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     lines += [field("SUBSTITUTE", text) for text in plan.substitutions]
     lines += [field("WARNING", text) for text in (*plan.warnings, *surveyed["warnings"])]
     lines += [field("note", text) for text in surveyed["notes"]]
+    prediction = corrected_survey(surveyed, plan, facts)
+    if prediction is not None:
+        require_fits(prediction, plan, facts)
+        lines.append(field("memory", memory_line(prediction, plan)))
     lines += survey_lines(surveyed)
     for part in surveyed["trainings"]:
         head = f"{part['phase']}: " if part["phase"] else ""
@@ -74,6 +83,7 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
             "exit_code": 0,
             "substitutions": plan.substitutions,
             **surveyed,
+            "memory": prediction and prediction.model_dump(mode="json"),
             "warnings": [*plan.warnings, *surveyed["warnings"]],
         },
         lines,
@@ -92,6 +102,7 @@ def _check_other(loaded: LoadedJob, command: str, out: Output) -> int:
         field("plan", plan.short_hash),
         *(field(label, text) for label, text in summary(plan)),
         field("place", facts.place.line),
+        preflight(with_free_cards(plan, wait=True)),
         *(field("SUBSTITUTE", text) for text in plan.substitutions),
         *(field("WARNING", text) for text in plan.warnings),
         "",

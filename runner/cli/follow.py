@@ -56,6 +56,8 @@ class Progress:
         self._events = Tail(folder.events)
         self.last: dict[str, Any] = {}
         self.phase = "starting"
+        self.waiting = ""
+        """Its place in the queue for a GPU, while it waits."""
         self.own_bytes: int | None = None
         self._first: tuple[float, int] | None = None
         self._seconds_a_step: float | None = None
@@ -76,6 +78,8 @@ class Progress:
                 self.last = record
         for record in self._memory.read():
             self.own_bytes = record.get("own_bytes")
+        queue = durable.read_json(self._folder.queue)
+        self.waiting = str(queue.get("text", "")) if isinstance(queue, dict) else ""
         status = durable.read_json(self._folder.engine_status(0)) or {}
         # an engine says what it does; a toolkit's losses say which training they are of
         self.phase = str(status.get("phase") or self.last.get("phase") or self.phase)
@@ -86,6 +90,8 @@ class Progress:
 
     def line(self, width: int = 100) -> str:
         """step 76/125 ━━━━────  loss 0.412  lr 1e-05  18.2k tok/s  5.0/12 GiB  0:41 left"""
+        if self.waiting:
+            return field("waiting", self.waiting)[:width]
         step = int(self.last.get("step", 0))
         total = self._total
         parts = []
@@ -123,7 +129,7 @@ def follow(
     """Follow until the supervisor ends; its exit code, which is the run's."""
     progress = Progress(folder, plan)
     live = sys.stderr.isatty()
-    last_said, asked = time.monotonic(), 0
+    last_said, asked, waiting = time.monotonic(), 0, ""
     while True:
         try:
             code = supervisor.poll()
@@ -140,6 +146,10 @@ def follow(
                 width = shutil.get_terminal_size().columns - 1
                 sys.stderr.write(prefix + progress.line(width - len(prefix)))
                 sys.stderr.flush()
+            elif progress.waiting:
+                if progress.waiting != waiting:
+                    out.say(prefix + progress.line(2000))
+                waiting, last_said = progress.waiting, time.monotonic()
             elif time.monotonic() - last_said >= PLAIN_SECONDS:
                 last_said = time.monotonic()
                 out.say(prefix + progress.line(200))
@@ -152,7 +162,11 @@ def follow(
             out.say(
                 field(
                     "stopping",
-                    "a checkpoint is saved first; Ctrl-C again kills" if asked == 1 else "killing",
+                    "it only waits for a GPU"
+                    if progress.waiting
+                    else "a checkpoint is saved first; Ctrl-C again kills"
+                    if asked == 1
+                    else "killing",
                 )
             )
     if code < 0:  # the supervisor itself was killed

@@ -1,107 +1,270 @@
-"""`runner monitor`: a live view of GPUs or host, and of one run where one is named."""
+"""`runner monitor`: a live view of GPUs or host, and of one run where one is named.
+
+Standard library, the monitor's parts and rich (inside a function). One loop takes samples; each way
+of showing is a function that is given a Snapshot an interval.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner import durable
 from runner.cli.output import Output
-from runner.folder import RunFolder, all_runs, default_root, find_run
-from runner.guard.nvml import Nvml, NvmlFailed, NvmlUnavailable
-from runner.liveness import host_pid
-from runner.report.monitor_view import Snapshot, gather, render
+from runner.errors import UsageError
+from runner.folder import RunFolder, default_root, find_run
+from runner.guard.health import XidWatch, read_health
+from runner.guard.nvml import Nvml, NvmlUnavailable
+from runner.guard.sampler import Schedule
+from runner.report import monitor_csv, monitor_metrics
+from runner.report.monitor_records import Snapshot
+from runner.report.monitor_runs import LiveRuns
+from runner.report.monitor_view import render
+from runner.report.monitor_watch import Watch, samples_in
+
+if TYPE_CHECKING:
+    from runner.cli.follow import Progress
+
+Show = Callable[[Snapshot], None]
+LONGEST_INTERVAL_SECONDS = 86_400.0
 
 
-def watch(run: str | None, *, interval: float, once: bool, runs: Path | None, as_json: bool) -> int:
-    """Show views until Ctrl-C (exit 0) or, with a RUN, until that run has ended.
+@dataclass(frozen=True)
+class How:
+    """How the views are given; at most one of the four, else they are drawn."""
 
-    With --json each view is one line of JSON, with --once one indented document.
+    once: bool = False
+    as_json: bool = False
+    as_csv: bool = False
+    prometheus: str | None = None  # PORT or ADDRESS:PORT
+    textfile: Path | None = None
+
+    def check(self) -> None:
+        """Raises UsageError for what excludes each other."""
+        chosen = [
+            name
+            for name, given in (
+                ("--json", self.as_json),
+                ("--csv", self.as_csv),
+                ("--prometheus", self.prometheus is not None),
+                ("--textfile", self.textfile is not None),
+            )
+            if given
+        ]
+        if len(chosen) > 1:
+            raise UsageError(
+                f"{' and '.join(chosen)} exclude each other: expected one of them",
+                "start `runner monitor` once for each",
+            )
+        if self.once and self.prometheus is not None:
+            raise UsageError(
+                "--once and --prometheus exclude each other: what is scraped has to stay",
+                "--once --textfile FILE.prom writes the metrics once",
+            )
+
+
+def watch(run: str | None, *, interval: float, how: How, runs: Path | None) -> int:
+    """Show views until Ctrl-C or, with a RUN, until that run has ended; exit code 0.
+
+    Ctrl-C in the drawn view ends it with 0; elsewhere KeyboardInterrupt goes on (exit 130).
     """
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.text import Text
-
+    how.check()
+    if not (math.isfinite(interval) and interval <= LONGEST_INTERVAL_SECONDS):
+        raise UsageError(
+            f"--interval {interval}: expected seconds from 0.1 to {LONGEST_INTERVAL_SECONDS:.0f}"
+        )
     root = runs or default_root()
     followed = find_run(run, root) if run else None
-    out = Output(as_json=as_json)
+    line = RunLine(followed) if followed else None
+    out = Output(as_json=how.as_json)
     with contextlib.ExitStack() as stack:
-        nvml = None
-        try:
-            nvml = stack.enter_context(Nvml())
-        except NvmlUnavailable as error:
-            if error.fatal:
-                out.say(f"warning: NVML can't be used: {error}; showing the host only")
-
-        def view() -> Snapshot:
-            nonlocal nvml
-            try:
-                return gather(nvml, run_pids(root, followed))
-            except NvmlFailed as error:
-                out.say(f"warning: NVML stopped answering: {error}; showing the host only")
-                nvml = None
-                return gather(None, run_pids(root, followed))
-
-        def drawn() -> Group:
-            parts = [render(view())]
-            if followed is not None:
-                parts.insert(0, Text(run_line(followed)))
-            return Group(*parts)
-
-        if as_json:
-            while True:
-                record = view().to_record()
-                if followed is not None:
-                    record["run"] = {"name": followed.name, "line": run_line(followed)}
-                if once:
-                    out.result(record, [])
-                    return 0
-                print(json.dumps(record, ensure_ascii=False), flush=True)
-                if followed is not None and followed.termination.exists():
-                    return 0
-                time.sleep(interval)
-        console = Console(file=sys.stdout)
-        if once or not console.is_terminal:
-            while True:
-                console.print(drawn())
-                if once or (followed is not None and followed.termination.exists()):
-                    return 0
-                time.sleep(interval)
-        with (
-            contextlib.suppress(KeyboardInterrupt),
-            Live(drawn(), console=console, auto_refresh=False, screen=False) as live,
-        ):
-            while followed is None or not followed.termination.exists():
-                time.sleep(interval)
-                live.update(drawn(), refresh=True)
+        show = _shown_by(how, interval, line, out, stack)
+        for snapshot in _reports(root, followed, interval, how.once, out, stack):
+            show(snapshot)
     return 0
 
 
-def run_pids(root: Path, followed: RunFolder | None) -> dict[int, str]:
-    """pid of each living supervisor and training process -> its run's name."""
-    out: dict[int, str] = {}
-    for folder in [followed] if followed else all_runs(root)[-50:]:
-        if folder.termination.exists():
-            continue
-        for path in [folder.supervisor, *folder.engine.glob("rank-*.json")]:
-            status = durable.read_json(path) or {}
-            pid = host_pid(status)
-            if pid is not None:
-                out[pid] = folder.name
-    return out
+def _reports(
+    root: Path,
+    followed: RunFolder | None,
+    interval: float,
+    once: bool,
+    out: Output,
+    stack: contextlib.ExitStack,
+) -> Iterator[Snapshot]:
+    """The first report at once, then one an interval; the last when the followed run ends."""
+    machine = _watch_machine(root, followed, interval, once, out, stack)
+    machine.sample()
+    yield machine.report()
+    period = interval / samples_in(interval)
+    schedule = Schedule(time.monotonic())
+    taken = 0
+    while not once and not (followed is not None and followed.termination.exists()):
+        time.sleep(schedule.wait_seconds(time.monotonic(), period))
+        machine.sample()
+        taken += 1
+        if taken == samples_in(interval) or (followed and followed.termination.exists()):
+            taken = 0
+            yield machine.report()
 
 
-def run_line(folder: RunFolder) -> str:
+def _watch_machine(
+    root: Path,
+    followed: RunFolder | None,
+    interval: float,
+    once: bool,
+    out: Output,
+    stack: contextlib.ExitStack,
+) -> Watch:
+    """The watch, over the cards where NVML can be opened."""
+    runs = LiveRuns(root, followed)
+    try:
+        nvml = stack.enter_context(Nvml())
+    except NvmlUnavailable as error:
+        if error.fatal:
+            out.say(f"warning: NVML can't be used: {error}; showing the host only")
+        return Watch(None, runs, interval_seconds=interval)
+    health = partial(read_health, nvml)
+    if once:  # one look hears no events
+        return Watch(nvml, runs, interval_seconds=interval, health=health)
+    xids = stack.enter_context(XidWatch(nvml))
+    return Watch(nvml, runs, interval_seconds=interval, health=health, xids=xids.seen)
+
+
+def _shown_by(
+    how: How, interval: float, line: RunLine | None, out: Output, stack: contextlib.ExitStack
+) -> Show:
+    """What is done with each report."""
+    if how.as_json:
+        return partial(_as_json, line=line, once=how.once, out=out)
+    if how.as_csv:
+        print(monitor_csv.header(), flush=True)
+        return _as_csv
+    if how.prometheus is not None or how.textfile is not None:
+        return _as_metrics(how, out)
+    return _drawn(how, interval, line, stack)
+
+
+def _as_json(snapshot: Snapshot, *, line: RunLine | None, once: bool, out: Output) -> None:
+    """With --once an indented document, else a line of JSON."""
+    record = snapshot.to_record()
+    if line is not None:
+        record["run"] = {"name": line.folder.name, "line": line.text()}
+    if once:
+        out.result(record, [])
+    else:
+        print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _as_csv(snapshot: Snapshot) -> None:
+    print("\n".join(monitor_csv.rows(snapshot)), flush=True)
+
+
+class Latest:
+    """The last report, for those who ask in between."""
+
+    def __init__(self) -> None:
+        self._snapshot: Snapshot | None = None
+
+    def keep(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def __call__(self) -> Snapshot | None:
+        return self._snapshot
+
+
+def _as_metrics(how: How, out: Output) -> Show:
+    """Served, or written to a file; both tell of the last report."""
+    latest = Latest()
+    if how.textfile is None:
+        endpoint = monitor_metrics.parse_endpoint(how.prometheus or "")
+        out.say(f"metrics at {monitor_metrics.serve(endpoint, latest)}")
+        return latest.keep
+    path = how.textfile.absolute()
+    monitor_metrics.check_textfile(path)
+    metrics = monitor_metrics.registry(latest)
+
+    def write(snapshot: Snapshot) -> None:
+        first = latest() is None
+        latest.keep(snapshot)
+        try:
+            monitor_metrics.write_textfile(path, metrics)
+        except UsageError as error:
+            if first:
+                raise
+            out.say(f"warning: {error}; the file is as it was")  # a full disk may have room again
+
+    return write
+
+
+def _drawn(how: How, interval: float, line: RunLine | None, stack: contextlib.ExitStack) -> Show:
+    """In a terminal a view that is drawn anew in its place; elsewhere one after the other."""
+    from rich.console import Console
+    from rich.live import Live
+
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # an encoding without bars shows "?"
+    console = Console(file=sys.stdout, highlight=False)
+    every = None if how.once else interval
+    if how.once or not console.is_terminal:
+        return lambda snapshot: console.print(
+            render(snapshot, line.lines() if line else (), every), end=""
+        )
+
+    latest = Latest()
+
+    def leave() -> None:
+        """The alternate screen vanishes with the view: what it showed last stays."""
+        snapshot = latest()
+        if snapshot is not None:
+            console.print(render(snapshot, line.lines() if line else (), every), end="")
+
+    stack.callback(leave)
+    stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+    live = stack.enter_context(Live(console=console, auto_refresh=False, screen=True))
+
+    def show(snapshot: Snapshot) -> None:
+        latest.keep(snapshot)
+        live.update(render(snapshot, line.lines() if line else (), every), refresh=True)
+
+    return show
+
+
+class RunLine:
     """Where the followed run stands, or how it ended."""
-    from runner.cli.follow import Progress
-    from runner.render import read_any_plan
-    from runner.report.run import read_report, verdict
 
-    if folder.termination.exists():
-        return "\n".join(verdict(read_report(folder)))
-    progress = Progress(folder, read_any_plan(folder.plan))
-    progress.update()
-    return f"{folder.name}  {progress.line(200)}"
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._progress: Progress | None = None
+
+    def lines(self) -> list[str]:
+        """For people; what the run's records gained since the last call is taken in."""
+        if self.folder.termination.exists():
+            from runner.report.run import read_report, verdict
+
+            return verdict(read_report(self.folder))
+        if self._progress is None:
+            from runner.cli.follow import Progress
+            from runner.render import read_any_plan
+
+            self._progress = Progress(self.folder, read_any_plan(self.folder.plan))
+        self._progress.update()
+        if not self._progress.last:
+            # the last step before this view began: Progress itself takes only newer ones
+            record = durable.last_jsonl(self.folder.metrics) or {}
+            if "loss" in record and "step" in record:
+                self._progress.last = record
+        return [self.folder.name, f"  {self._progress.line(200)}"]
+
+    def text(self) -> str:
+        """For records: on one line as long as the run lives."""
+        lines = self.lines()
+        return ("\n" if self.folder.termination.exists() else "").join(lines)

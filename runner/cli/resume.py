@@ -26,7 +26,7 @@ class Earlier:
 
     folder: RunFolder
     state: str
-    """running, by_hand, not_started, or the reason of its end."""
+    """queued, running, by_hand, not_started, or the reason of its end."""
     kept: str | None
     """What can be gone on from: its newest whole checkpoint, or the stages that are done."""
 
@@ -38,7 +38,7 @@ def latest_of(plan: PlanBase, root: Path) -> Earlier | None:
             found = read_any_plan(folder.plan)
         except RunnerError:
             continue  # an edited or older plan is another plan
-        if found.hash != plan.hash:
+        if plan.hash not in (found.hash, getattr(found, "recovered_from", None)):
             continue
         end = durable.read_json(folder.termination)
         state = str(end.get("reason")) if isinstance(end, dict) else live_state(folder)
@@ -72,9 +72,10 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
             )
         return None
     name = earlier.folder.name
-    if earlier.state == "running":
+    if earlier.state in ("running", "queued"):
+        doing = "trains" if earlier.state == "running" else "waits for a GPU"
         raise RefusedError(
-            f"this plan trains at this moment in {name}",
+            f"this plan {doing} at this moment in {name}",
             f"runner monitor {name} follows it; --fresh starts another beside it",
         )
     if earlier.state == Reason.COMPLETED:

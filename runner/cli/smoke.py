@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from runner import durable
+from runner.cli.cards import preflight
+from runner.cli.measured import keep_measurement, predict_smoke
 from runner.cli.output import Output, field, table
 from runner.cli.train import ready_smoke, start_and_follow
 from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
@@ -17,7 +19,13 @@ from runner.units import format_bytes
 
 
 def smoke_jobs(
-    names: list[str], sets: list[str], *, max_steps: int | None, runs: Path | None, as_json: bool
+    names: list[str],
+    sets: list[str],
+    *,
+    max_steps: int | None,
+    runs: Path | None,
+    wait: bool,
+    as_json: bool,
 ) -> int:
     """0 where every job passed, 1 where one did not, 130 after Ctrl-C; each one is in the table."""
     out = Output(as_json=as_json)
@@ -31,7 +39,7 @@ def smoke_jobs(
         out.say(f"\n[{number}/{len(loaded)}] {job.name}")
         began = time.monotonic()
         try:
-            records.append(_smoke(job, max_steps, runs, out))
+            records.append(_smoke(job, max_steps, runs, out, wait=wait))
         except RunnerError as error:
             for line in error.lines():
                 out.say(line)
@@ -63,13 +71,18 @@ def smoke_jobs(
     return 0 if passed else 1
 
 
-def _smoke(job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output) -> dict[str, Any]:
-    plan, facts, folder = ready_smoke(job, max_steps or SMOKE_DEFAULT_STEPS, runs, out)
+def _smoke(
+    job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output, *, wait: bool
+) -> dict[str, Any]:
+    steps = max_steps or SMOKE_DEFAULT_STEPS
+    plan, facts, folder = ready_smoke(job, steps, runs, out, wait=wait)
     out.say(field("place", facts.place.line))
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))
+    out.say(preflight(plan))
+    prediction = predict_smoke(plan, facts, folder, out)
     out.say(field("run", str(folder.path)))
-    code = start_and_follow(folder, plan, out)
+    code = start_and_follow(folder, plan, out, wait=wait)
     end = durable.read_json(folder.termination) or {}
     result = durable.read_json(folder.engine_result) or {}
     reached = end.get("steps") == plan.planned_steps
@@ -78,6 +91,7 @@ def _smoke(job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output
     proven = (reached and reloaded) or not isinstance(plan, Plan)
     passed = code == 0 and end.get("reason") == "completed" and proven
     why = end.get("message", "there is no verdict") if not passed else ""
+    keep_measurement(plan, facts, folder, prediction, end, out)
     if not passed:
         out.say(field("failed", str(why)))
         out.say(field("log", str(folder.train_log)))
@@ -92,6 +106,7 @@ def _smoke(job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output
         "eval_loss": end.get("eval_loss"),
         "peak_bytes": end.get("peak_bytes"),
         "peak_source": end.get("peak_source"),
+        "predicted_bytes": end.get("predicted_bytes"),
         "verdict": end.get("reason", "lost"),
         "why": why,
         "exit_code": code,

@@ -39,6 +39,8 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
         )
     _ask(folder, supervisor, times=2 if now else 1)
     what = "killing it" if now else "a checkpoint is saved first; --now kills"
+    if folder.queue.exists():
+        what = "it only waits for a GPU"
     out.say(field("stopping", f"{folder.name}: {what}"))
     while is_living(supervisor):
         time.sleep(POLL_SECONDS)

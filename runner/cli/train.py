@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from runner import durable
+from runner.cli.cards import preflight, with_free_cards
 from runner.cli.follow import follow
+from runner.cli.measured import corrected_survey, keep_prediction, memory_line
 from runner.cli.output import Output, field
 from runner.cli.preflight import (
     fetch_missing,
@@ -26,9 +28,10 @@ from runner.cli.report import verdict_lines
 from runner.cli.resume import Choice, choose
 from runner.cli.smoke_mgm import smoke_plan, stand_in
 from runner.cli.survey import require_disk, survey, survey_lines
+from runner.cli.vram import require_fits
 from runner.container.cli import ContainerCli
 from runner.execute.docker import docker_argv
-from runner.facts import HostFacts, gather, require_data
+from runner.facts import Facts, HostFacts, gather, require_data
 from runner.folder import RunFolder, create, default_root
 from runner.job import Job
 from runner.jobfile import LoadedJob, load_job
@@ -39,6 +42,7 @@ from runner.render import render, summary
 from runner.resolve import make_plan
 from runner.resolve_kinds import make_any_plan
 from runner.resolve_mgm import require_mgm
+from runner.vram.record import Prediction
 
 
 def train_job(
@@ -49,9 +53,10 @@ def train_job(
     runs: Path | None,
     choice: Choice | None,
     dry_run: bool,
+    wait: bool,
     as_json: bool,
 ) -> int:
-    """The run's exit code."""
+    """The run's exit code. With `wait` it queues for a GPU that is taken."""
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
     plan, facts = _planned(loaded, "dry_run" if dry_run else "train", max_steps, out)
@@ -59,20 +64,29 @@ def train_job(
     folder = None if dry_run else choose(plan, root, choice, out)
     resume = folder is not None
     require_place(plan, facts)
+    only_shown = dry_run and not isinstance(plan, Plan)
+    plan = with_free_cards(plan, wait=wait or only_shown)
     surveyed = survey(plan, out) if isinstance(plan, Plan) else None
     if surveyed is not None:
         require_disk(root, int(surveyed["disk_bytes"]), what="its checkpoints and result")
+    prediction = None
+    if surveyed is not None and isinstance(plan, Plan):
+        prediction = corrected_survey(surveyed, plan, facts)
+    if prediction is not None and isinstance(facts, Facts) and isinstance(plan, Plan):
+        require_fits(prediction, plan, facts, recovers=plan.on_oom == "recover")
     if folder is None:
         folder = prepare_folder(loaded, plan, runs)
-    announce(plan, facts, folder, out, surveyed)
+        if prediction is not None:
+            keep_prediction(folder, prediction)
+    announce(plan, facts, folder, out, surveyed, prediction)
     if dry_run and plan.container is not None:
         command = docker_argv(folder, plan, ContainerCli(plan.container.program))
         out.say(field("command", shlex.join(command)))
-    if dry_run and not isinstance(plan, Plan):
+    if only_shown:
         shutil.rmtree(folder.path)  # what a script would do can't be tried without doing it
         out.result({"started": False, "plan_hash": plan.hash}, ["dry run: nothing was started"])
         return 0
-    code = start_and_follow(folder, plan, out, resume=resume)
+    code = start_and_follow(folder, plan, out, resume=resume, wait=wait)
     record = durable.read_json(folder.termination) or {}
     if code and not record:
         for line in _said_by_supervisor(folder):
@@ -127,6 +141,7 @@ def announce(
     folder: RunFolder,
     out: Output,
     surveyed: Mapping[str, Any] | None,
+    prediction: Prediction | None = None,
 ) -> None:
     """The quiet lines before a run starts."""
     lines = dict(summary(plan)) if isinstance(plan, Plan) else {}
@@ -134,8 +149,8 @@ def announce(
         out.say(field("plan", f"{plan.short_hash}   {lines['model']} · {lines['method']}"))
         for text in survey_lines(surveyed):
             out.say(text)
-        for label in ("training", "memory"):
-            out.say(field(label, lines[label]))
+        out.say(field("training", lines["training"]))
+        out.say(field("memory", memory_line(prediction, plan) if prediction else lines["memory"]))
     else:
         out.say(field("plan", plan.short_hash))
         for label, text in summary(plan):
@@ -145,13 +160,15 @@ def announce(
         out.say(field("SUBSTITUTE", line))
     for line in (*plan.warnings, *(surveyed["warnings"] if surveyed else ())):
         out.say(field("WARNING", line))
+    out.say(preflight(plan))
     out.say(field("run", _shown(folder.path)))
 
 
 def start_and_follow(
-    folder: RunFolder, plan: PlanBase, out: Output, *, resume: bool = False
+    folder: RunFolder, plan: PlanBase, out: Output, *, resume: bool = False, wait: bool = False
 ) -> int:
     """Start the supervisor in a session of its own and follow the run; its exit code."""
+    words = {"--resume": resume, "--wait": wait, "--share": plan.launch.share}
     with folder.supervisor_log.open("ab") as log:
         supervisor = subprocess.Popen(
             [
@@ -159,7 +176,7 @@ def start_and_follow(
                 "-m",
                 "runner.supervise",
                 str(folder.path),
-                *(["--resume"] if resume else []),
+                *(word for word, said in words.items() if said),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -170,20 +187,27 @@ def start_and_follow(
 
 
 def ready_smoke(
-    loaded: LoadedJob, max_steps: int, runs: Path | None, out: Output
+    loaded: LoadedJob, max_steps: int, runs: Path | None, out: Output, *, wait: bool
 ) -> tuple[PlanBase, HostFacts, RunFolder]:
-    """A smoke's plan, facts and folder, its stand-ins made."""
+    """A smoke's plan, facts and folder, its stand-ins made and its cards chosen."""
+    plan, facts = _smoke_plan(loaded, max_steps, out)
+    plan = with_free_cards(plan, wait=wait)
+    return plan, facts, prepare_folder(loaded, plan, runs)
+
+
+def _smoke_plan(loaded: LoadedJob, max_steps: int, out: Output) -> tuple[PlanBase, HostFacts]:
+    """A smoke's plan and facts, its stand-ins made."""
     if not isinstance(loaded.job, Job):
         plan, facts, why = smoke_plan(loaded, max_steps)
         if isinstance(plan, MgmPlan) and why is not None:
             native, facts = stand_in(loaded, plan, why, max_steps)
             require_place(native, facts)
             make_stand_in(native, out)
-            return native, facts, prepare_folder(loaded, native, runs)
+            return native, facts
         if isinstance(plan, MgmPlan):
             require_mgm(loaded, plan)
         require_place(plan, facts)
-        return plan, facts, prepare_folder(loaded, plan, runs)
+        return plan, facts
     own = gather(loaded)
     require_training_stack(loaded.job, own.place)
     if fetch_missing(loaded, own, out, required=False):
@@ -193,7 +217,7 @@ def ready_smoke(
         require_data(loaded, own)  # neither the job's rows nor samples are here
     require_place(sft, own)
     make_stand_in(sft, out)
-    return sft, own, prepare_folder(loaded, sft, runs)
+    return sft, own
 
 
 def _shown(path: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from runner import durable
 from runner.engine.control import STOPPED_EXIT_CODE, SUPERVISOR_VARIABLE, Control, Stopped
+from runner.engine.oom import keep_snapshot
 from runner.errors import EXIT_REFUSED, RunnerError
 from runner.folder import RunFolder
 from runner.liveness import living_engines
@@ -58,6 +59,9 @@ def main() -> int:
         return error.exit_code
     except Exception as error:
         kind, message = _explain(error)
+        if kind in ("cuda_oom", "over_budget"):
+            kept = keep_snapshot(read_plan(folder.plan), folder)
+            message += f"; snapshot {kept.name}" if kept else ""
         _record_failure(folder, rank, kind, message, 1)
         _print(traceback.format_exc())
         return 1

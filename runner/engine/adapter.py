@@ -133,7 +133,7 @@ def _require_targets(wanted: list[str], model: Any) -> None:
 
 
 def keep_full_precision(model: Any, plan: Plan) -> None:
-    """Hold every trained parameter in fp32; to be called once the trainer has wrapped the model.
+    """Hold what is trained in fp32, or in lora.dtype; once the trainer has wrapped the model.
 
     TRL rounds the adapter of a quantized base to bf16: updates below 1/256 of a weight are lost
     then, and the gradient scaler of fp16 training can't unscale bf16. DeepSpeed keeps fp32 copies
@@ -143,9 +143,12 @@ def keep_full_precision(model: Any, plan: Plan) -> None:
 
     if plan.launch.deepspeed != "none":
         return
+    wanted = torch.float32
+    if plan.method in ("lora", "qlora") and plan.lora.dtype == "bf16":
+        wanted = torch.bfloat16  # asked for by name
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()
+        if parameter.requires_grad and parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
 
 
 def require_prefix_fits(model: Any) -> None:

@@ -34,6 +34,7 @@ class Records(TrainerCallback):
         step_offset: optimizer steps of the run's earlier trainings; the steps written are the
             run's, not the training's.
         trackers: who else is told, on the first process.
+        outside_bytes: what a process holds on its GPU outside of torch, where that was measured.
 
     Attributes:
         first_loss, last_loss, eval_loss: of this training, as last logged; a resumed one goes on
@@ -49,6 +50,7 @@ class Records(TrainerCallback):
         *,
         step_offset: int = 0,
         trackers: Trackers | None = None,
+        outside_bytes: int | None = None,
     ) -> None:
         self._plan = plan
         self._folder = folder
@@ -56,6 +58,8 @@ class Records(TrainerCallback):
         self._resumed_step = resumed_step
         self._offset = step_offset
         self._trackers = trackers
+        self._outside_bytes = outside_bytes
+        self._peaks: dict[str, int] = {}
         self._process = psutil.Process()
         self._pace = Pace()
         self._learning_rate: float | None = None
@@ -148,7 +152,6 @@ class Records(TrainerCallback):
         norm = None if norm is None else float(norm)
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self.last_loss = loss
-        memory, source = self._memory()
         self._write(
             step,
             logs.get("epoch"),
@@ -157,8 +160,7 @@ class Records(TrainerCallback):
                 "learning_rate": self._learning_rate,
                 "grad_norm": _finite(norm),
                 **self._throughput(int(logs.get("num_tokens", 0))),
-                "memory_bytes": memory,
-                "memory_source": source,
+                **self._memory(),
                 "time_unix_seconds": round(time.time(), 3),
             },
         )
@@ -191,12 +193,51 @@ class Records(TrainerCallback):
         if self._trackers is not None:
             self._trackers.log(step, {"epoch": epoch, **figures})
 
-    def _memory(self) -> tuple[int, str]:
-        if self._plan.launch.device == "cuda":
-            peak = int(torch.cuda.max_memory_reserved())
-            torch.cuda.reset_peak_memory_stats()
-            return peak, "torch_max_reserved"
-        return int(self._process.memory_info().rss), "process_rss"
+    def memory_peaks(self) -> dict[str, int]:
+        """The most that torch's allocator held in this training, in bytes; nothing on a CPU.
+
+        Of all processes as far as lines were logged, and of this one since the last line.
+        """
+        if self._plan.launch.device != "cuda":
+            return {}
+        self._keep(int(torch.cuda.max_memory_reserved()), int(torch.cuda.max_memory_allocated()))
+        return dict(self._peaks)
+
+    def _memory(self) -> dict[str, Any]:
+        """The most since the last line, on the card that held most: a budget is each card's own."""
+        if self._plan.launch.device != "cuda":
+            return {
+                "memory_bytes": int(self._process.memory_info().rss),
+                "memory_source": "process_rss",
+            }
+        reserved, allocated = _fullest(
+            int(torch.cuda.max_memory_reserved()), int(torch.cuda.max_memory_allocated())
+        )
+        torch.cuda.reset_peak_memory_stats()
+        self._keep(reserved, allocated)
+        outside = {"memory_outside_bytes": self._outside_bytes} if self._outside_bytes else {}
+        return {
+            "memory_bytes": reserved,
+            "memory_source": "torch_max_reserved",
+            "allocated_bytes": allocated,
+            **outside,
+        }
+
+    def _keep(self, reserved: int, allocated: int) -> None:
+        for name, size in (("peak_reserved_bytes", reserved), ("peak_allocated_bytes", allocated)):
+            self._peaks[name] = max(size, self._peaks.get(name, 0))
+
+
+def _fullest(*sizes: int, device: str = "cuda") -> tuple[int, ...]:
+    """Each size where it is largest among the processes that train together.
+
+    Every process logs at the same steps, as transformers gathers the loss there, too.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return sizes
+    told = torch.tensor(sizes, dtype=torch.int64, device=device)
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return tuple(int(size) for size in told.tolist())
 
 
 def keep_metrics_until(folder: RunFolder, step: int) -> None:

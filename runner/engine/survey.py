@@ -21,6 +21,7 @@ from runner.errors import Problem, RunnerError, SpecError, bug
 from runner.job_training import TrainingSettings, beyond_the_end
 from runner.plan import Plan
 from runner.render import read_plan
+from runner.vram.ask import Batch
 
 MANY_PASSES = 10
 RECORDS_BYTES = 64 * 1024
@@ -133,7 +134,9 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
     from runner.engine.count import count_parameters
     from runner.engine.model import load_tokenizer
     from runner.engine.rows import prepare_rows
+    from runner.vram.batches import of_rows
 
+    batches: list[Batch] = []
     record: dict[str, Any] = {"notes": [], "warnings": [], "trainings": []}
     problems: list[Problem] = []
     written = 0
@@ -147,6 +150,7 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
         problems += wrong
         size = checkpoint_bytes(part, count.trainable, count.total, _tokenizer_bytes(part))
         written += size * length.kept
+        batches.append(of_rows(part, rows))
         record["notes"] += [note for note in notes if note not in record["notes"]]
         record["warnings"] += unlikely
         record["trainings"].append(
@@ -164,8 +168,23 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
         )
     if problems:
         raise SpecError(problems)
+    record["memory"] = _memory(plan, batches, record["notes"])
     record["disk_bytes"] = written + record["trainings"][-1]["checkpoint_bytes"]  # and the result
     return record
+
+
+def _memory(plan: Plan, batches: list[Batch], notes: list[str]) -> dict[str, Any] | None:
+    """The plan's predicted memory (runner.vram.record), or None and a note."""
+    from runner.packages import package_version
+    from runner.vram.ask import PACKAGES, predicted
+    from runner.vram.predict import predict
+
+    versions = {name: package_version(name) for name in PACKAGES}
+    try:
+        return predicted(plan, batches, versions, predict).model_dump(mode="json")
+    except RunnerError as error:
+        notes.append(f"the memory could not be predicted: {error.message}")
+        return None
 
 
 def image_tokens(plan: Plan) -> int:

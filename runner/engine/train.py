@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from runner import checkpoints, durable
 from runner.engine.control import STOPPED_EXIT_CODE, Control, Stopped
+from runner.engine.oom import start_record
 from runner.engine.trained import PROJECTOR_FILE
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.plan import Plan
-from runner.units import format_bytes
 
 if TYPE_CHECKING:
     from runner.engine.result import Marks
@@ -35,6 +35,8 @@ class Run:
     control: Control
     started: float
     """time.monotonic() at its start, in seconds."""
+    outside_bytes: int | None = None
+    """What this process holds on its GPU outside of torch, where it was measured."""
 
     @property
     def first(self) -> bool:
@@ -65,11 +67,11 @@ def train(plan: Plan, folder: RunFolder, control: Control, *, resume: bool) -> i
     """
     first = control.rank == 0
     checkpoint = _resume_point(folder, say=first) if resume else None
-    _ready_torch(plan)
+    outside = _ready_torch(plan)
     from runner.engine.trackers import open_trackers
 
     resumed = (checkpoints.step_of(checkpoint) if checkpoint else 0) if resume else None
-    run = Run(plan, folder, control, time.monotonic())
+    run = Run(plan, folder, control, time.monotonic(), outside)
     with open_trackers(plan, folder, resumed_step=resumed, first=first) as trackers:
         steps = _train_all(run, trackers, checkpoint, resume=resume)
         if steps is None:
@@ -123,6 +125,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     from runner.engine.adapter import trainable_setup
     from runner.engine.arguments import training_arguments
     from runner.engine.count import counted
+    from runner.engine.memory import loss_chunks
     from runner.engine.model import load_model, load_tokenizer
     from runner.engine.records import Records
     from runner.engine.requests import Requests
@@ -152,7 +155,12 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
         load_projector(model, place.projector)
     control.stop_if_asked()
     records = Records(
-        plan, folder, place.resumed_step, step_offset=place.steps_before, trackers=trackers
+        plan,
+        folder,
+        place.resumed_step,
+        step_offset=place.steps_before,
+        trackers=trackers,
+        outside_bytes=run.outside_bytes,
     )
     inputs = _inputs(plan, tokenizer, rows)
     trainer = RunTrainer(
@@ -176,7 +184,8 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
         return 0
     control.planned_steps = place.steps_before + _planned_steps(plan, trainer)
     control.enter("training", interruptible=False)
-    trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.checkpoint else None)
+    with loss_chunks(plan.training):
+        trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.checkpoint else None)
 
     steps, planned = trainer.state.global_step, trainer.state.max_steps
     if steps < planned and trainer.stopped_early is None:
@@ -219,7 +228,8 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
             "checks": checks,
             "times": records.statistics(),
             "seconds": round(time.monotonic() - run.started, 3),
-            **_peaks(plan),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            **records.memory_peaks(),
         }
         if place.is_last:
             durable.write_json(folder.engine_result, result)
@@ -357,8 +367,10 @@ def _resume_point(folder: RunFolder, *, say: bool) -> Path | None:
     return checkpoint
 
 
-def _ready_torch(plan: Plan) -> None:
-    """Process-wide settings that must stand before the first tensor."""
+def _ready_torch(plan: Plan) -> int | None:
+    """Process-wide settings that must stand before the first tensor; the bytes on the GPU that
+    torch's cap leaves for what is outside of torch, None without a cap.
+    """
     import torch
 
     if plan.launch.device == "cpu":
@@ -368,7 +380,7 @@ def _ready_torch(plan: Plan) -> None:
 
             # its shared-memory reduction is a compiled extension; gloo does the same work
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        return
+        return None
     if not torch.cuda.is_available():
         raise RefusedError(
             "the plan trains on a GPU, but torch sees none in this environment",
@@ -377,25 +389,13 @@ def _ready_torch(plan: Plan) -> None:
         )
     local = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(local)
+    start_record(plan)
     limit = plan.budget.limit_bytes if plan.budget.kind == "gpu" else None
-    if limit is not None:
-        _cap(limit, local)
+    if limit is None:
+        return None
+    from runner.engine.cap import set_cap
 
-
-def _cap(limit_bytes: int, device: int) -> None:
-    """Torch's own cap: allocations beyond the budget fail inside, as an OutOfMemoryError.
-
-    The cap leaves room for what the allocator does not hold (CUDA context, libraries), measured
-    after one element is on the device and at least 512 MiB (docs: vram, "Torch's own cap").
-    """
-    import torch
-
-    torch.zeros(1, device=f"cuda:{device}")
-    free, total = torch.cuda.mem_get_info(device)
-    outside = max(512 << 20, min(total - free - torch.cuda.memory_reserved(device), 1 << 30))
-    share = max(0.01, min(1.0, (limit_bytes - outside) / total))
-    torch.cuda.set_per_process_memory_fraction(share, device)
-    _say(f"torch's cap: {format_bytes(int(share * total))} of {format_bytes(total)}")
+    return set_cap(limit, local, plan.launch.num_processes)
 
 
 def _require_launch(plan: Plan, trainer: Any) -> None:
@@ -414,15 +414,3 @@ def _require_launch(plan: Plan, trainer: Any) -> None:
         raise RunnerError(
             f"the plan trains on {plan.launch.device}; torch chose {trainer.args.device}"
         )
-
-
-def _peaks(plan: Plan) -> dict[str, Any]:
-    """Peak memory as this process knows it, in bytes."""
-    peaks: dict[str, Any] = {
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    }
-    if plan.launch.device == "cuda":
-        import torch
-
-        peaks["peak_allocated_bytes"] = int(torch.cuda.max_memory_allocated())
-    return peaks

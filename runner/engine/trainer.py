@@ -23,6 +23,7 @@ from runner.engine.adapter import load_prefix_encoder, save_prefix_encoder
 from runner.engine.best import best_checkpoint
 from runner.engine.control import Stopped
 from runner.engine.milestones import Milestones
+from runner.engine.recompute import Recompute
 from runner.engine.records import Records
 from runner.engine.schedule import learning_rate_at
 from runner.folder import RunFolder
@@ -63,6 +64,7 @@ class RunTrainer(SFTTrainer):
         self._step_offset, self._plan_hash = step_offset, plan_hash
         self._milestones = Milestones(plan, folder, step_offset)
         self.add_callback(self._milestones)
+        self.add_callback(Recompute(plan.training))
 
     @property
     def stopped_early(self) -> str | None:

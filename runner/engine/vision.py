@@ -71,10 +71,10 @@ def vision_config(plan: Plan) -> Any:
     """
     if is_whole(plan):
         return _whole_config(plan)
-    text, tower = _text_config(plan), _tower_config(plan)
-    token = _image_token_id(plan)
-    text.vocab_size = _vocabulary(text.vocab_size, token)
-    return _composed_config(_vision(plan), text, tower, token)
+    text = _text_config(plan)
+    return compose_config(
+        plan, text, _auto_config(plan, _vision(plan).model, "vision.model"), _image_token_id(plan)
+    )
 
 
 def is_whole(plan: Plan) -> bool:
@@ -347,11 +347,23 @@ def _text_config(plan: Plan) -> Any:
     return config
 
 
+def compose_config(plan: Plan, text: Any, tower: Any, token: int) -> Any:
+    """The LlavaConfig of a language model behind a CLIP tower, "<image>" being token `token`.
+
+    Raises RefusedError where the plan's settings do not fit the tower.
+    """
+    text.vocab_size = _vocabulary(text.vocab_size, token)
+    return _composed_config(_vision(plan), text, _clip_tower(plan, tower), token)
+
+
 def _tower_config(plan: Plan) -> Any:
+    return _clip_tower(plan, _auto_config(plan, _vision(plan).model, "vision.model"))
+
+
+def _clip_tower(plan: Plan, config: Any) -> Any:
     from transformers import CLIPVisionConfig
 
     model = _vision(plan).model
-    config = _auto_config(plan, model, "vision.model")
     if config.model_type == "clip":
         config = config.vision_config
     if not isinstance(config, CLIPVisionConfig):

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from runner.guard.enforcer import Processes, is_running
+from runner.guard.proc import Roll
 from runner.guard.sampler import in_container
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -25,6 +26,7 @@ class ContainerTree(Processes):
     def __init__(self) -> None:
         self._main: psutil.Process | None = None
         self._list: Path | None = None
+        self._roll = Roll()
 
     def attach(self, pid: int) -> None:
         """Know the container by its first process, a pid of the host; gone already is no error."""
@@ -46,13 +48,15 @@ class ContainerTree(Processes):
         """The live processes, zombies left out."""
         if self._main is None or self.main is None:
             return []  # the kernel ends a pid namespace with its first process
-        found = []
-        for pid in self._pids(self._main):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(pid)
-                if is_running(process):
-                    found.append(process)
-        return found
+        pids = self._pids(self._main)
+        self._roll.keep(pids)
+        return [process for pid in pids if (process := self._roll.get_or_enter(pid)) is not None]
+
+    def member(self, pid: int) -> psutil.Process | None:
+        """The live member with this pid."""
+        if self._main is None or self.main is None or pid not in self._pids(self._main):
+            return None
+        return self._roll.get_or_enter(pid)
 
     def workers(self) -> list[psutil.Process]:
         """The members without the first: it hands signals on, so that others would get them twice.

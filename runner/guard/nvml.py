@@ -44,8 +44,8 @@ class NvmlFailed(Exception):
     """A question to an open NVML was not answered. Says nothing about how much memory is used."""
 
 
-class _DeviceGone(Exception):
-    """GPU_IS_LOST or RESET_REQUIRED: caught in this module, told as `lost=True`."""
+class DeviceGone(Exception):
+    """GPU_IS_LOST or RESET_REQUIRED: caught in guard.nvml and guard.health, never further up."""
 
 
 def library_present() -> bool:
@@ -102,14 +102,14 @@ class Nvml:
 
     def driver_version(self) -> str | None:
         """The driver's version, such as "570.124.06"."""
-        return _text(self._optional(self._opened().nvmlSystemGetDriverVersion))
+        return text_of(self.optional(self.opened().nvmlSystemGetDriverVersion))
 
     def devices(self) -> list[tuple[int, str | None]]:
         """NVML's index and the UUID of every card; the UUID is None where the card is lost.
 
         Raises NvmlFailed where they can't be counted.
         """
-        count = self._required("device count", self._opened().nvmlDeviceGetCount)
+        count = self.required("device count", self.opened().nvmlDeviceGetCount)
         return [(index, self._identify(index)[0]) for index in range(count)]
 
     def read(self, index: int) -> DeviceReading:
@@ -120,7 +120,7 @@ class Nvml:
         """
         try:
             return self._read(index)
-        except _DeviceGone:
+        except DeviceGone:
             uuid, name = self._known.get(index, (None, None))
             return DeviceReading(
                 index=index,
@@ -140,10 +140,10 @@ class Nvml:
 
     def compute_capability(self, index: int) -> float | None:
         """CUDA compute capability, such as 8.9 or 9.0; None where unknown."""
-        api = self._opened()
+        api = self.opened()
         try:
-            found = self._optional(api.nvmlDeviceGetCudaComputeCapability, self._handle(index))
-        except _DeviceGone:
+            found = self.optional(api.nvmlDeviceGetCudaComputeCapability, self.handle(index))
+        except DeviceGone:
             return None
         return None if found is None else float(f"{found[0]}.{found[1]}")
 
@@ -152,14 +152,14 @@ class Nvml:
 
         None where accounting mode is off, or the driver does not know the process or the figure.
         """
-        api = self._opened()
+        api = self.opened()
         try:
-            handle = self._handle(index)
-            mode = self._optional(api.nvmlDeviceGetAccountingMode, handle)
+            handle = self.handle(index)
+            mode = self.optional(api.nvmlDeviceGetAccountingMode, handle)
             if mode != api.NVML_FEATURE_ENABLED:
                 return None
-            stats = self._optional(api.nvmlDeviceGetAccountingStats, handle, pid)
-        except _DeviceGone:
+            stats = self.optional(api.nvmlDeviceGetAccountingStats, handle, pid)
+        except DeviceGone:
             return None
         peak = None if stats is None else stats.maxMemoryUsage
         return None if peak is None else int(peak)
@@ -180,7 +180,7 @@ class Nvml:
         rejected", inheritance on reads). Some drivers answer NOT_FOUND or NOT_SUPPORTED for a
         cgroup that has no limit: both are None here, since neither proves one.
         """
-        api = self._opened()
+        api = self.opened()
         ask = getattr(api, "nvmlDeviceGetMemoryLimits_v1", None)
         structure = getattr(api, "c_nvmlGetMemoryLimits_v1_t", None)
         if ask is None or structure is None:
@@ -188,8 +188,8 @@ class Nvml:
         limits = structure()
         limits.nameSpace = os.fsencode(cgroup)
         try:
-            self._ask(ask, self._handle(index), limits)
-        except (_DeviceGone, NvmlFailed, api.NVMLError):
+            self.ask(ask, self.handle(index), limits)
+        except (DeviceGone, NvmlFailed, api.NVMLError):
             return None
         hard = int(limits.hardLimit)
         # 0 is what the structure began with; a limit of nothing would be no use to anybody
@@ -205,16 +205,17 @@ class Nvml:
         known = [limit for limit in limits if limit is not None]
         return max(known) if limits and len(known) == len(limits) else None
 
-    # How questions are asked -------------------------------------------------------------------
+    # How questions are asked: here and in guard.health ----------------------------------------
 
-    def _opened(self) -> Any:
+    def opened(self) -> Any:
+        """The pynvml module. Raises NvmlFailed where NVML is not open."""
         if self._api is None:
             raise NvmlFailed("NVML is not open")
         return self._api
 
-    def _ask(self, question: Callable[..., _T], *arguments: object) -> _T:
-        """The answer. Raises _DeviceGone, NVMLError, or NVMLError_FunctionNotFound."""
-        api = self._opened()
+    def ask(self, question: Callable[..., _T], *arguments: object) -> _T:
+        """The answer. Raises DeviceGone, NVMLError, or NVMLError_FunctionNotFound."""
+        api = self.opened()
         try:
             return question(*arguments)
         except api.NVMLLibraryMismatchError as error:
@@ -223,48 +224,49 @@ class Nvml:
             raise api.NVMLError(api.NVML_ERROR_FUNCTION_NOT_FOUND) from error
         except api.NVMLError as error:
             if error.value in (api.NVML_ERROR_GPU_IS_LOST, api.NVML_ERROR_RESET_REQUIRED):
-                raise _DeviceGone from error
+                raise DeviceGone from error
             raise
 
-    def _optional(self, question: Callable[..., _T], *arguments: object) -> _T | None:
+    def optional(self, question: Callable[..., _T], *arguments: object) -> _T | None:
         """The answer, or None where this driver or this card has none."""
         try:
-            return self._ask(question, *arguments)
-        except self._opened().NVMLError:
+            return self.ask(question, *arguments)
+        except self.opened().NVMLError:
             return None
 
-    def _required(self, what: str, question: Callable[..., _T], *arguments: object) -> _T:
+    def required(self, what: str, question: Callable[..., _T], *arguments: object) -> _T:
         """The answer, or NvmlFailed."""
         try:
-            return self._ask(question, *arguments)
-        except self._opened().NVMLError as error:
+            return self.ask(question, *arguments)
+        except self.opened().NVMLError as error:
             raise NvmlFailed(f"{what}: {error}") from error
 
-    def _handle(self, index: int) -> Any:
+    def handle(self, index: int) -> Any:
+        """pynvml's handle of a card. Raises DeviceGone, NvmlFailed."""
         # Asked anew each time (about a microsecond): a kept handle outlives a card that was reset.
-        return self._required(f"GPU {index}", self._opened().nvmlDeviceGetHandleByIndex, index)
+        return self.required(f"GPU {index}", self.opened().nvmlDeviceGetHandleByIndex, index)
 
     def _identify(self, index: int) -> tuple[str | None, str | None]:
         """UUID and name, remembered so that a card that is lost later can still be named."""
         if index not in self._known:
-            api = self._opened()
+            api = self.opened()
             try:
-                handle = self._handle(index)
-                uuid = _text(self._optional(api.nvmlDeviceGetUUID, handle))
-                name = _text(self._optional(api.nvmlDeviceGetName, handle))
-            except (_DeviceGone, NvmlFailed):
+                handle = self.handle(index)
+                uuid = text_of(self.optional(api.nvmlDeviceGetUUID, handle))
+                name = text_of(self.optional(api.nvmlDeviceGetName, handle))
+            except (DeviceGone, NvmlFailed):
                 return None, None
             self._known[index] = (uuid, name)
         return self._known[index]
 
     def _read(self, index: int) -> DeviceReading:
-        api = self._opened()
-        handle = self._handle(index)
+        api = self.opened()
+        handle = self.handle(index)
         uuid, name = self._identify(index)
         memory, memory_api = self._memory(index, handle)
-        rates = self._optional(api.nvmlDeviceGetUtilizationRates, handle)
-        celsius = self._optional(api.nvmlDeviceGetTemperature, handle, api.NVML_TEMPERATURE_GPU)
-        milliwatts = self._optional(api.nvmlDeviceGetPowerUsage, handle)
+        rates = self.optional(api.nvmlDeviceGetUtilizationRates, handle)
+        celsius = self.optional(api.nvmlDeviceGetTemperature, handle, api.NVML_TEMPERATURE_GPU)
+        milliwatts = self.optional(api.nvmlDeviceGetPowerUsage, handle)
         return DeviceReading(
             index=index,
             uuid=uuid,
@@ -283,12 +285,12 @@ class Nvml:
 
     def _memory(self, index: int, handle: Any) -> tuple[Any, Literal[1, 2] | None]:
         """Memory by API 2 (driver's share apart) or else 1; (None, None) where not supported."""
-        api = self._opened()
-        found = self._optional(api.nvmlDeviceGetMemoryInfo, handle, api.nvmlMemory_v2)
+        api = self.opened()
+        found = self.optional(api.nvmlDeviceGetMemoryInfo, handle, api.nvmlMemory_v2)
         if found is not None:
             return found, 2
         try:
-            return self._ask(api.nvmlDeviceGetMemoryInfo, handle), 1
+            return self.ask(api.nvmlDeviceGetMemoryInfo, handle), 1
         except api.NVMLError as error:
             # Parts with unified memory answer this; the system's RAM is not the card's memory.
             if error.value in (api.NVML_ERROR_NOT_SUPPORTED, api.NVML_ERROR_FUNCTION_NOT_FOUND):
@@ -301,7 +303,7 @@ class Nvml:
         The lists overlap and repeat the same figure, so the larger one is kept and nothing is
         added. None where the compute list, without which nothing can be said, can't be read.
         """
-        api = self._opened()
+        api = self.opened()
         compute = self._process_list(
             handle,
             api.nvmlDeviceGetComputeRunningProcesses_v3,
@@ -330,11 +332,11 @@ class Nvml:
 
     def _process_list(self, handle: Any, *versions: Callable[[Any], list[Any]]) -> Any:
         """The list by the newest version that this driver has, or None."""
-        api = self._opened()
+        api = self.opened()
         for question in versions:
             for _ in range(PROCESS_LIST_ATTEMPTS):
                 try:
-                    return self._ask(question, handle)
+                    return self.ask(question, handle)
                 except api.NVMLError as error:
                     if error.value == api.NVML_ERROR_INSUFFICIENT_SIZE:
                         continue
@@ -361,6 +363,6 @@ def unified_cgroup(cgroup_text: str, mount: Path = CGROUPS) -> Path | None:
     return mount / path
 
 
-def _text(value: str | bytes | None) -> str | None:
+def text_of(value: str | bytes | None) -> str | None:
     """pynvml has given bytes in some versions and str in others."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -66,7 +66,9 @@ class Observation:
     gpu_lost: bool = False
     stop: Literal[0, 1, 2] = 0  # asked by the user: not at all, gracefully, now
     timed_out: bool = False
-    failure: str | None = None  # why own_bytes is None, for the message
+    failure: str | None = None  # why own_bytes is None or not complete, for the message
+    fresh: bool = True  # measured since the last observation, not the same figure again
+    complete: bool = True  # every card of the run has a figure
 
     @classmethod
     def of(
@@ -90,6 +92,8 @@ class Observation:
             stop=stop,
             timed_out=timed_out,
             failure=sample.failure,
+            fresh=sample.fresh,
+            complete=sample.complete,
         )
 
 
@@ -227,7 +231,9 @@ def _watch(state: State, observation: Observation) -> tuple[State, tuple[Action,
 
 
 def _blind(state: State, observation: Observation) -> tuple[State, tuple[Action, ...]]:
-    """No figure to enforce on: never a reason to act on the run, after a while one to say so."""
+    """No figure to enforce on, or not of every card: never a reason to act on the run, after a
+    while one to say so.
+    """
     now = observation.monotonic_seconds
     blind = now - (now if state.seen_seconds is None else state.seen_seconds)
     if state.unenforced or blind <= state.thresholds.blind_seconds:
@@ -235,8 +241,10 @@ def _blind(state: State, observation: Observation) -> tuple[State, tuple[Action,
     why = observation.failure
     if why is None and observation.own_bytes is None:
         why = "no memory reading"
-    elif why is None:
+    elif why is None and not observation.attribution.enforceable:
         why = "the memory in use can't be told to be the run's own"
+    elif why is None:
+        why = "a card of the run has no figure"
     return replace(state, unenforced=True), (Unenforced(blind, why),)
 
 
@@ -249,8 +257,13 @@ def _measure(
     fraction = used / budget
     actions: list[Action] = []
 
-    if state.unenforced:
-        actions.append(EnforcedAgain())
+    if not observation.complete:  # known on one card, blind on another: the ladder holds, and
+        state, said = _blind(state, observation)  # that it holds in part only is said
+        actions.extend(said)
+    else:
+        if state.unenforced:
+            actions.append(EnforcedAgain())
+        state = replace(state, seen_seconds=now, unenforced=False)
     warned, warn_low = _lasting(
         state.warned, fraction, limits.warn_fraction, state.warn_low_seconds, now, limits
     )
@@ -268,16 +281,16 @@ def _measure(
         over_seconds = now if state.over_seconds is None else state.over_seconds
     state = replace(
         state,
-        seen_seconds=now,
-        unenforced=False,
         warned=warned,
         asked=asked,
         warn_low_seconds=warn_low,
         ask_low_seconds=ask_low,
         over_seconds=over_seconds,
     )
-    sustained = over_seconds is not None and now - over_seconds >= limits.breach_gap_seconds
-    if (sustained and now != over_seconds) or fraction > limits.hard_fraction:
+    # Two measurements, not one that was read twice: a trainer's report stands for a whole window.
+    again = over_seconds is not None and observation.fresh and now != over_seconds
+    sustained = again and now - (over_seconds or 0.0) >= limits.breach_gap_seconds
+    if sustained or fraction > limits.hard_fraction:
         # checkpoint_fraction <= 1, so an engine that can has been asked by now.
         state, ending = _terminate(state, observation, Cause.OVER_BUDGET)
         actions.extend(ending)
@@ -303,10 +316,8 @@ def _terminate(
     state: State, observation: Observation, cause: Cause
 ) -> tuple[State, tuple[Action, ...]]:
     """The first reason to stop: from here on only the deadline counts."""
-    limits = state.thresholds
-    # A lost card can't be saved from: there is nothing to wait for but the exit itself.
-    grace = limits.tight_grace_seconds if cause is Cause.GPU_LOST else limits.grace_seconds
-    state = replace(state, cause=cause, deadline_seconds=observation.monotonic_seconds + grace)
+    deadline = observation.monotonic_seconds + state.thresholds.grace_seconds
+    state = replace(state, cause=cause, deadline_seconds=deadline)
     if observation.stop == 2:
         return state, ()  # _end kills at once; a polite request just before would be noise
     used = observation.own_bytes if observation.attribution.enforceable else None
@@ -328,7 +339,9 @@ def _end(state: State, observation: Observation) -> tuple[State, tuple[Action, .
             return state, ()
         return replace(state, stuck=True), (Stuck(),)
     free = observation.free_bytes
-    if cause is Cause.OVER_BUDGET and free is not None and free < limits.tight_free_bytes:
+    tight = free is not None and free < limits.tight_free_bytes
+    # A lost card can't be saved from: there is nothing to wait for but the exit itself.
+    if observation.gpu_lost or (tight and cause is Cause.OVER_BUDGET):
         deadline = min(deadline, now + limits.tight_grace_seconds)
     state = replace(state, deadline_seconds=deadline)
     if observation.stop == 2 or now >= deadline:

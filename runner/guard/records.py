@@ -56,6 +56,30 @@ class DeviceReading:
     processes: tuple[DeviceProcess, ...] | None  # None: the list itself could not be read
 
 
+@dataclass(frozen=True, slots=True)
+class MigDevice:
+    """A part of a card in MIG mode. Whatever the driver could not say is None."""
+
+    index: int
+    uuid: str | None
+    name: str | None  # such as "NVIDIA A100-SXM4-40GB MIG 1g.5gb"
+    total_bytes: int | None
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceHealth:
+    """What else a card says of itself, which no budget needs. None: the driver does not say."""
+
+    power_limit_watts: float | None = None  # what the driver holds the card to
+    # why the clocks are not higher, in words; () where nothing holds them back
+    clock_limits: tuple[str, ...] | None = None
+    ecc_corrected: int | None = None  # since the driver was loaded
+    ecc_uncorrected: int | None = None
+    mig_mode: bool | None = None
+    mig_devices: tuple[MigDevice, ...] | None = None  # None: not in MIG mode, or not told
+
+
 class DeviceSource(Protocol):
     """Where device readings come from: `nvml.Nvml`, or a stand-in in tests."""
 
@@ -79,6 +103,8 @@ class Sample:
     processes: int  # live processes of the run
     failure: str | None  # what could not be read
     measure: Literal["pss", "rss", "nvml"] | None  # None: unknown, or counted by the trainer
+    fresh: bool = True  # False: the same report of the trainer's as in the sample before
+    complete: bool = True  # False: a card of the run has no figure, so own_bytes may be too low
 
     @property
     def gpu_lost(self) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import psutil
 
@@ -22,6 +22,10 @@ from runner.units import MIB
 
 # Without a process on it a card's use still moves a little as the driver comes and goes.
 IDLE_SLACK_BYTES = 64 * MIB
+
+Reported: TypeAlias = tuple[int, float]
+"""What the trainer says that it holds: bytes, and when it said so (unix seconds)."""
+
 _CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _SHORTEST_CONTAINER_ID = 12
 
@@ -153,11 +157,14 @@ class NvmlSampler:
     """The run's memory on its cards, by the strongest attribution that this machine gives.
 
     For each card: the processes that NVML lists and that are members, or are in the container
-    (`container_id`, at least 12 digits of it); else what the trainer reports (`reported`: bytes on
-    its fullest card with its overhead, None where it has said nothing lately); else the card's
-    total less the baseline, only where NVML shows the run's processes without their bytes and has
-    never shown another's. Else the memory is unattributed, own_bytes is None, and nothing must be
-    stopped for it.
+    (`container_id`, at least 12 digits of it; None until it is known); else what the trainer
+    reports (`reported`: on its fullest card with its overhead, None where it has said nothing
+    lately); else the card's total less the baseline, only where NVML shows the run's processes
+    without their bytes and has never shown another's. Else the memory is unattributed, own_bytes
+    is None, and nothing must be stopped for it.
+
+    `members` may lack what is new; `member` is asked for a pid that NVML lists and they lack.
+    A pid counts only with the process that it stood for: one that is another's by now is another's.
     """
 
     def __init__(
@@ -166,34 +173,46 @@ class NvmlSampler:
         device_indices: Iterable[int],
         members: Callable[[], list[psutil.Process]],
         baseline: Mapping[int, DeviceReading],
-        container_id: str | None = None,
-        reported: Callable[[], int | None] | None = None,
+        container_id: Callable[[], str | None] = lambda: None,
+        reported: Callable[[], Reported | None] = lambda: None,
+        member: Callable[[int], psutil.Process | None] = lambda _: None,
     ) -> None:
         self._nvml = nvml
         self._indices = tuple(device_indices)
         if not self._indices:
             raise ValueError("expected at least one device index")
-        if container_id is not None and len(container_id) < _SHORTEST_CONTAINER_ID:
-            raise ValueError(f"expected a container id of {_SHORTEST_CONTAINER_ID} digits or more")
         self._members = members
+        self._member = member
         self._baseline = baseline
         self._container_id = container_id
         self._reported = reported
-        self._once_ours: set[int] = set()
+        self._reported_at: float | None = None
+        self._holders: dict[int, psutil.Process | None] = {}
+        self._seen: dict[int, psutil.Process | None] = {}
         # Cards that somebody else used, before or since: their totals say nothing about us.
         self._shared = {index for index in self._indices if _occupied(baseline.get(index))}
+
+    @property
+    def seen(self) -> dict[int, psutil.Process | None]:
+        """Every process of the run that NVML has listed so far, by pid; None where it was gone by
+        the time it was looked at.
+        """
+        return dict(self._seen)
 
     def sample(self) -> Sample:
         """One sample now: about 10 microseconds per card besides the listing of members."""
         readings: list[DeviceReading] = []
         failures: list[str] = []
         try:
-            members = {process.pid for process in self._members()}
+            members = {process.pid: process for process in self._members()}
         except (psutil.Error, OSError) as error:
-            members = set()
+            members = {}
             failures.append(f"the run's processes can't be listed: {error}")
         # Without knowing the run's processes, none that NVML lists can be called another's.
-        known = bool(members) or self._container_id is not None
+        container_id = self._container_id()
+        if container_id is not None and len(container_id) < _SHORTEST_CONTAINER_ID:
+            container_id = None  # too short to name one container among many
+        known = bool(members) or container_id is not None
         for index in self._indices:
             try:
                 readings.append(self._nvml.read(index))
@@ -205,22 +224,29 @@ class NvmlSampler:
         unresolved: list[DeviceReading] = []
         for reading in readings:
             if not known and any(
-                process.pid not in self._once_ours for process in reading.processes or ()
+                not self._left_behind(process.pid) for process in reading.processes or ()
             ):
                 self._shared.add(reading.index)  # by whom, nobody can say
-            found = self._by_process(reading, members) if known else None
+            found = self._by_process(reading, members, container_id) if known else None
             if found is None:
                 unresolved.append(reading)
             else:
                 figures.append((*found, reading.total_bytes))
+        fresh, by_trainer = True, False
         if len(figures) < len(self._indices):
-            stand_in, unattributed = self._otherwise(unresolved)
+            reported = self._reported()
+            stand_in, unattributed = self._otherwise(unresolved, reported)
             figures += stand_in
             failures += unattributed
+            by_trainer = reported is not None
+        if len(readings) == len(self._indices):
+            self._forget(readings)
 
         own, attribution, total = max(
             figures, key=lambda figure: figure[0], default=(None, Attribution.NONE, None)
         )
+        if attribution is Attribution.TRAINER and reported is not None:
+            fresh, self._reported_at = reported[1] != self._reported_at, reported[1]
         free = [reading.free_bytes for reading in readings if reading.free_bytes is not None]
         return Sample(
             time_unix_seconds=time.time(),
@@ -234,10 +260,15 @@ class NvmlSampler:
             processes=len(members),
             failure="; ".join(failures) or None,
             measure=None if own is None or attribution is Attribution.TRAINER else "nvml",
+            fresh=fresh,
+            complete=by_trainer or len(figures) == len(self._indices),
         )
 
     def _by_process(
-        self, reading: DeviceReading, members: set[int]
+        self,
+        reading: DeviceReading,
+        members: Mapping[int, psutil.Process],
+        container_id: str | None,
     ) -> tuple[int, Attribution] | None:
         """The run's bytes on a card by the processes that NVML lists, or None.
 
@@ -251,13 +282,18 @@ class NvmlSampler:
         by_container = False
         hidden = False
         for process in reading.processes:
-            if process.pid in members or self._left_behind(process.pid):
-                self._once_ours.add(process.pid)
-            elif self._in_container(process.pid):
+            pid = process.pid
+            member = members.get(pid) or self._member(pid)
+            if member is not None and (member.is_running() or not psutil.pid_exists(pid)):
+                self._remember(pid, member)
+            elif self._left_behind(pid):
+                pass
+            elif container_id is not None and _runs_in(container_id, pid):
+                self._remember(pid, _process(pid))
                 by_container = True
             else:
                 self._shared.add(reading.index)
-                hidden = hidden or not psutil.pid_exists(process.pid)
+                hidden = hidden or not psutil.pid_exists(pid)
                 continue
             listed = True
             # A known part of an unknown whole would read as a low figure: unknown, then.
@@ -278,29 +314,39 @@ class NvmlSampler:
         idle = reading.used_bytes <= before.used_bytes + IDLE_SLACK_BYTES
         return (0, how) if idle else None
 
-    def _left_behind(self, pid: int) -> bool:
-        """A process of the run that has ended while its memory is still on the card."""
-        return pid in self._once_ours and not psutil.pid_exists(pid)
+    def _remember(self, pid: int, process: psutil.Process | None) -> None:
+        self._holders[pid] = self._seen[pid] = process
 
-    def _in_container(self, pid: int) -> bool:
-        """Whether a host process belongs to the run's container, by its cgroup's path (no root)."""
-        if self._container_id is None:
+    def _left_behind(self, pid: int) -> bool:
+        """A process of the run that has ended (or waits to be reaped), its memory still on the
+        card. Not one that got the pid since.
+        """
+        if pid not in self._holders:
             return False
-        try:
-            text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return False
-        return in_container(text, self._container_id)
+        if not psutil.pid_exists(pid):
+            return True
+        process = self._holders[pid]
+        if process is not None and process.is_running():
+            return True
+        del self._holders[pid]  # the pid is another's from now on, also after that one's end
+        return False
+
+    def _forget(self, readings: Iterable[DeviceReading]) -> None:
+        """A pid that has left every card stands for nothing: its next holder is another process."""
+        if any(reading.processes is None for reading in readings):
+            return
+        listed = {process.pid for reading in readings for process in reading.processes or ()}
+        for pid in self._holders.keys() - listed:
+            del self._holders[pid]
 
     def _otherwise(
-        self, unresolved: list[DeviceReading]
+        self, unresolved: list[DeviceReading], reported: Reported | None
     ) -> tuple[list[tuple[int, Attribution, int | None]], list[str]]:
         """Figures for cards on which NVML's list does not settle it, and what stays unknown."""
-        reported = None if self._reported is None else self._reported()
         if reported is not None:
             totals = {reading.total_bytes for reading in unresolved}
             total = totals.pop() if len(totals) == 1 else None
-            return [(reported, Attribution.TRAINER, total)], []
+            return [(reported[0], Attribution.TRAINER, total)], []
         figures: list[tuple[int, Attribution, int | None]] = []
         unknown: list[str] = []
         for reading in unresolved:
@@ -331,6 +377,22 @@ class NvmlSampler:
 def _occupied(reading: DeviceReading | None) -> bool:
     """Whether somebody is known, or can't be ruled out, to have been on a card before the run."""
     return reading is None or reading.processes is None or bool(reading.processes)
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.Error:
+        return None
+
+
+def _runs_in(container_id: str, pid: int) -> bool:
+    """Whether a host process belongs to a container, by its cgroup's path (no root)."""
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return in_container(text, container_id)
 
 
 def in_container(cgroup_text: str, container_id: str) -> bool:

@@ -17,6 +17,7 @@ from runner.outcome import Reason
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.render import read_any_plan, read_plan, summary
+from runner.report.memory_report import attempts_lines, memory_lines, read_memory
 from runner.units import format_bytes, format_duration
 
 _LABEL = 12
@@ -48,6 +49,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
         "data": durable.read_json(folder.data_report),
         "result": durable.read_json(folder.engine_result),
         "failure": durable.read_json(folder.engine_failure),
+        "queue": durable.read_json(folder.queue),
         "losses": _losses(losses),
         "eval_loss": evaluations[-1].get("eval_loss") if evaluations else None,
         "events": [
@@ -55,6 +57,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
             for event in durable.read_jsonl(folder.events)
             if event.get("kind") in ("warning", "notice", "signal")
         ],
+        "memory": read_memory(folder, termination if isinstance(termination, dict) else {}),
         "checkpoints": [path.name for path in checkpoints.listed(folder.checkpoints)],
         "termination": termination,
     }
@@ -64,13 +67,15 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
 
 
 def live_state(folder: RunFolder) -> str:
-    """State of a run without a verdict: running, lost, by_hand (launch.sh alone), or not_started.
+    """State of a run without a verdict: queued, running, lost, by_hand (launch.sh), not_started.
 
     A supervisor is known by pid and start time, so a reused pid is not taken for it.
     """
     supervisor = durable.read_json(folder.supervisor)
     if isinstance(supervisor, dict):
-        return "running" if is_living(supervisor) else Reason.LOST.value
+        if is_living(supervisor):
+            return "queued" if folder.queue.exists() else "running"
+        return Reason.LOST.value
     if any(folder.engine.glob("rank-*.json")):
         return "by_hand"
     return "not_started"
@@ -181,6 +186,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     if report["checkpoints"]:
         names = report["checkpoints"]
         out.append(_line("checkpoints", f"{len(names)}: {', '.join(names[-3:])}"))
+    out += [_line("memory", text) for text in memory_lines(report["memory"])]
     for event in report["events"]:
         clock = time.strftime("%H:%M:%S", time.localtime(event["time_unix_seconds"]))
         out.append(_line(event["kind"], f"{clock} {event['text']}"))
@@ -209,6 +215,11 @@ def verdict(report: dict[str, Any]) -> list[str]:
         return [
             _line("running", "no verdict yet"),
             _line("next", f"runner monitor {report['run']}"),
+        ]
+    if state == "queued":
+        return [
+            _line("queued", str((report.get("queue") or {}).get("text", "it waits for a GPU"))),
+            _line("next", f"runner monitor {report['run']} · runner stop {report['run']}"),
         ]
     if state == "not_started":
         return [_line("not started", "the folder was made, and nothing ran in it")]
@@ -260,7 +271,10 @@ def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
         figures.append(f"eval {_figure(end['eval_loss'])}")
     if end.get("peak_bytes") is not None:
         budget = f" of {format_bytes(end['budget_bytes'])}" if end.get("budget_bytes") else ""
-        figures.append(f"peak {format_bytes(end['peak_bytes'])}{budget} ({end['peak_source']})")
+        guess = end.get("predicted_bytes")
+        predicted = f", predicted {format_bytes(guess)}" if guess else ""
+        source = end["peak_source"]
+        figures.append(f"peak {format_bytes(end['peak_bytes'])}{budget} ({source}{predicted})")
     if end.get("adapter_sha256"):
         size, digest = format_bytes(end["adapter_bytes"]), end["adapter_sha256"][:12]
         figures.append(f"{end.get('result') or 'adapter'} {size} sha256 {digest}…")
@@ -268,6 +282,7 @@ def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
     if end["reason"] != Reason.COMPLETED:
         lines.append(_line("why", f"{end['message']} (exit code {end['exit_code']})"))
     lines += [_line("SUBSTITUTE", text) for text in end.get("substitutions", [])]
+    lines += [_line(label, text) for label, text in attempts_lines(end)]
     if end["reason"] == Reason.COMPLETED:
         if end.get("adapter_sha256"):
             lines.append(_line("next", f"runner chat {run} · runner evaluate {run}"))

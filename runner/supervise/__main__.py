@@ -16,6 +16,7 @@ from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
 from runner.outcome import Outcome, Reason
 from runner.render import read_any_plan
+from runner.supervise.cards import Cards
 from runner.supervise.run import supervise
 
 
@@ -24,15 +25,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m runner.supervise", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--wait", action="store_true", help="queue for a GPU that is taken")
+    parser.add_argument("--share", action="store_true", help="launch.share, whatever the plan says")
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder.absolute())
-    with folder.lock.open("w") as lock:
+    cards = Cards(folder, wait=arguments.wait, share=arguments.share)
+    with folder.lock.open("w") as lock, cards:  # held until the verdict is written
         if not _locked(lock):
             print(f"error: {folder.name} already has a supervisor", file=sys.stderr)
             return 3
         started = time.time()
         try:
-            outcome = supervise(folder, read_any_plan(folder.plan), resume=arguments.resume)
+            plan = read_any_plan(folder.plan)
+            outcome = supervise(folder, plan, resume=arguments.resume, cards=cards)
         except RunnerError as error:  # before anything was started; an old verdict stays as it is
             print("\n".join(error.lines()), file=sys.stderr)
             return error.exit_code

@@ -10,11 +10,12 @@ from typing import Any
 from runner import durable
 from runner.execute import Tree
 from runner.folder import RunFolder
+from runner.guard.sampler import Reported
 from runner.liveness import host_pid, start_ticks
 from runner.units import MIB
 
 FRESH_SECONDS = 30.0  # an older figure of the trainer's says nothing about now
-OVERHEAD_BYTES = 512 * MIB  # CUDA context and libraries, at least (docs: vram, torch's own cap)
+OVERHEAD_BYTES = 512 * MIB  # CUDA context and libraries, where the trainer did not measure them
 
 
 class Engines:
@@ -52,20 +53,33 @@ class Engines:
     def pids(self) -> set[int]:
         return {int(status["pid"]) for status in self.statuses()}
 
-    def ready(self, tree: Tree) -> bool:
-        """Whether SIGUSR1 is safe: an engine said it handles it, and it is this run's process."""
-        handling = {
+    def savers(self) -> set[int]:
+        """Those that said they handle SIGUSR1; any other process would be ended by it."""
+        return {
             int(status["pid"])
             for status in self.statuses()
             if "SIGUSR1" in status.get("handles", [])
         }
-        return bool(handling) and handling <= {member.pid for member in tree.members()}
+
+    def ready(self, tree: Tree) -> bool:
+        """Whether SIGUSR1 is safe: an engine said it handles it, and it is this run's process."""
+        savers = self.savers()
+        return bool(savers) and all(tree.member(pid) is not None for pid in savers)
 
 
-def reported_bytes(folder: RunFolder) -> int | None:
-    """The trainer's own count with its overhead, where it is fresh; None where it is not."""
+def reported_bytes(folder: RunFolder, since_unix_seconds: float) -> Reported | None:
+    """The trainer's own count with its overhead, and when; None where it says nothing of now.
+
+    What was said before `since_unix_seconds` is an earlier start's, whose processes are gone.
+    """
     last = durable.last_jsonl(folder.metrics)
     if last is None or last.get("memory_source") != "torch_max_reserved":
         return None
-    fresh = time.time() - float(last.get("time_unix_seconds", 0)) < FRESH_SECONDS
-    return int(last["memory_bytes"]) + OVERHEAD_BYTES if fresh else None
+    try:  # a user's own script can write anything here
+        held, said = int(last["memory_bytes"]), float(last.get("time_unix_seconds") or 0)
+        outside = int(last.get("memory_outside_bytes") or 0)
+    except (KeyError, TypeError, ValueError):
+        return None
+    if said < since_unix_seconds or time.time() - said >= FRESH_SECONDS:
+        return None
+    return held + max(OVERHEAD_BYTES, outside), said

@@ -44,7 +44,7 @@ class Hand:
             case policy.AskCheckpoint(used, budget):
                 self._send(
                     signal.SIGUSR1,
-                    self._engines.pids(),
+                    self._engines.savers(),
                     f"checkpoint asked for at {used / budget:.0%} of the budget",
                 )
             case policy.Terminate(cause, used):

@@ -4,45 +4,73 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from runner.execute import Executor, Tree
+from runner.errors import RefusedError
+from runner.execute import Executor
 from runner.folder import RunFolder
-from runner.guard.nvml import Nvml, NvmlUnavailable, unified_cgroup
-from runner.guard.records import Attribution, Sample
+from runner.guard import policy
+from runner.guard.enforcer import confirm_left_device
+from runner.guard.nvml import NvmlFailed, NvmlUnavailable, unified_cgroup
+from runner.guard.patient import PatientNvml
+from runner.guard.records import DeviceReading, DeviceSource, Sample
 from runner.guard.sampler import HostSampler, NvmlSampler, take_baseline
+from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.supervise.engines import reported_bytes
-from runner.supervise.record import Record
+from runner.supervise.record import Peak, Record
 from runner.units import format_bytes
+
+STUCK_CONTEXT_SECONDS = 5.0
+# What a card lists is looked up by itself, however new it is: the others are counted only.
+SEARCH_SECONDS = 5.0
 
 
 class Sampler(Protocol):
-    """HostSampler, NvmlSampler, or Blind."""
+    """HostSampler or NvmlSampler."""
 
     def sample(self) -> Sample: ...
 
 
 def choose_sampler(
-    plan: PlanBase, tree: Tree, folder: RunFolder, record: Record, stack: contextlib.ExitStack
-) -> tuple[Sampler, Nvml | None, str]:
-    """What measures this run, and the level of enforcement in words."""
+    plan: PlanBase,
+    executor: Executor,
+    folder: RunFolder,
+    record: Record,
+    stack: contextlib.ExitStack,
+) -> tuple[Sampler, PatientNvml | None, str]:
+    """What measures this run, and the level of enforcement in words.
+
+    Raises RefusedError where there is a driver that does not work: training would not, either.
+    """
     budget = plan.budget
     limit = f"budget {format_bytes(budget.limit_bytes)}" if budget.limit_bytes else "no budget"
     if plan.launch.device == "cpu":
-        return HostSampler(tree.members), None, f"host memory of the process tree, {limit}"
+        return HostSampler(executor.tree.watched), None, f"host memory of the process tree, {limit}"
+    capped = isinstance(plan, Plan) and budget.limit_bytes is not None  # by engine/cap.py
+    nvml: PatientNvml | None = None
+    source: DeviceSource
     try:
-        nvml = stack.enter_context(Nvml())
-        baseline = take_baseline(nvml, plan.launch.gpu_indices)
+        source = nvml = stack.enter_context(PatientNvml())
+        enforcement = ("torch's cap and the" if capped else "the") + f" NVML watchdog, {limit}"
     except NvmlUnavailable as error:
-        # a GPU run is never measured by host memory instead: it goes on, said to be unguarded
+        if error.fatal:
+            raise RefusedError(
+                f"the NVIDIA driver does not work: {error}",
+                "where it was updated while it ran: restart the machine, or reload the driver's "
+                "modules; runner doctor says more",
+            ) from error
         record.event(
             "warning",
             f"NVML can't be used ({error}): the budget is NOT enforced by the "
-            "guard; torch's own cap stays",
+            "guard" + ("; torch's own cap stays" if capped else ""),
         )
-        return Blind(str(error)), None, f"unenforced (no NVML), {limit}"
+        source = NoNvml(str(error))
+        enforcement = f"unenforced but for what the trainer says (no NVML), {limit}"
+    since = time.time()
+    baseline = take_baseline(source, plan.launch.gpu_indices)
     for index, reading in baseline.items():
         for process in reading.processes or ():
             record.event(
@@ -51,39 +79,36 @@ def choose_sampler(
                 f"{format_bytes(process.used_bytes)}",
             )
     sampler = NvmlSampler(
-        nvml,
+        source,
         plan.launch.gpu_indices,
-        tree.members,
+        lambda: executor.tree.watched(SEARCH_SECONDS),
         baseline,
-        reported=lambda: reported_bytes(folder),
+        container_id=lambda: executor.container_id,
+        reported=lambda: reported_bytes(folder, since),
+        member=executor.tree.member,
     )
-    return sampler, nvml, f"torch's cap and the NVML watchdog, {limit}"
+    return sampler, nvml, enforcement
 
 
-class Blind:
-    """A GPU run without NVML: nothing is known, and no figure is made up."""
+class NoNvml:
+    """A DeviceSource that knows nothing: of the ladder only the trainer's own figures are left, and
+    host memory never stands in for a card's.
+    """
 
     def __init__(self, why: str) -> None:
         self._why = why
 
-    def sample(self) -> Sample:
-        return Sample(
-            time.time(),
-            time.monotonic(),
-            "gpu",
-            None,
-            Attribution.NONE,
-            None,
-            None,
-            (),
-            0,
-            self._why,
-            None,
-        )
+    def devices(self) -> list[tuple[int, str | None]]:
+        """None can be counted. Raises NvmlFailed."""
+        raise NvmlFailed(self._why)
+
+    def read(self, index: int) -> DeviceReading:
+        """Nothing can be read. Raises NvmlFailed."""
+        raise NvmlFailed(f"GPU {index}: {self._why}")
 
 
 def with_driver_limit(
-    enforcement: str, plan: PlanBase, nvml: Nvml | None, executor: Executor
+    enforcement: str, plan: PlanBase, nvml: PatientNvml | None, executor: Executor
 ) -> str:
     """The level of enforcement; the driver's own limit counts only where it is read back."""
     members = executor.tree.members()
@@ -91,9 +116,39 @@ def with_driver_limit(
         return enforcement
     try:
         cgroup = unified_cgroup(Path(f"/proc/{members[0].pid}/cgroup").read_text())
-    except OSError:
+        limit = nvml.limit_in_force(plan.launch.gpu_indices, cgroup) if cgroup else None
+    except (OSError, NvmlFailed):
         return enforcement
-    limit = nvml.limit_in_force(plan.launch.gpu_indices, cgroup) if cgroup else None
     if limit is None or limit > plan.budget.limit_bytes:
         return enforcement
     return f"driver limit {format_bytes(limit)} (read back), {enforcement}"
+
+
+def with_blindness(enforcement: str, state: policy.State) -> str:
+    """The level of enforcement, with what it was at the end where the guard saw nothing then."""
+    return f"unenforced at the end, {enforcement}" if state.unenforced else enforcement
+
+
+def take_leave(
+    sampler: Sampler,
+    nvml: PatientNvml | None,
+    indices: Iterable[int],
+    peak: Peak,
+    record: Record,
+) -> None:
+    """Once the run's processes are gone: see that the cards know it, and what the driver has kept.
+
+    A pid that stays on a card is a stuck context, which only an administrator can clear.
+    """
+    if nvml is None or not isinstance(sampler, NvmlSampler) or not sampler.seen:
+        return
+    indices = tuple(indices)
+    stuck = confirm_left_device(nvml, sampler.seen, STUCK_CONTEXT_SECONDS, indices)
+    if stuck:
+        record.event("warning", f"pids {stuck} still hold GPU memory: a stuck context")
+    elif stuck is None:
+        record.event("notice", "NVML does not say whether the run has left its cards")
+    for index in indices:
+        with contextlib.suppress(NvmlFailed):
+            kept = [nvml.accounting_peak(index, pid) for pid in sampler.seen]
+            peak.account([size for size in kept if size is not None])

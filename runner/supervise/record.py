@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from runner import durable
@@ -11,6 +12,8 @@ from runner.folder import RunFolder
 from runner.guard.records import Sample
 
 RECORD_SECONDS = 1.0  # between two lines of memory.jsonl, where nothing happens
+ACCOUNTING = "accounting"
+ACCOUNTING_BOUND = "accounting_upper_bound"
 
 
 class Record:
@@ -53,11 +56,17 @@ class Record:
 
 
 class Peak:
-    """The largest figure that was the run's own, and where it came from."""
+    """The largest figure that was the run's own, its source, and the largest of every source.
+
+    A spike of 50 ms is seen by one source and missed by another: none of them alone is the peak.
+    """
 
     def __init__(self) -> None:
         self.value: int | None = None
         self.source: str | None = None
+        self.by_source: dict[str, int] = {}
+        self.steps: dict[str, int] = {}
+        """The step at which a source that knows steps had its largest."""
 
     def see(self, sample: Sample) -> bool:
         """Whether this sample is a new peak by more than one percent."""
@@ -66,9 +75,25 @@ class Peak:
             return False
         return self.offer(own, f"{sample.attribution.value}:{sample.measure or 'trainer'}")
 
-    def offer(self, value: int, source: str) -> bool:
+    def offer(self, value: int, source: str, step: int | None = None) -> bool:
         """Take another source's figure if it is larger."""
+        if value > self.by_source.get(source, 0):
+            self.by_source[source] = value
+            if step is not None:
+                self.steps[source] = step
         before = self.value or 0
         if value > before:
             self.value, self.source = value, source
         return value > before * 1.01
+
+    def account(self, maxima: Sequence[int]) -> None:
+        """What the driver kept of one card: the maximum of each of the run's processes, in bytes.
+
+        They did not come at the same time. The largest is a figure that the card did see; their sum
+        is only a bound, kept beside the others and never called the peak.
+        """
+        if maxima:
+            self.offer(max(maxima), ACCOUNTING)
+        if len(maxima) > 1:
+            bound = max(sum(maxima), self.by_source.get(ACCOUNTING_BOUND, 0))
+            self.by_source[ACCOUNTING_BOUND] = bound

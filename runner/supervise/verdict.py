@@ -14,7 +14,12 @@ from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
+from runner.supervise.advice import predicted_for
 from runner.supervise.record import Peak, Record
+
+TORCH_RESERVED = "torch_max_reserved"
+TORCH_ALLOCATED = "torch_max_allocated"
+TORCH_PEAKS = (("peak_reserved_bytes", TORCH_RESERVED), ("peak_allocated_bytes", TORCH_ALLOCATED))
 
 
 def reach_verdict(
@@ -41,7 +46,11 @@ def reach_verdict(
     losses = [line for line in durable.read_jsonl(folder.metrics) if "loss" in line]
     if plan.launch.device == "cuda":
         for metrics in losses:
-            peak.offer(int(metrics.get("memory_bytes") or 0), "torch_max_reserved")
+            _offer_torch(peak, metrics)
+        for field, source in TORCH_PEAKS:  # after the last line, too: evaluation, saving
+            size = result.get(field)
+            if isinstance(size, int) and size > 0:
+                peak.offer(size, source)
     reason, code, message = judge(
         Evidence(
             exit_code=exit_code,
@@ -67,6 +76,9 @@ def reach_verdict(
         budget_bytes=plan.budget.limit_bytes,
         peak_bytes=peak.value,
         peak_source=peak.source,
+        predicted_bytes=predicted.process_bytes if (predicted := predicted_for(folder)) else None,
+        peaks=peak.by_source,
+        peak_step=peak.steps,
         checkpoint=f"checkpoints/{checkpoint.name}" if checkpoint else None,
         steps=int(result.get("steps") or (losses[-1]["step"] if losses else 0)),
         max_steps=result.get("max_steps") or plan.planned_steps,
@@ -80,6 +92,20 @@ def reach_verdict(
         substitutions=tuple(plan.substitutions),
         warnings=tuple(record.warnings),
     )
+
+
+def _offer_torch(peak: Peak, metrics: dict[str, Any]) -> None:
+    """A line's figures of torch's allocator: the most within its window of steps.
+
+    A user's own script can write anything here.
+    """
+    if metrics.get("memory_source") != TORCH_RESERVED:
+        return
+    step = metrics.get("step")
+    for field, source in (("memory_bytes", TORCH_RESERVED), ("allocated_bytes", TORCH_ALLOCATED)):
+        size = metrics.get(field)
+        if isinstance(size, int) and size > 0:
+            peak.offer(size, source, step if isinstance(step, int) else None)
 
 
 def _result(

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from typing import Any
 
+import psutil
+
 from runner.guard.enforcer import confirm_left_device
 from runner.guard.nvml import NvmlFailed
 from runner.guard.records import DeviceProcess, DeviceReading
@@ -166,15 +168,31 @@ def card(*pids: int, lost: bool = False, listed: bool = True) -> DeviceReading:
     )
 
 
+NOWHERE = (2**22 - 1, 2**22 - 2)  # above what pid_max gives by default: no such processes
+GONE = dict.fromkeys(NOWHERE)
+
+
 def test_pids_that_leave_the_card_in_time_are_confirmed_gone() -> None:
-    assert confirm_left_device(Cards(card(5, 6), card(6), card(9)), {5, 6}, 5) == []
+    assert confirm_left_device(Cards(card(*NOWHERE), card(NOWHERE[0]), card(9)), GONE, 5) == []
 
 
 def test_pids_that_stay_are_a_stuck_context() -> None:
-    assert confirm_left_device(Cards(card(5, 6, 9)), {5, 6}, 0.05, [0]) == [5, 6]
+    cards = Cards(card(*NOWHERE, 9))
+    assert confirm_left_device(cards, GONE, 0.05, [0]) == sorted(NOWHERE)
+
+
+def test_a_process_that_hangs_is_a_stuck_context_and_one_that_has_its_pid_is_not() -> None:
+    other = subprocess.Popen(["sleep", "30"])
+    try:
+        alive = psutil.Process(other.pid)
+        assert confirm_left_device(Cards(card(other.pid)), {other.pid: alive}, 0.05) == [other.pid]
+        assert confirm_left_device(Cards(card(other.pid)), {other.pid: None}, 5) == []
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_what_nvml_cannot_tell_is_not_confirmed() -> None:
-    assert confirm_left_device(Cards(card(listed=False)), {5}, 0.05) is None
-    assert confirm_left_device(Cards(NvmlFailed("gone")), {5}, 0.05) is None
-    assert confirm_left_device(Cards(card(lost=True, listed=False)), {5}, 0.05) == []
+    assert confirm_left_device(Cards(card(listed=False)), GONE, 0.05) is None
+    assert confirm_left_device(Cards(NvmlFailed("gone")), GONE, 0.05) is None
+    assert confirm_left_device(Cards(card(lost=True, listed=False)), GONE, 0.05) == []

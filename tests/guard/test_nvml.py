@@ -244,6 +244,153 @@ def test_which_cgroup_a_limit_is_kept_under(text: str, found: str | None) -> Non
     assert unified_cgroup(text) == (None if found is None else Path(found))
 
 
+HEALTH = """
+from runner.guard.health import XidWatch, read_health
+with Nvml() as nvml: tell(asdict(read_health(nvml, 0)))
+"""
+NOTHING = {
+    "power_limit_watts": None,
+    "clock_limits": None,
+    "ecc_corrected": None,
+    "ecc_uncorrected": None,
+    "mig_mode": None,
+    "mig_devices": None,
+}
+HEALTHY = ("power_limit 0 700000", "clocks 0 0x1", "ecc 0 3 0", "mig_mode 0 0")
+
+
+def test_a_cards_health_in_units_and_words(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(GPU0, *HEALTHY)
+    assert fake_nvml.probe(HEALTH) == {
+        "power_limit_watts": 700.0,
+        "clock_limits": ["idle"],
+        "ecc_corrected": 3,
+        "ecc_uncorrected": 0,
+        "mig_mode": False,
+        "mig_devices": None,
+    }
+    fake_nvml.set(GPU0, "clocks 0 0")
+    assert fake_nvml.probe(HEALTH)["clock_limits"] == []  # told, and nothing holds them
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ("0x4", ["power cap"]),
+        ("0x68", ["hardware slowdown", "thermal (software)", "thermal (hardware)"]),
+        ("0x1ff", 9),
+        ("0x1004", ["power cap", "reason 0x1000"]),  # of a newer driver
+    ],
+)
+def test_why_clocks_are_not_higher(fake_nvml: FakeNvml, mask: str, words: list[str] | int) -> None:
+    fake_nvml.set(GPU0, f"clocks 0 {mask}")
+    told = fake_nvml.probe(HEALTH)["clock_limits"]
+    assert told == words or len(told) == words
+
+
+def test_what_a_card_does_not_say_of_its_health_is_none(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(GPU0)
+    assert fake_nvml.probe(HEALTH) == NOTHING
+    fake_nvml.set(GPU0, "ecc 0 - 2")
+    told = fake_nvml.probe(HEALTH)
+    assert (told["ecc_corrected"], told["ecc_uncorrected"]) == (None, 2)
+    fake_nvml.set(GPU0.replace(" 452000 0 ", " 452000 15 "), *HEALTHY)
+    assert fake_nvml.probe(HEALTH) == NOTHING  # a lost card
+    assert fake_nvml.probe(HEALTH.replace("nvml, 0", "nvml, 7")) == NOTHING
+
+
+def test_an_old_driver_tells_the_reasons_by_their_older_name(old_nvml: FakeNvml) -> None:
+    old_nvml.set(GPU0, *HEALTHY)
+    told = old_nvml.probe(HEALTH)
+    assert told["clock_limits"] == ["idle"]
+    assert told["mig_mode"] is None
+    assert told["power_limit_watts"] == 700.0
+
+
+def test_a_card_in_mig_mode_has_its_devices_with_their_memory(fake_nvml: FakeNvml) -> None:
+    a = "mig 0 MIG-a 9728 1200 NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    b = "mig 0 MIG-b 19968 - NVIDIA H100 80GB HBM3 MIG 2g.20gb"
+    fake_nvml.set(GPU0, f"gpu 1 GPU-1 {H100}", a, b.replace("19968 -", "- -"), "mig_mode 1 0")
+    told = fake_nvml.probe(HEALTH)
+    assert told["mig_mode"] is True
+    assert told["mig_devices"] == [
+        {
+            "index": 0,
+            "uuid": "MIG-a",
+            "name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+            "total_bytes": 9728 * MIB,
+            "used_bytes": 1200 * MIB,
+        },
+        {
+            "index": 2,  # slots need not be filled in order
+            "uuid": "MIG-b",
+            "name": "NVIDIA H100 80GB HBM3 MIG 2g.20gb",
+            "total_bytes": None,
+            "used_bytes": None,
+        },
+    ]
+    other = fake_nvml.probe(HEALTH.replace("nvml, 0", "nvml, 1"))
+    assert (other["mig_mode"], other["mig_devices"]) == (False, None)
+    fake_nvml.set(GPU0, a, "old DeviceGetMemoryInfo_v2")
+    assert fake_nvml.probe(HEALTH)["mig_devices"][0]["used_bytes"] == 1200 * MIB
+    fake_nvml.set(GPU0, "mig_mode 0 1")
+    assert fake_nvml.probe(HEALTH)["mig_devices"] == []
+    fake_nvml.set(GPU0, a, "no DeviceGetMaxMigDeviceCount")
+    told = fake_nvml.probe(HEALTH)
+    assert (told["mig_mode"], told["mig_devices"]) == (True, None)
+
+
+def test_a_card_in_mig_mode_still_has_its_own_memory_and_no_utilization(
+    fake_nvml: FakeNvml,
+) -> None:
+    fake_nvml.set(GPU0, "mig_mode 0 1", "no DeviceGetUtilizationRates", "compute 0 71 100")
+    reading = fake_nvml.probe(READ)
+    assert reading["used_bytes"] == 20000 * MIB
+    assert reading["utilization_percent"] is None
+    assert reading["processes"] == [{"pid": 71, "used_bytes": 100 * MIB}]
+
+
+XIDS = """
+import os, pathlib
+from runner.guard.health import XidWatch
+state = pathlib.Path(os.environ["NVML_STUB"])
+def happens(*lines): state.write_text(state.read_text() + "".join(line + chr(10) for line in lines))
+with Nvml() as nvml, XidWatch(nvml) as xids:
+    told = [[xids.seen(0), xids.seen(1)]]
+    happens("xid 0 79", "xid 1 48", "xid 0 31")
+    told.append([xids.seen(0), xids.seen(1)])
+    happens("xid 1 48")
+    told.append([xids.seen(0), xids.seen(1), xids.seen(7)])
+    tell(told)
+"""
+
+
+def test_xid_events_are_told_from_the_watch_on(fake_nvml: FakeNvml) -> None:
+    cards = (GPU0, f"gpu 1 GPU-1 {H100}")
+    fake_nvml.set(*cards)
+    assert fake_nvml.probe(XIDS) == [[[], []], [[79, 31], [48]], [[79, 31], [48, 48], None]]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["no DeviceRegisterEvents", "old EventSetCreate", "code EventSetCreate 999"],
+)
+def test_where_events_cannot_be_heard_they_are_unknown(fake_nvml: FakeNvml, fault: str) -> None:
+    fake_nvml.set(GPU0, f"gpu 1 GPU-1 {H100}", fault)
+    assert fake_nvml.probe(XIDS) == [[None, None], [None, None], [None, None, None]]
+
+
+def test_a_card_lost_before_the_watch_does_not_silence_the_others(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(GPU0.replace(" 452000 0 ", " 452000 15 "), f"gpu 1 GPU-1 {H100}")
+    assert fake_nvml.probe(XIDS) == [[None, []], [None, [48]], [None, [48, 48], None]]
+
+
+def test_a_failing_wait_loses_nothing_that_was_heard(fake_nvml: FakeNvml) -> None:
+    fake_nvml.set(GPU0)
+    body = XIDS.replace('happens("xid 1 48")', 'happens("code EventSetWait_v2 15")')
+    assert fake_nvml.probe(body) == [[[], None], [[79, 31], None], [[79, 31], None, None]]
+
+
 def test_without_the_library_it_is_absent_and_not_fatal() -> None:
     program = (
         "from runner.guard.nvml import Nvml, NvmlUnavailable, library_present\n"

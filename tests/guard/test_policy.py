@@ -170,6 +170,30 @@ def test_a_lost_card_ends_the_run_with_a_short_grace() -> None:
     assert log == [(0, Terminate(Cause.GPU_LOST, None)), (10, Kill(Cause.GPU_LOST))]
 
 
+def test_a_card_lost_while_the_run_is_being_ended_shortens_the_grace() -> None:
+    state, log = play([see(0, 1100), see(1, None, gpu_lost=True), see(10.9, None), see(11, None)])
+    assert log[-1] == (11, Kill(Cause.OVER_BUDGET))
+    assert state.cause is Cause.OVER_BUDGET
+
+
+def test_a_trainers_report_that_is_read_twice_is_one_sample() -> None:
+    once = [see(0, 1001), *(see(at, 1001, fresh=False) for at in range(1, 30))]
+    _, log = play(once)
+    assert kinds(log) == ["Warn", "AskCheckpoint"]
+    _, log = play([*once, see(30, 1001)])
+    assert kinds(log)[-1] == "Terminate"
+
+
+def test_a_run_that_is_seen_on_one_card_of_two_is_said_to_be_unenforced_in_part() -> None:
+    life = [see(at, 300, complete=False, failure="GPU 1: gone") for at in range(20)]
+    state, log = play([see(0, 300), *life[1:]])
+    assert log == [(16, Unenforced(16, "GPU 1: gone"))]
+    _, log = play([see(20, 1100, complete=False)], state)  # what is seen is still enforced
+    assert kinds(log) == ["Warn", "AskCheckpoint", "Terminate"]
+    _, log = play([see(20, 300)], state)
+    assert log == [(20, EnforcedAgain())]
+
+
 def test_the_first_cause_is_kept() -> None:
     state, log = play(
         [see(0, 10, timed_out=True), see(1, 2000, gpu_lost=True, stop=1), see(60, 2000)]

@@ -19,6 +19,7 @@ from runner.guard.records import Attribution, DeviceProcess, DeviceReading
 from runner.guard.sampler import (
     HostSampler,
     NvmlSampler,
+    Reported,
     Schedule,
     in_container,
     take_baseline,
@@ -194,11 +195,12 @@ def sampler(
     cards: Cards,
     *before: DeviceReading,
     container_id: str | None = None,
-    reported: Callable[[], int | None] | None = None,
+    reported: Callable[[], Reported | None] = lambda: None,
     members: Callable[[], list[psutil.Process]] = lambda: [psutil.Process()],
 ) -> NvmlSampler:
     baseline = {reading.index: reading for reading in before}
-    return NvmlSampler(cards, range(len(cards.now)), members, baseline, container_id, reported)
+    indices = range(len(cards.now))
+    return NvmlSampler(cards, indices, members, baseline, lambda: container_id, reported)
 
 
 def test_our_processes_are_ours_and_a_neighbour_is_not() -> None:
@@ -250,15 +252,15 @@ def test_processes_in_the_runs_container_are_ours(monkeypatch: pytest.MonkeyPatc
 
 def test_what_the_trainer_says_comes_before_a_difference() -> None:
     cards = Cards(card(9 * GIB, (ME, None)))
-    sample = sampler(cards, card(1 * GIB), reported=lambda: 5 * GIB).sample()
+    sample = sampler(cards, card(1 * GIB), reported=lambda: (5 * GIB, 1.0)).sample()
     assert (sample.own_bytes, sample.attribution) == (5 * GIB, Attribution.TRAINER)
-    assert sample.measure is None
+    assert sample.measure is None and sample.complete
     silent = sampler(cards, card(1 * GIB), reported=lambda: None).sample()
     assert (silent.own_bytes, silent.attribution) == (8 * GIB, Attribution.DEVICE_DELTA)
 
 
 def test_the_trainer_is_heard_while_nvml_does_not_answer() -> None:
-    sample = sampler(Cards("driver gone"), card(0), reported=lambda: 5 * GIB).sample()
+    sample = sampler(Cards("driver gone"), card(0), reported=lambda: (5 * GIB, 1.0)).sample()
     assert (sample.own_bytes, sample.attribution) == (5 * GIB, Attribution.TRAINER)
     assert sample.failure == "driver gone"
 
@@ -310,6 +312,87 @@ def test_memory_of_a_member_that_ended_is_still_ours() -> None:
     child.wait()
     alive.pop()
     assert ours.sample().own_bytes == 3 * GIB
+
+
+def test_a_zombie_that_waits_to_be_reaped_is_not_a_neighbour() -> None:
+    child = subprocess.Popen(["sleep", "30"])
+    cards = Cards(card(9 * GIB, (ME, 1 * GIB), (child.pid, 2 * GIB)))
+    alive = [psutil.Process(), psutil.Process(child.pid)]
+    ours = sampler(cards, card(0), members=lambda: alive)
+    ours.sample()
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    alive.pop()
+    assert ours.sample().own_bytes == 3 * GIB
+    child.wait()
+
+
+class Another(psutil.Process):
+    """The process that had this pid before: the same number, another start."""
+
+    def is_running(self) -> bool:
+        return False
+
+
+def test_a_pid_that_is_anothers_by_now_is_not_ours() -> None:
+    """Injected where pids and start times meet; for real in test_pid_reuse."""
+    stranger = subprocess.Popen(["sleep", "30"])
+    cards = Cards(card(9 * GIB, (ME, 1 * GIB), (stranger.pid, 8 * GIB)))
+    members = [psutil.Process(), Another(stranger.pid)]
+    ours = sampler(cards, card(0), members=lambda: members)
+    assert ours.sample().own_bytes == 1 * GIB
+    assert stranger.pid not in ours.seen
+    cards.now = [card(9 * GIB, (ME, None), (stranger.pid, None))]
+    assert ours.sample().own_bytes is None  # and the card's total says nothing of us any more
+    stranger.kill()
+    stranger.wait()
+
+
+def test_what_a_dead_process_left_is_not_confused_with_who_has_its_pid_later() -> None:
+    child = subprocess.Popen(["sleep", "30"])
+    known = psutil.Process(child.pid)
+    cards = Cards(card(9 * GIB, (ME, 1 * GIB), (child.pid, 2 * GIB)))
+    members = [psutil.Process(), known]
+    ours = sampler(cards, card(0), members=lambda: members)
+    assert ours.sample().own_bytes == 3 * GIB
+    child.kill()
+    child.wait()
+    members.pop()
+    cards.now = [card(1 * GIB, (ME, 1 * GIB))]
+    ours.sample()  # it has left the card: from here on its pid stands for nobody of the run
+    cards.now = [card(9 * GIB, (ME, 1 * GIB), (child.pid, 7 * GIB))]
+    assert ours.sample().own_bytes == 1 * GIB
+    assert ours.seen[child.pid] == known  # for the driver's accounting, once all is over
+
+
+def test_a_report_that_was_there_before_is_not_fresh() -> None:
+    said = [(5 * GIB, 100.0)]
+    ours = sampler(Cards("driver gone"), card(0), reported=lambda: said[0])
+    assert [ours.sample().fresh for _ in range(3)] == [True, False, False]
+    said[0] = (5 * GIB, 101.0)
+    assert [ours.sample().fresh for _ in range(2)] == [True, False]
+
+
+def test_a_card_without_a_figure_makes_the_sample_incomplete() -> None:
+    cards = Cards(card(5 * GIB, (ME, 4 * GIB)), "driver gone")
+    sample = sampler(cards, card(0), card(0, index=1)).sample()
+    assert (sample.own_bytes, sample.complete) == (4 * GIB, False)
+    whole = Cards(card(5 * GIB, (ME, 4 * GIB)), card(0, (ME, 0), index=1))
+    assert sampler(whole, card(0), card(0, index=1)).sample().complete
+
+
+def test_a_container_is_known_once_its_id_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "runner.guard.sampler.Path.read_text", lambda *_, **__: f"0::/docker/{CONTAINER}\n"
+    )
+    told: list[str | None] = [None]
+    cards = Cards(card(9 * GIB, (STRANGER, 7 * GIB)))
+    ours = NvmlSampler(cards, [0], list, {0: card(0)}, lambda: told[0])
+    assert ours.sample().own_bytes is None
+    told[0] = CONTAINER[:5]  # names one container in a million
+    assert ours.sample().own_bytes is None
+    told[0] = CONTAINER
+    assert ours.sample().own_bytes == 7 * GIB
 
 
 def test_a_lost_card_is_told_and_not_zero() -> None:

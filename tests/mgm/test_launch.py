@@ -228,6 +228,6 @@ def test_the_script_is_clean_to_shellcheck(
 def test_two_gpus_share_the_global_batch() -> None:
     plan = planned(gpus=("GPU-1", "GPU-2"))
     script = rendered(plan)["launch.sh"]
-    assert plan.pretrain.gradient_accumulation_steps == 64
+    assert plan.pretrain.gradient_accumulation_steps == 128
     assert "--nproc_per_node 2" in script
     assert "export CUDA_VISIBLE_DEVICES=GPU-1,GPU-2" in script

@@ -104,7 +104,7 @@ def test_inference_on_a_gpu_that_is_not_the_runs_is_refused() -> None:
 
 def test_a_smoke_says_what_it_is_not() -> None:
     plan = planned(variant="smoke")
-    assert plan.substitutions == ["smoke: 5 steps of 2 and 1 samples instead of 256 and 128"]
+    assert plan.substitutions == ["smoke: 5 steps of 1 and 1 samples instead of 256 and 128"]
     assert "# SUBSTITUTED: smoke" in rendered(plan)["launch.sh"]
 
 

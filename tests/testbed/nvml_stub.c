@@ -2,8 +2,9 @@
 //
 //   cc -shared -fPIC -O1 -Wall -Wl,-soname,libnvidia-ml.so.1 -o libnvidia-ml.so.1 nvml_stub.c
 //
-// The state file ($NVML_STUB) is read anew on every call, so a test changes the "hardware" while
-// the program under test runs. One fact a line; "-" for a number means that it is not supported:
+// The state file ($NVML_STUB) is looked at on every call and read where it has changed, so a test
+// changes the "hardware" while the program under test runs. One fact a line; "-" for a number means
+// that it is not supported:
 //
 //   driver VERSION
 //   init CODE                          what nvmlInit answers (18: library/driver mismatch)
@@ -11,6 +12,13 @@
 //                                      STATUS is an nvmlReturn: 0 ok, 15 GPU_IS_LOST, 16 RESET
 //   compute|graphics|mps INDEX PID MIB    MIB "-": the driver does not tell (VALUE_NOT_AVAILABLE)
 //   accounting INDEX PID PEAK_MIB      also turns accounting mode on for that card
+//   power_limit INDEX MILLIWATTS       what the card is held to (nothing said: not supported)
+//   clocks INDEX MASK                  clocks event reasons, NVML's bits (0x4: power cap)
+//   ecc INDEX CORRECTED UNCORRECTED    errors since the driver was loaded
+//   mig INDEX UUID TOTAL_MIB USED_MIB NAME...   a MIG device; MIG mode is on for its card
+//   mig_mode INDEX 0|1                 MIG mode without (or before) any MIG device
+//   xid INDEX CODE                     an XID event, told once to whoever waits for them; later
+//                                      lines are later events
 //   limit INDEX MIB [CGROUP]           the driver's limit on that card, for this cgroup and those
 //                                      below it (all where none is named); MIB "-": no limit set
 //   no FUNCTION                        this function answers NOT_SUPPORTED (3)
@@ -20,22 +28,29 @@
 // FUNCTION is NVML's name without "nvml", e.g. "DeviceGetMemoryInfo_v2".
 // Left out on purpose, so that pynvml misses the symbol as with an old driver:
 // nvmlDeviceGetMPSComputeRunningProcesses_v2. Build with -DOLD_DRIVER to leave out the _v3 process
-// lists, memory v2 and the memory limits (which came with driver 615) as well.
+// lists, memory v2, MIG, the reasons under their newer name, and the memory limits (which came with
+// driver 615) as well.
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 
 enum {
     OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
-    INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, FUNCTION_NOT_FOUND = 13, VERSION_MISMATCH = 25
+    INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, FUNCTION_NOT_FOUND = 13,
+    VERSION_MISMATCH = 25
 };
 #define UNKNOWN (~0ull)
 #define MIB(n) ((n) << 20)
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
-typedef struct { char uuid[96], name[96]; u64 total, used, util, temp, milliwatts; int status; int accounting; } Gpu;
+typedef struct { char uuid[96], name[96]; u64 total, used, util, temp, milliwatts; int status; int accounting;
+    u64 power_limit, clocks, corrected, uncorrected, mig_mode; } Gpu;
+typedef struct { char uuid[96], name[96]; u64 total, used; u32 gpu; } Mig;
+typedef struct { u32 gpu, code; } Xid;
 typedef struct { char list[16]; u32 gpu, pid; u64 bytes; } Process;
 typedef struct { char function[96]; int code; } Answer;
 typedef struct { u32 gpu; u64 bytes; char cgroup[384]; } Limit;
@@ -44,15 +59,37 @@ static Gpu gpus[16];
 static Process processes[128];
 static Answer answers[32];
 static Limit limits[32];
+static Mig migs[32];
+static Xid xids[64];
+static int mig_count, xid_count;
 static int gpu_count, process_count, answer_count, limit_count, init_code, initialized;
 static char driver[80];
 
 static u64 number(const char *text) { return strcmp(text, "-") ? strtoull(text, NULL, 10) : UNKNOWN; }
 static u64 mib(const char *text) { u64 n = number(text); return n == UNKNOWN ? n : MIB(n); }
 
+// Whether the file is as it was when last read. One that was written a moment ago may be written
+// again without a new time (as git's index knows): it is read anew.
+static int unchanged(const char *path) {
+    static struct stat last;
+    struct stat now;
+    struct timespec clock;
+    if (!path || stat(path, &now)) { memset(&last, 0, sizeof last); return 0; }
+    clock_gettime(CLOCK_REALTIME, &clock);
+    int same = now.st_ino == last.st_ino && now.st_size == last.st_size
+        && !memcmp(&now.st_mtim, &last.st_mtim, sizeof now.st_mtim)
+        && !memcmp(&now.st_ctim, &last.st_ctim, sizeof now.st_ctim);
+    int settled = clock.tv_sec > now.st_ctim.tv_sec + 1;
+    memset(&last, 0, sizeof last);
+    if (settled) last = now;
+    return same;
+}
+
 static void load(void) {
     const char *path = getenv("NVML_STUB");
+    if (unchanged(path)) return;
     FILE *file = path ? fopen(path, "r") : NULL;
+    mig_count = xid_count = 0;
     gpu_count = process_count = answer_count = limit_count = init_code = 0;
     strcpy(driver, "570.124.06");
     memset(gpus, 0, sizeof gpus);
@@ -68,6 +105,22 @@ static void load(void) {
             gpu->total = mib(b); gpu->used = mib(c);
             gpu->util = number(d); gpu->temp = number(e); gpu->milliwatts = number(f);
             gpu->status = code;
+            gpu->power_limit = gpu->clocks = gpu->corrected = gpu->uncorrected = gpu->mig_mode = UNKNOWN;
+        } else if (sscanf(line, "power_limit %u %95s", &index, a) == 2) {
+            if (index < 16) gpus[index].power_limit = number(a);
+        } else if (sscanf(line, "clocks %u %95s", &index, a) == 2) {
+            if (index < 16) gpus[index].clocks = strtoull(a, NULL, 0);
+        } else if (sscanf(line, "ecc %u %95s %95s", &index, a, b) == 3) {
+            if (index < 16) { gpus[index].corrected = number(a); gpus[index].uncorrected = number(b); }
+        } else if (sscanf(line, "mig_mode %u %95s", &index, a) == 2) {
+            if (index < 16) gpus[index].mig_mode = number(a);
+        } else if (mig_count < 32 && sscanf(line, "mig %u %95s %95s %95s %95[^\n]", &index, a, b, c, name) == 5) {
+            Mig *mig = &migs[mig_count++];
+            strcpy(mig->uuid, a); strcpy(mig->name, name);
+            mig->total = mib(b); mig->used = mib(c); mig->gpu = index;
+            if (index < 16) gpus[index].mig_mode = 1;
+        } else if (xid_count < 64 && sscanf(line, "xid %u %u", &index, &pid) == 2) {
+            xids[xid_count].gpu = index; xids[xid_count++].code = pid;
         } else if (answer_count < 32 && sscanf(line, "no %95s", a) == 1) {
             strcpy(answers[answer_count].function, a); answers[answer_count++].code = NOT_SUPPORTED;
         } else if (answer_count < 32 && sscanf(line, "old %95s", a) == 1) {
@@ -123,26 +176,90 @@ int nvmlDeviceGetHandleByIndex_v2(u32 index, void **out) {
     *out = &gpus[index];
     return gpus[index].status;
 }
-int nvmlDeviceGetName(void *device, char *out, u32 size) { BEGIN_DEVICE return put(out, size, gpu->name); }
-int nvmlDeviceGetUUID(void *device, char *out, u32 size) { BEGIN_DEVICE return put(out, size, gpu->uuid); }
+// A MIG device has a handle of its own, for a few of the functions; this answers for it.
+#define MIG_DEVICE(answer) { load(); Mig *mig = device; \
+    if (mig >= migs && mig < migs + mig_count) { int code_ = told(__func__); return code_ ? code_ : (answer); } }
+int nvmlDeviceGetIndex(void *device, u32 *out) { BEGIN_DEVICE *out = (u32)(gpu - gpus); return OK; }
+int nvmlDeviceGetName(void *device, char *out, u32 size) { MIG_DEVICE(put(out, size, mig->name)) BEGIN_DEVICE return put(out, size, gpu->name); }
+int nvmlDeviceGetUUID(void *device, char *out, u32 size) { MIG_DEVICE(put(out, size, mig->uuid)) BEGIN_DEVICE return put(out, size, gpu->uuid); }
 int nvmlDeviceGetTemperature(void *device, u32 sensor, u32 *out) { (void)sensor; BEGIN_DEVICE return put_number(out, gpu->temp); }
 int nvmlDeviceGetPowerUsage(void *device, u32 *out) { BEGIN_DEVICE return put_number(out, gpu->milliwatts); }
+int nvmlDeviceGetEnforcedPowerLimit(void *device, u32 *out) { BEGIN_DEVICE return put_number(out, gpu->power_limit); }
+static int put_large(u64 *out, u64 value) {
+    if (value == UNKNOWN) return NOT_SUPPORTED;
+    *out = value;
+    return OK;
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, u64 *out) { BEGIN_DEVICE return put_large(out, gpu->clocks); }
+int nvmlDeviceGetTotalEccErrors(void *device, u32 kind, u32 counter, u64 *out) {
+    (void)counter; BEGIN_DEVICE return put_large(out, kind ? gpu->uncorrected : gpu->corrected);
+}
 int nvmlDeviceGetUtilizationRates(void *device, u32 *out) { BEGIN_DEVICE out[1] = 0; return put_number(out, gpu->util); }
 int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) { BEGIN_DEVICE *major = 9; *minor = 0; return OK; }
+
+// XID events: those in the file, in order, each once to a set. One program has one set here.
+static int told_xids, xid_registered[16];
+int nvmlEventSetCreate(void **out) { BEGIN *out = &told_xids; told_xids = 0; memset(xid_registered, 0, sizeof xid_registered); return OK; }
+int nvmlEventSetFree(void *set) { (void)set; BEGIN return OK; }
+int nvmlDeviceRegisterEvents(void *device, u64 types, void *set) {
+    (void)types; (void)set; BEGIN_DEVICE xid_registered[gpu - gpus] = 1; return OK;
+}
+struct event { void *device; u64 type, data; u32 gpu_instance, compute_instance; };
+int nvmlEventSetWait_v2(void *set, struct event *out, u32 timeout_ms) {
+    (void)set; (void)timeout_ms;
+    BEGIN
+    while (told_xids < xid_count) {
+        Xid *xid = &xids[told_xids++];
+        if (xid->gpu >= 16 || !xid_registered[xid->gpu]) continue;
+        *out = (struct event){&gpus[xid->gpu], 8, xid->code, ~0u, ~0u};
+        return OK;
+    }
+    return TIMEOUT;
+}
+
+#ifndef OLD_DRIVER
+int nvmlDeviceGetCurrentClocksEventReasons(void *device, u64 *out) { BEGIN_DEVICE return put_large(out, gpu->clocks); }
+int nvmlDeviceGetMigMode(void *device, u32 *current, u32 *pending) {
+    BEGIN_DEVICE *pending = (u32)gpu->mig_mode; return put_number(current, gpu->mig_mode);
+}
+int nvmlDeviceGetMaxMigDeviceCount(void *device, u32 *out) { BEGIN_DEVICE *out = 7; return OK; }
+int nvmlDeviceGetMigDeviceHandleByIndex(void *device, u32 index, void **out) {
+    BEGIN_DEVICE
+    // like a real card: the slots are not filled in order (here every second one)
+    for (int i = 0, slot = 0; i < mig_count; i++)
+        if (migs[i].gpu == (u32)(gpu - gpus)) {
+            if ((u32)slot == index) { *out = &migs[i]; return OK; }
+            slot += 2;
+        }
+    return NOT_FOUND;
+}
+#endif
 
 struct memory_v1 { u64 total, free, used; };
 struct memory_v2 { u32 version; u64 total, reserved, free, used; };
 #define RESERVED MIB(512ull)
 
 // As on a real card: version 1 counts what the driver reserves as used, version 2 keeps it apart.
+static int mig_memory_v1(Mig *mig, struct memory_v1 *out) {
+    if (mig->total == UNKNOWN) return NOT_SUPPORTED;
+    *out = (struct memory_v1){mig->total, mig->total - mig->used, mig->used};
+    return OK;
+}
 int nvmlDeviceGetMemoryInfo(void *device, struct memory_v1 *out) {
+    MIG_DEVICE(mig_memory_v1(mig, out))
     BEGIN_DEVICE
     if (gpu->total == UNKNOWN) return NOT_SUPPORTED;
     *out = (struct memory_v1){gpu->total, gpu->total - gpu->used - RESERVED, gpu->used + RESERVED};
     return OK;
 }
 #ifndef OLD_DRIVER
+static int mig_memory_v2(Mig *mig, struct memory_v2 *out) {
+    if (mig->total == UNKNOWN) return NOT_SUPPORTED;
+    out->total = mig->total; out->reserved = 0; out->used = mig->used; out->free = mig->total - mig->used;
+    return OK;
+}
 int nvmlDeviceGetMemoryInfo_v2(void *device, struct memory_v2 *out) {
+    MIG_DEVICE(mig_memory_v2(mig, out))
     BEGIN_DEVICE
     if (gpu->total == UNKNOWN) return NOT_SUPPORTED;
     if (out->version != (sizeof *out | 2u << 24)) return VERSION_MISMATCH;

@@ -26,12 +26,12 @@ from runner.job_model import JobModel
 
 Device = Literal["cuda", "cpu"]
 
-# batch size a GPU and tokens a sample, for (pretrain, finetune). Estimates, not measurements:
-# Gemma's logits cost about 16 bytes per token and each of 256,000 vocabulary entries (transformers
-# 4.38 keeps them in fp32, shifted, as log-probabilities and as gradients), beside 6 GiB of weights.
+# batch size a GPU and tokens a sample, for (pretrain, finetune). Predicted, not measured (runner
+# vram mgm-10k-lora): Gemma's logits cost 12 bytes for each token and each of 256,000 entries
+# (transformers 4.38 keeps them in fp32, shifted, and as gradients), beside 6 GiB of weights.
 _PROFILES: dict[Profile, tuple[tuple[int, int], tuple[int, int]]] = {
-    "16GiB": ((2, 2048), (1, 1024)),
-    "24GiB": ((4, 2048), (1, 2048)),
+    "16GiB": ((1, 2048), (1, 1024)),
+    "24GiB": ((2, 2048), (1, 2048)),
 }
 
 

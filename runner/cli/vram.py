@@ -1,0 +1,195 @@
+"""`runner vram JOB`: how much memory a job will take, of what, and how sure that is. No torch here.
+
+Nothing is started and no weights are fetched. On a machine without a GPU the figures are those of
+a card with bf16, which is said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from runner.cli.asking import ask_engine
+from runner.cli.output import Output, colour, field
+from runner.cli.preflight import require_training_stack
+from runner.container.place import Place
+from runner.errors import RefusedError
+from runner.facts import Facts, Gpu, gather
+from runner.job_mgm import MgmJob
+from runner.jobfile import LoadedJob, load_job, sft_job
+from runner.plan import Plan
+from runner.render import plan_yaml
+from runner.report.memory_view import prediction_lines
+from runner.resolve import make_plan
+from runner.units import format_bytes
+from runner.vram.ask import PACKAGES, Batch, corrected
+from runner.vram.record import Prediction
+
+ASSUMED_CAPABILITY = 9.0
+"""Compute capability of the card that is assumed where there is none: it has bf16."""
+
+
+def show_vram(name: str, sets: list[str], *, as_json: bool) -> int:
+    """0; the prediction in lines or as JSON."""
+    out = Output(as_json=as_json)
+    loaded = load_job(name, sets)
+    if isinstance(loaded.job, MgmJob):
+        from runner.cli.vram_mgm import show_vram_mgm
+
+        return show_vram_mgm(loaded, loaded.job, out)
+    plan, facts, assumed = vram_plan(loaded)
+    prediction = predict_plan(plan, facts, out)
+    budget = plan.budget.limit_bytes
+    lines = [
+        field("job", f"{loaded.name}: {plan.model.id}, {plan.method}"),
+        field("device", assumed or device_line(plan, facts)),
+        *prediction_lines(prediction, budget, colour=colour()),
+    ]
+    record = prediction.model_dump(mode="json")
+    told = {"job": loaded.name, "plan_hash": plan.hash, "assumed": assumed, "budget_bytes": budget}
+    summed = {
+        "process_bytes": prediction.process_bytes,
+        "low_bytes": prediction.low_bytes,
+        "high_bytes": prediction.high_bytes,
+    }
+    out.result({**told, **summed, **record}, lines)
+    return 0
+
+
+def vram_plan(loaded: LoadedJob) -> tuple[Plan, Facts, str | None]:
+    """The plan of a GPU run, on an assumed card where there is none; what is assumed in words.
+
+    A job with launch.device cpu stays a CPU run.
+    """
+    facts = gather(loaded)
+    job = sft_job(loaded)
+    require_training_stack(place=facts.place)
+    assumed = None
+    if job.launch.device != "cpu":
+        wanted = job.launch.num_processes
+        cuda = facts.torch_version is not None and "+cpu" not in facts.torch_version
+        if len(facts.gpus) < wanted or not cuda:
+            assumed = f"{wanted} NVIDIA GPU(s) with bf16, assumed: " + (
+                facts.gpu_absence or "torch here is a build without CUDA"
+            )
+            facts = with_assumed_gpus(facts, wanted)
+    return make_plan(loaded, facts, "train"), facts, assumed
+
+
+def with_assumed_gpus(facts: Facts, count: int) -> Facts:
+    """The host with so many cards that have bf16 and a torch that can use them."""
+    gpus = tuple(
+        Gpu(number, f"assumed-{number}", "", None, ASSUMED_CAPABILITY) for number in range(count)
+    )
+    version = (facts.torch_version or "").removesuffix("+cpu")
+    return replace(facts, gpus=gpus, gpu_absence="", torch_version=version, quantizes=None)
+
+
+def device_line(plan: Plan, facts: Facts) -> str:
+    """The cards, or the CPU, that the plan trains on."""
+    if plan.launch.device == "cpu":
+        return f"CPU, {plan.launch.num_processes} process(es)"
+    named = {gpu.uuid: gpu for gpu in facts.gpus}
+    cards = [named[uuid] for uuid in plan.launch.gpu_uuids if uuid in named]
+    return ", ".join(
+        f"GPU {card.index} ({card.name}, {format_bytes(card.total_bytes)})" for card in cards
+    )
+
+
+def device_name(plan: Plan, facts: Facts) -> str:
+    """What measurements of this plan are kept under: the card's name, or "cpu"."""
+    if plan.launch.device == "cpu":
+        return "cpu"
+    named = {gpu.uuid: gpu.name for gpu in facts.gpus}
+    return next((named[uuid] for uuid in plan.launch.gpu_uuids if named.get(uuid)), "gpu")
+
+
+def versions_at(place: Place) -> dict[str, str | None]:
+    """The packages that decide what a step takes, where it trains."""
+    return {name: place.version(name) for name in PACKAGES}
+
+
+def request(
+    folder: Path,
+    plan: Plan,
+    batches: Sequence[Batch] | None,
+    fit: dict[str, Any] | None = None,
+) -> list[str]:
+    """Module and argument that ask for a prediction; writes the request into `folder`."""
+    plan_path = folder / "plan.yaml"
+    plan_path.write_text(plan_yaml(plan), encoding="utf-8")
+    path = folder / "request.json"
+    record = {
+        "plan": str(plan_path),
+        "batches": None if batches is None else [asdict(one) for one in batches],
+        "fit": fit,
+    }
+    path.write_text(json.dumps(record), encoding="utf-8")
+    return ["runner.vram", str(path)]
+
+
+def predict_plan(
+    plan: Plan, facts: Facts, out: Output, batches: Sequence[Batch] | None = None
+) -> Prediction:
+    """The prediction of a plan, corrected by measurements.
+
+    Raises:
+        EngineRefused, RefusedError: it can't be predicted.
+    """
+    record = ask_engine(
+        plan,
+        out,
+        lambda folder: request(folder, plan, batches),
+        failed="the memory could not be predicted",
+    )
+    return correct(Prediction.model_validate(record), plan, facts)
+
+
+def correct(prediction: Prediction, plan: Plan, facts: Facts) -> Prediction:
+    """The prediction as measurements of this device, stack and method correct it."""
+    return corrected(
+        prediction,
+        device=device_name(plan, facts),
+        method=plan.method,
+        versions=versions_at(facts.place),
+    )
+
+
+def require_fits(
+    prediction: Prediction, plan: Plan, facts: Facts, *, recovers: bool = False
+) -> None:
+    """Refuse a GPU run that surely does not fit its budget, its card, or the host's memory.
+
+    One that `recovers` by itself may start, whatever its first attempt takes of the card.
+
+    Raises RefusedError with the figures and the way out.
+    """
+    import psutil
+
+    host = prediction.host
+    if host is not None:
+        there = psutil.virtual_memory().total
+        if host.needed_bytes > there:
+            raise RefusedError(
+                f"the run needs about {format_bytes(host.needed_bytes)} of host memory "
+                f"({format_bytes(host.loading_bytes)} to load, {format_bytes(host.offload_bytes)} "
+                f"offloaded); this machine has {format_bytes(there)}",
+                "fewer processes (launch.num_processes), launch.offload=none, or method qlora",
+            )
+    if prediction.device != "cuda" or recovers:
+        return
+    totals = [gpu.total_bytes for gpu in facts.gpus if gpu.uuid in plan.launch.gpu_uuids]
+    card = min((total for total in totals if total), default=None)
+    budget = plan.budget.limit_bytes
+    limit = min((one for one in (card, budget) if one), default=None)
+    if limit is None or prediction.low_bytes <= limit:
+        return
+    what = "the budget" if limit == budget else "the card"
+    raise RefusedError(
+        f"predicted {format_bytes(prediction.process_bytes)} (at least "
+        f"{format_bytes(prediction.low_bytes)}), {what} has {format_bytes(limit)}",
+        f"runner fit {plan.job} finds a plan that fits; runner vram {plan.job} says what takes it",
+    )

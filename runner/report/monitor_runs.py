@@ -1,0 +1,261 @@
+"""The runs that live on this machine, with their budgets and what their guards measure.
+
+May import the stdlib, runner.folder, durable, liveness and errors, and (inside a function) the
+plan's reader. Follows a run by its records only, and never writes into its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from runner import durable
+from runner.errors import RunnerError
+from runner.folder import RunFolder
+from runner.liveness import host_pid, start_ticks
+from runner.report.monitor_records import RunView, largest
+
+# The guard writes a sample each second; what is older than this says nothing of the present.
+FRESH_SECONDS = 15.0
+# How long a run with a verdict is taken for ended without looking.
+ENDED_SECONDS = 30.0
+# How much of memory.jsonl is read when a run is first seen: some ten minutes of it.
+_FIRST_READ_BYTES = 512 * 1024
+_VERDICT = RunFolder(Path()).termination.name
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMemory:
+    """What a run's plan says of its memory."""
+
+    device: Literal["cuda", "cpu"]
+    gpu_indices: tuple[int, ...]
+    gpu_uuids: tuple[str, ...]
+    budget_bytes: int | None
+
+
+def planned_memory(path: Path) -> PlannedMemory | None:
+    """From a plan.yaml; None where it can't be read, which stops no view."""
+    from runner.render import read_any_plan
+
+    try:
+        plan = read_any_plan(path)
+    except RunnerError:
+        return None
+    launch = plan.launch
+    return PlannedMemory(
+        launch.device, tuple(launch.gpu_indices), tuple(launch.gpu_uuids), plan.budget.limit_bytes
+    )
+
+
+class MemoryTail:
+    """The records of a memory.jsonl, as they are appended; at first its last half MiB."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset: int | None = None
+
+    def read(self) -> list[dict[str, Any]]:
+        """What is new, in whole lines; a line in mid-write waits for the next look."""
+        try:
+            size = self._path.stat().st_size
+            if size == self._offset:
+                return []
+            with self._path.open("rb") as stream:
+                if self._offset is None:
+                    self._offset = max(0, size - _FIRST_READ_BYTES)
+                    if self._offset:
+                        stream.seek(self._offset)
+                        self._offset += len(stream.readline())  # from the middle of a line
+                elif size < self._offset:
+                    self._offset = 0  # a new start has a new file
+                stream.seek(self._offset)
+                records = []
+                for line in stream:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._offset += len(line)
+                    with contextlib.suppress(ValueError):
+                        record = json.loads(line)
+                        if isinstance(record, dict):
+                            records.append(record)
+                return records
+        except OSError:
+            return []
+
+
+class FollowedRun:
+    """One run: what its plan says, and its guard's figures since the last report."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.planned: PlannedMemory | None = None
+        self.pids: frozenset[int] = frozenset()
+        self._read: tuple[int, int] | None = None
+        self._tail = MemoryTail(folder.memory)
+        self._last: dict[str, Any] = {}
+        self._largest: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def read_plan(self) -> None:
+        """Read the plan, and again where it was replaced: the supervisor may move a run to other
+        cards before it starts.
+        """
+        try:
+            status = self.folder.plan.stat()
+        except OSError:
+            return
+        if self._read != (status.st_mtime_ns, status.st_ino):
+            self._read = (status.st_mtime_ns, status.st_ino)
+            self.planned = planned_memory(self.folder.plan)
+
+    def update(self) -> list[dict[str, Any]]:
+        """Take in the guard's new samples; returns them."""
+        records = self._tail.read()
+        if records:
+            self._last = records[-1]
+        return records
+
+    def view(self, now_unix_seconds: float) -> RunView | None:
+        """The run now, with the largest figure since `begin`; None where its plan can't be read."""
+        if self.planned is None:
+            return None
+        ended = self.folder.termination.exists()
+        age = now_unix_seconds - float(self._last.get("time_unix_seconds") or 0)
+        current = not ended and age <= FRESH_SECONDS
+        own = self._last.get("own_bytes") if current else None
+        return RunView(
+            name=self.name,
+            device=self.planned.device,
+            gpu_indices=self.planned.gpu_indices,
+            gpu_uuids=self.planned.gpu_uuids,
+            budget_bytes=self.planned.budget_bytes,
+            own_bytes=own,
+            own_max_bytes=largest(own, self._largest) if current else None,
+            attribution=self._last.get("attribution") if current else None,
+            ended=ended,
+            waiting=not ended and self.folder.queue.exists(),
+        )
+
+    def saw(self, own_bytes: int | None) -> None:
+        """A figure that belongs to the interval under way."""
+        self._largest = largest(self._largest, own_bytes)
+
+    def begin(self) -> None:
+        """A new interval."""
+        self._largest = None
+
+
+class LiveRuns:
+    """Every run under a folder whose supervisor or trainer lives, and one that was named."""
+
+    def __init__(self, root: Path, named: RunFolder | None = None) -> None:
+        self._root = root
+        self._named = named
+        self._pids = HostPids()
+        self._known: dict[Path, FollowedRun] = {}
+        self._ended: set[str] = set()
+        self._ended_since = -math.inf
+        self.runs: tuple[FollowedRun, ...] = ()
+
+    def views(self, now_unix_seconds: float) -> tuple[RunView, ...]:
+        """The runs now; one whose plan can't be read is left out."""
+        views = (run.view(now_unix_seconds) for run in self.runs)
+        return tuple(view for view in views if view is not None)
+
+    def refresh(self) -> None:
+        """Look for runs that began or ended; one that was resumed is seen within half a minute."""
+        found = []
+        for folder in self._candidates():
+            named = self._named is not None and folder.path == self._named.path
+            pids = frozenset() if folder.termination.exists() else self._living(folder)
+            if not pids and not named:
+                self._known.pop(folder.path, None)
+                continue
+            run = self._known.setdefault(folder.path, FollowedRun(folder))
+            run.pids = pids
+            run.read_plan()
+            found.append(run)
+        self.runs = tuple(sorted(found, key=lambda run: run.name))
+
+    def by_pid(self) -> dict[int, str]:
+        """pid of each living supervisor and training process -> its run's name."""
+        return {pid: run.name for run in self.runs for pid in run.pids}
+
+    def by_container(self) -> dict[str, str]:
+        """Container id -> its run's name."""
+        out = {}
+        for run in self.runs:
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                identity = run.folder.container_id.read_text(encoding="utf-8").strip()
+                if run.pids and len(identity) >= 12:
+                    out[identity] = run.name
+        return out
+
+    def _candidates(self) -> Iterator[RunFolder]:
+        """The named run, and all folders that look like a run without a verdict."""
+        now = time.monotonic()
+        if now - self._ended_since >= ENDED_SECONDS:  # a resume takes a verdict away
+            self._ended, self._ended_since = set(), now
+        if self._named is not None:
+            yield self._named
+        for job in _folders(self._root.absolute()):
+            for path in _folders(job):
+                # there may be thousands of ended runs: no Path is made for them
+                if path in self._ended:
+                    continue
+                if os.path.exists(f"{path}/{_VERDICT}"):  # noqa: PTH110
+                    self._ended.add(path)
+                else:
+                    folder = RunFolder(Path(path))
+                    if self._named is None or folder.path != self._named.path:
+                        yield folder
+
+    def _living(self, folder: RunFolder) -> frozenset[int]:
+        records = [folder.supervisor, *folder.engine.glob("rank-*.json")]
+        pids = (self._pids.of(durable.read_json(path)) for path in records)
+        return frozenset(pid for pid in pids if pid is not None)
+
+
+class HostPids:
+    """The pids of recorded processes as seen from here; those in containers are searched once.
+
+    The search goes through all of /proc, so what it found is kept while that process lives, and
+    what it did not find is not looked for again: a process that has ended stays so.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], int | None] = {}
+
+    def of(self, record: Any) -> int | None:
+        """As liveness.host_pid, of what a record file held; None for a damaged one."""
+        if not isinstance(record, dict):
+            return None
+        key = (record.get("pid"), record.get("start_ticks"), record.get("pid_namespace"))
+        if key in self._found:
+            pid = self._found[key]
+            alive = pid is not None and start_ticks(pid) == record["start_ticks"]
+            return pid if alive else None
+        with contextlib.suppress(TypeError, ValueError):
+            self._found[key] = host_pid(record)
+            return self._found[key]
+        return None
+
+
+def _folders(parent: Path | str) -> list[str]:
+    """Paths of the folders in a folder; none where it can't be read."""
+    try:
+        with os.scandir(parent) as entries:
+            return [entry.path for entry in entries if entry.is_dir()]
+    except OSError:
+        return []

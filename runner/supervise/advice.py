@@ -1,0 +1,129 @@
+"""The cheapest changes that would have fitted a run that ran out of memory. Imports no torch.
+
+Asked of runner.vram where the run ran, within a time; what can't be had is left out, and said.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from runner import durable
+from runner.container.inside import question
+from runner.container.mounts import plan_mounts
+from runner.folder import RunFolder
+from runner.outcome import Outcome, Reason
+from runner.plan import Plan
+from runner.plan_base import PlanBase
+from runner.render import plan_yaml
+from runner.sources import cache_folder
+from runner.supervise.record import Record
+from runner.units import format_bytes
+from runner.vram.ask import Batch
+from runner.vram.calibration import Correction
+from runner.vram.record import Prediction
+from runner.yaml_text import to_yaml
+
+SECONDS = 120.0
+COUNT = 3
+
+
+def advise(folder: RunFolder, plan: PlanBase, outcome: Outcome, record: Record) -> tuple[str, ...]:
+    """Up to three changes in words, the cheapest first; also in advice.json. Empty otherwise."""
+    limit = _limit(folder, plan, outcome)
+    if not isinstance(plan, Plan) or limit is None:
+        return ()
+    prediction = predicted_for(folder)
+    asked: dict[str, Any] = {"limit_bytes": limit, "count": COUNT, "correction": None}
+    if prediction is not None and outcome.peak_bytes:
+        # it took more than was predicted: what is advised is measured by that
+        ratio = max(1.0, outcome.peak_bytes / max(1, prediction.process_bytes))
+        found = Correction(overhead_bytes=None, ratio=round(ratio, 4), spread=0.0, samples=1)
+        asked["correction"] = found.model_dump()
+    batches = None
+    if prediction is not None:
+        batches = [Batch(one.tokens, one.images, one.length_from) for one in prediction.trainings]
+    found_changes = _ask(plan, batches, asked, record)
+    if found_changes is None:
+        return ()
+    durable.write_json(
+        folder.advice, {"schema_version": 1, "limit_bytes": limit, "changes": found_changes}
+    )
+    return tuple(_text(change) for change in found_changes)
+
+
+def predicted_for(folder: RunFolder) -> Prediction | None:
+    """What was predicted for a run before it started; None where nothing was, or it is damaged."""
+    try:
+        return Prediction.model_validate(durable.read_json(folder.prediction))
+    except ValidationError:
+        return None
+
+
+def _limit(folder: RunFolder, plan: PlanBase, outcome: Outcome) -> int | None:
+    """Bytes that the run should have kept to; None where memory was not the matter."""
+    memory = (Reason.CUDA_OOM, Reason.OVER_BUDGET)
+    if plan.launch.device == "cpu":
+        memory = (*memory, Reason.HOST_OOM)  # type: ignore[assignment]
+    if outcome.reason not in memory:
+        return None
+    if plan.budget.limit_bytes is not None:
+        return plan.budget.limit_bytes
+    last = durable.last_jsonl(folder.memory) or {}
+    total = last.get("total_bytes")
+    return total if isinstance(total, int) else None
+
+
+def _ask(
+    plan: Plan, batches: list[Batch] | None, asked: dict[str, Any], record: Record
+) -> list[dict[str, Any]] | None:
+    with tempfile.TemporaryDirectory(prefix="runner-advice-") as name:
+        place = Path(name)
+        (place / "plan.yaml").write_text(plan_yaml(plan), encoding="utf-8")
+        request = {
+            "plan": str(place / "plan.yaml"),
+            "batches": None if batches is None else [asdict(one) for one in batches],
+            "cheapest": asked,
+        }
+        (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        put = question(
+            plan.container,
+            ["runner.vram", str(place / "request.json")],
+            reads=plan_mounts(plan, None, cache_folder()),
+            writes=[place],
+        )
+        try:
+            done = subprocess.run(
+                put.argv, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+            answer = json.loads(done.stdout.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            put.abandon()
+            record.event("notice", f"what would have fitted was not found in {SECONDS:.0f} s")
+            return None
+        except (OSError, ValueError, IndexError) as error:
+            record.event("notice", f"what would have fitted could not be worked out: {error}")
+            return None
+    if "error" in answer:
+        record.event("notice", f"what would have fitted: {answer['error'][0]}")
+        return None
+    changes: list[dict[str, Any]] = answer["changes"]
+    return changes
+
+
+def _text(change: dict[str, Any]) -> str:
+    sets = " ".join(
+        f"--set {name}={value if isinstance(value, str) else to_yaml(value)}"
+        for name, value in change["overrides"].items()
+    )
+    cost = "" if not change["changes"] else f", {change['changes']}"
+    return (
+        f"{change['text']}: {format_bytes(change['peak_bytes'])}, x{change['time']:.2f} the time"
+        f"{cost} ({sets})"
+    )

@@ -1,0 +1,99 @@
+"""After a run ran out of memory: one step down, and on from its last checkpoint. No torch.
+
+What was tried lies under attempts/N in the run folder: the plan, its rendered files and the verdict
+of each attempt. The run goes on in the folder itself, by a plan that says what it replaces.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from runner import durable
+from runner.folder import RunFolder
+from runner.outcome import Outcome, Reason
+from runner.plan import Plan, PlannedPhase
+from runner.plan_base import PlanBase
+from runner.render import render
+from runner.vram.ladder import step_down
+
+RECOVERABLE = (Reason.CUDA_OOM, Reason.OVER_BUDGET)
+
+
+def next_plan(plan: PlanBase, outcome: Outcome, folder: RunFolder) -> tuple[Plan, str] | None:
+    """The plan one step down, and the step in words; None where the run is over.
+
+    It is over unless the job says on_oom: recover, memory was the reason, and a step is left.
+    """
+    if not isinstance(plan, Plan) or plan.on_oom != "recover" or plan.variant == "dry_run":
+        return None
+    if outcome.reason not in RECOVERABLE:
+        return None
+    changed: list[Any] = []
+    told: list[str] = []
+    for part in plan.trainings:
+        done = part.phase and (folder.phase(part.phase) / "result.json").is_file()
+        step = None if done else step_down(part)
+        changed.append(part.training if step is None else step[0])
+        if step is not None:
+            told.append(f"{part.phase}: {step[1]}" if part.phase else step[1])
+    if not told:
+        return None
+    text = "; ".join(told)
+    earlier = [
+        PlannedPhase.model_validate({**phase.model_dump(), "training": training.model_dump()})
+        for phase, training in zip(plan.earlier, changed[:-1], strict=True)
+    ]
+    why = f"{outcome.reason.value} at step {outcome.steps}"
+    return (
+        plan.model_copy(
+            update={
+                "earlier": earlier,
+                "training": changed[-1],
+                "recovered_from": plan.recovered_from or plan.hash,
+                "substitutions": [*plan.substitutions, f"{text}, after {why}"],
+            }
+        ),
+        text,
+    )
+
+
+def put_in_place(folder: RunFolder, plan: Plan, before: PlanBase, outcome: Outcome) -> int:
+    """Keep what the attempt was, and render the new plan in its place; the attempt's number.
+
+    The plan is written last: a kill in between leaves the old plan whole beside newer files, which
+    the next start renders anew from it.
+    """
+    number = 1 + sum(1 for _ in folder.attempts.glob("[0-9]*"))
+    place = folder.attempt(number)
+    staging = place.parent / f".{place.name}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    for name in render(before):
+        if (folder.path / name).is_file():
+            shutil.copyfile(folder.path / name, staging / name)
+    durable.write_json(staging / folder.termination.name, outcome.to_record())
+    for left in (folder.engine_failure, folder.engine_result, folder.prediction):
+        if left.is_file():  # the next attempt must not be judged by it, nor by its prediction
+            left.rename(staging / left.name)
+    staging.rename(place)
+    durable.fsync_folder(place.parent)
+    files = render(plan)
+    for name in sorted(files, key=lambda one: one == folder.plan.name):
+        mode = 0o755 if name.endswith(".sh") else 0o644
+        durable.write_text(folder.path / name, files[name], mode=mode)
+    return number
+
+
+def attempt_record(number: int, outcome: Outcome, step: str) -> dict[str, Any]:
+    """What termination.json says of an attempt that was recovered from."""
+    return {
+        "attempt": number,
+        "reason": outcome.reason.value,
+        "message": outcome.message,
+        "steps": outcome.steps,
+        "peak_bytes": outcome.peak_bytes,
+        "peak_source": outcome.peak_source,
+        "checkpoint": outcome.checkpoint,
+        "then": step,
+    }

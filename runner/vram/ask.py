@@ -1,0 +1,113 @@
+"""Predictions by plan: kept in the cache, corrected by what was measured. Imports no torch.
+
+What a prediction depends on is hashed without torch, so that one that is kept is had at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from runner import durable
+from runner.plan import Plan
+from runner.sources import cache_folder
+from runner.vram.calibration import (
+    apply,
+    correction,
+    matching,
+    read_records,
+    shipped_records,
+)
+from runner.vram.record import Prediction
+
+VERSION = 2
+"""Raised with every change of what is traced or computed, so that no cache of before is reused."""
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "deepspeed")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The longest batch of one training."""
+
+    tokens: int
+    images: int
+    because: str
+
+
+def key(plan: Plan, batches: Sequence[Batch], versions: dict[str, str | None]) -> str:
+    """Equal for plans that take the same memory."""
+    folders = [plan.model.folder, plan.vision.model.folder if plan.vision else None]
+    parts: list[Any] = [VERSION, versions, [_config(folder) for folder in folders]]
+    fields = {"model", "vision", "trust_remote_code", "method", "lora", "quantization", "prefix"}
+    parts.append(plan.model_dump(mode="json", include=fields | {"precision"}))
+    launch = {"device", "num_processes", "deepspeed", "offload"}
+    parts.append(plan.launch.model_dump(mode="json", include=launch))
+    training = {
+        *("per_device_train_batch_size", "optim", "max_grad_norm", "gradient_checkpointing"),
+        *("gradient_checkpointing_layers", "loss_chunk_tokens"),
+    }
+    for part, batch in zip(plan.trainings, batches, strict=True):
+        parts += [part.phase, part.trains, asdict(batch)]
+        parts.append(part.training.model_dump(mode="json", include=training))
+        parts.append(part.training.gradient_accumulation_steps > 1)
+    canonical = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def _config(folder: str | None) -> str | None:
+    """The hash of a folder's config.json; None where there is none."""
+    if folder is None:
+        return None
+    try:
+        return hashlib.sha256((Path(folder) / "config.json").read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def kept(name: str) -> Prediction | None:
+    """The prediction that is kept under a key, uncorrected."""
+    record = durable.read_json(cache_folder() / "vram" / f"{name}.json")
+    try:
+        return Prediction.model_validate(record)
+    except ValidationError:
+        return None
+
+
+def predicted(
+    plan: Plan,
+    batches: Sequence[Batch],
+    versions: dict[str, str | None],
+    predict: Callable[[Plan, Sequence[Batch]], Prediction],
+) -> Prediction:
+    """The prediction of a plan, uncorrected, from the cache or made and kept there."""
+    name = key(plan, batches, versions)
+    found = kept(name)
+    if found is not None:
+        return found
+    made = predict(plan, batches)
+    path = cache_folder() / "vram" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.write_json(path, made.model_dump(mode="json"))
+    return made
+
+
+def stack(versions: dict[str, str | None]) -> str:
+    """The packages that decide what a step takes, in a line."""
+    return " ".join(f"{name} {versions.get(name)}" for name in ("torch", "transformers", "trl"))
+
+
+def corrected(
+    prediction: Prediction, *, device: str, method: str, versions: dict[str, str | None]
+) -> Prediction:
+    """The prediction as this user's measurements, and those that runner ships, correct it.
+
+    `device`: the card's name, or "cpu".
+    """
+    records = [*shipped_records(), *read_records()]
+    return apply(prediction, correction(matching(records, device, stack(versions), method)))

@@ -1,0 +1,74 @@
+"""A run whose processes outlive SIGKILL gets its verdict all the same.
+
+No test can make a process hang in the kernel, so the place where runs run is one that never ends.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from runner.facts import Facts
+from runner.folder import create
+from runner.jobfile import load_job
+from runner.render import render
+from runner.resolve import make_plan
+from runner.sources import DataSource, ModelSource
+from tests.runs.conftest import termination
+from tests.testbed import REPOSITORY
+
+PROGRAM = """
+import functools, sys
+from runner.guard import policy
+from runner.supervise import run
+from runner.supervise.__main__ import main
+
+class Tree:
+    def members(self): return []
+    def workers(self): return []
+    def send(self, number, pids): return []
+    def kill_all(self, timeout_seconds=10.0): return []
+    def reap(self, leave): return {}
+
+class Hanging:
+    argv, notes, container_id, pid = ["bash"], [], None, 1
+    exit_code = start_failure = None
+    tree = Tree()
+    def start(self): pass
+    def ended(self): return False
+    def clear(self): return []
+
+run.executor_for = lambda *_, **__: Hanging()
+policy.Thresholds = functools.partial(policy.Thresholds, kill_wait_seconds=0.3)
+sys.exit(main())
+"""
+
+
+def test_a_run_that_outlives_sigkill_has_a_verdict_and_a_warning(tmp_path: Path) -> None:
+    loaded = load_job("demo-identity", ["budget.grace_seconds=1", "timeout_minutes=0.01"])
+    facts = Facts(
+        python=sys.executable,
+        cores=2,
+        torch_version="2.13.0",
+        gpus=(),
+        gpu_absence="none here",
+        model=ModelSource("hub", "some/model", None, None, True),
+        rows={
+            "data.train": DataSource("file", tmp_path / "rows.jsonl", None, None, "0" * 64, 1, True)
+        },
+        cache=tmp_path,
+    )
+    plan = make_plan(loaded, facts)
+    folder = create(tmp_path / "runs", plan.job, plan.short_hash, plan.variant, render(plan))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder.path)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    end = termination(folder.path)
+    assert (done.returncode, end["reason"]) == (143, "timeout")
+    assert any("outlived SIGKILL" in warning for warning in end["warnings"])
