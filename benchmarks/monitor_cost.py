@@ -7,8 +7,8 @@ processes on each: the monitor as it samples and reports each 5 s without drawin
 200 runs that have ended and one that lives; NvmlSampler, and with one card also HostSampler, with
 a run of THREADS threads in PROCESSES processes for members, as the supervisor has them. NVML
 answers from tests/testbed/nvml_stub.c, so this is the Python side and what the stub adds (a stat of
-its state file a call), not a driver. Exit code 1 where one misses its goal with one card: at 1 Hz
-0.1 % of a core, at 10 Hz 1 %.
+its state file a call), not a driver. Exit code 1 where the monitor or NvmlSampler misses its goal
+with one card: at 1 Hz 0.1 % of a core, at 10 Hz 1 %.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def measure(cards: int, seconds: float) -> bool:
                 for name, sample in samplers(nvml, xids, Path(folder), cards, rate).items():
                     percent = cpu_percent(sample, rate, seconds)
                     goal = ""
-                    if cards == 1:
+                    if cards == 1 and name != "HostSampler":  # whose PSS costs by the process
                         goal = f"  (goal {GOALS_PERCENT[rate]} %)"
                         met = met and percent <= GOALS_PERCENT[rate]
                     print(

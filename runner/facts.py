@@ -56,6 +56,8 @@ class HostFacts:
     gpus: tuple[Gpu, ...]
     gpu_absence: str
     """Why `gpus` is empty, in a few words; empty text where it is not."""
+    driver_broken: bool = False
+    """Whether `gpus` is empty because the driver does not work: not a machine without a GPU."""
     cache: Path
     """The user's folder for models that runner makes and rows that it prepares."""
     place: Place = HERE
@@ -84,7 +86,7 @@ def gather_host(job: JobBase) -> HostFacts:
     Raises:
         RefusedError: launch.on is docker, and the job can't run there.
     """
-    gpus, absence = list_gpus()
+    gpus, absence, broken = list_gpus()
     place = settle_place(job)
     inside = place.container is not None
     return HostFacts(
@@ -93,6 +95,7 @@ def gather_host(job: JobBase) -> HostFacts:
         torch_version=place.version("torch"),
         gpus=gpus,
         gpu_absence=absence,
+        driver_broken=broken,
         cache=cache_folder(),
         place=place,
     )
@@ -214,29 +217,35 @@ def emptiest_first(gpus: Sequence[Gpu]) -> list[Gpu]:
     return sorted(gpus, key=lambda gpu: ((gpu.used_bytes or 0) >> 26, gpu.index))
 
 
-def list_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs that NVML lists, or none and why."""
+def list_gpus() -> tuple[tuple[Gpu, ...], str, bool]:
+    """The GPUs that NVML lists, or none, why, and whether that is because the driver is broken."""
     from runner.guard import nvml as nvml_module
 
     if not nvml_module.library_present():
-        return (), "there is no NVIDIA driver library (libnvidia-ml.so.1) on this machine"
+        return (), "there is no NVIDIA driver library (libnvidia-ml.so.1) on this machine", False
+    gpus, lost = [], []
     try:
         with nvml_module.Nvml() as nvml:
-            gpus = []
             for index, uuid in nvml.devices():
                 reading = nvml.read(index)
-                if not reading.lost:
+                if reading.lost:
+                    lost.append(f"GPU {index}")
+                else:
                     name, total = reading.name or "unnamed GPU", reading.total_bytes
                     capability = nvml.compute_capability(index)
                     gpus.append(
                         Gpu(index, uuid or str(index), name, total, capability, reading.used_bytes)
                     )
-    except (nvml_module.NvmlUnavailable, nvml_module.NvmlFailed) as error:
-        return (), f"NVML can't be used: {error}"
+    except nvml_module.NvmlUnavailable as error:
+        return (), f"NVML can't be used: {error}", error.fatal
+    except nvml_module.NvmlFailed as error:
+        return (), f"NVML does not answer: {error}", True
+    if lost and not gpus:
+        return (), f"the driver has lost {', '.join(lost)}", True
     allowed = tuple(gpu for gpu in gpus if named_by_caller(gpu.index, gpu.uuid))
     if gpus and not allowed:
-        return (), "CUDA_VISIBLE_DEVICES hides every GPU"
-    return allowed, "" if gpus else "NVML lists no GPU"
+        return (), "CUDA_VISIBLE_DEVICES hides every GPU", False
+    return allowed, "" if gpus else "NVML lists no GPU", False
 
 
 def driver_version() -> str | None:

@@ -24,8 +24,10 @@ def device_of(job: JobBase, facts: HostFacts, substitutions: list[str]) -> Devic
     """Where it trains; what is substituted is added to `substitutions`.
 
     Raises:
-        RefusedError: launch.device is cuda, and there is no usable GPU.
+        RefusedError: launch.device is cuda, and there is no usable GPU; or it is auto, and the
+            driver is broken.
     """
+    refuse_broken_driver(job, facts)
     wanted = job.launch.device
     cuda_torch = facts.torch_version is not None and "+cpu" not in facts.torch_version
     if wanted == "cuda":
@@ -51,6 +53,21 @@ def device_of(job: JobBase, facts: HostFacts, substitutions: list[str]) -> Devic
             f"{facts.place.short} has no CUDA"
         )
     return "cpu"
+
+
+def refuse_broken_driver(job: JobBase, facts: HostFacts) -> None:
+    """Nothing, unless a job that takes a GPU finds a driver that does not work: the CPU is no
+    stand-in for that.
+
+    Raises:
+        RefusedError: it does.
+    """
+    if job.launch.device != "cpu" and facts.driver_broken and not facts.gpus:
+        raise RefusedError(
+            f"the NVIDIA driver does not work: {facts.gpu_absence}",
+            "restart the machine or reload the driver's modules; runner doctor says more; --set "
+            "launch.device=cpu trains on the CPU",
+        )
 
 
 def planned_launch(job: JobBase, facts: HostFacts, device: Device) -> PlannedLaunch:

@@ -16,7 +16,12 @@ from runner.job_script import ScriptJob
 from runner.jobfile import LoadedJob
 from runner.plan_base import Variant
 from runner.plan_script import PlannedInput, ScriptPlan
-from runner.resolve_base import planned_budget, planned_container, planned_launch
+from runner.resolve_base import (
+    planned_budget,
+    planned_container,
+    planned_launch,
+    refuse_broken_driver,
+)
 from runner.sources import file_sha256
 
 
@@ -122,6 +127,7 @@ def make_script_plan(
 
 def _device(job: ScriptJob, facts: HostFacts) -> Literal["cuda", "cpu"]:
     """Where it trains: what its own torch can do is not known, so a GPU is taken where one is."""
+    refuse_broken_driver(job, facts)
     if job.launch.device == "cuda" and not facts.gpus:
         raise RefusedError(
             f"launch.device is cuda, but {facts.gpu_absence}",

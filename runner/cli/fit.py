@@ -140,11 +140,8 @@ def _not_fitted(record: dict[str, Any], allow: Sequence[str]) -> list[str]:
         dict.fromkeys(name for part in record["trainings"] for name in part["allowed_would_fit"])
     )
     if would:
-        lines.append(
-            field("would fit", f"fit.allow: {to_yaml([*allow, would[0]])} (also: {would[1:]})")
-            if would[1:]
-            else field("would fit", f"fit.allow: {to_yaml([*allow, would[0]])}")
-        )
+        ways = " or ".join(to_yaml([*allow, one]) for one in would)
+        lines.append(field("would fit", f"fit.allow: {ways}, which changes the result"))
     return lines
 
 

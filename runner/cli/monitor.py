@@ -102,18 +102,25 @@ def _reports(
 ) -> Iterator[Snapshot]:
     """The first report at once, then one an interval; the last when the followed run ends."""
     machine = _watch_machine(root, followed, interval, once, out, stack)
+    # asked before each report and never after it: one that comes in between has a report to come
+    ended = _has_ended(followed)
     machine.sample()
     yield machine.report()
     period = interval / samples_in(interval)
     schedule = Schedule(time.monotonic())
     taken = 0
-    while not once and not (followed is not None and followed.termination.exists()):
+    while not (once or ended):
         time.sleep(schedule.wait_seconds(time.monotonic(), period))
+        ended = _has_ended(followed)
         machine.sample()
         taken += 1
-        if taken == samples_in(interval) or (followed and followed.termination.exists()):
+        if taken == samples_in(interval) or ended:
             taken = 0
             yield machine.report()
+
+
+def _has_ended(followed: RunFolder | None) -> bool:
+    return followed is not None and followed.termination.exists()
 
 
 def _watch_machine(

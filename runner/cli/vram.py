@@ -25,7 +25,7 @@ from runner.render import plan_yaml
 from runner.report.memory_view import prediction_lines
 from runner.resolve import make_plan
 from runner.units import format_bytes
-from runner.vram.ask import PACKAGES, Batch, corrected
+from runner.vram.ask import PACKAGES, Batch, corrected, keep, kept, plan_key
 from runner.vram.record import Prediction
 
 ASSUMED_CAPABILITY = 9.0
@@ -139,13 +139,19 @@ def predict_plan(
     Raises:
         EngineRefused, RefusedError: it can't be predicted.
     """
-    record = ask_engine(
-        plan,
-        out,
-        lambda folder: request(folder, plan, batches),
-        failed="the memory could not be predicted",
-    )
-    return correct(Prediction.model_validate(record), plan, facts)
+    name = plan_key(plan, versions_at(facts.place)) if batches is None else None
+    found = kept(name) if name else None
+    if found is None:
+        record = ask_engine(
+            plan,
+            out,
+            lambda folder: request(folder, plan, batches),
+            failed="the memory could not be predicted",
+        )
+        found = Prediction.model_validate(record)
+        if name:
+            keep(name, found)
+    return correct(found, plan, facts)
 
 
 def correct(prediction: Prediction, plan: Plan, facts: Facts) -> Prediction:

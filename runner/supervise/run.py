@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.enforcer import become_subreaper
 from runner.liveness import living_engines, start_ticks
-from runner.outcome import Outcome
+from runner.outcome import Outcome, Reason
 from runner.plan_base import PlanBase
 from runner.supervise import recovery
 from runner.supervise.advice import advise
@@ -54,10 +55,31 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
     if living:
         raise RefusedError(f"pids {living} of an earlier start still train in {folder.path}")
     cards.ask(plan)
-    if resume:
-        folder.set_aside(folder.verdicts())
+    aside = folder.set_aside(folder.verdicts()) if resume else None
     reserve = folder.path / ".reserve"
-    reserve.write_bytes(b"\0" * RESERVE_BYTES)
+    try:
+        reserve.write_bytes(b"\0" * RESERVE_BYTES)
+        return _supervised(folder, plan, stop, cards, started, resume=resume, reserve=reserve)
+    except RefusedError:  # nothing was started: the folder is as it was, its old verdict too
+        folder.supervisor.unlink(missing_ok=True)
+        if aside is not None:
+            _put_back(folder, aside)
+        raise
+    finally:
+        reserve.unlink(missing_ok=True)
+
+
+def _supervised(
+    folder: RunFolder,
+    plan: PlanBase,
+    stop: StopRequests,
+    cards: Cards,
+    started: float,
+    *,
+    resume: bool,
+    reserve: Path,
+) -> Outcome:
+    """From the record of this supervisor on. Raises RefusedError where nothing was started."""
     ticks = start_ticks(os.getpid())
     durable.write_json(
         folder.supervisor,
@@ -72,7 +94,6 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
     record = Record(folder)
     never_began = cards.await_turn(stop, record)
     if never_began is not None:
-        reserve.unlink(missing_ok=True)
         return never_began
     plan, started = cards.settle(plan, record), time.time()
     outcome = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
@@ -95,7 +116,19 @@ def _attempts(
     deadline = time.monotonic() + plan.timeout_minutes * 60 if plan.timeout_minutes else None
     earlier: list[dict[str, Any]] = []
     while True:
-        outcome = attempt(folder, plan, stop, record, resume=resume, deadline=deadline)
+        began = time.time()
+        try:
+            outcome = attempt(folder, plan, stop, record, resume=resume, deadline=deadline)
+        except RefusedError as error:
+            if not earlier:
+                raise
+            outcome = Outcome(  # what was tried before it has its verdict
+                Reason.FAILED,
+                error.exit_code,
+                f"it could not go on: {error}",
+                started_unix_seconds=round(began, 3),
+                ended_unix_seconds=round(time.time(), 3),
+            )
         down = None if stop.level else recovery.next_plan(plan, outcome, folder)
         if down is None:
             break
@@ -114,3 +147,13 @@ def _attempts(
     reserve.unlink(missing_ok=True)
     advice = () if stop.level else advise(folder, plan, outcome, record)
     return replace(outcome, attempts=tuple(earlier), advice=advice)
+
+
+def _put_back(folder: RunFolder, aside: Path) -> None:
+    """Undo RunFolder.set_aside."""
+    for path in folder.verdicts():
+        if (aside / path.name).exists():
+            (aside / path.name).rename(path)
+    aside.rmdir()
+    with contextlib.suppress(OSError):  # there are others in it
+        folder.earlier.rmdir()

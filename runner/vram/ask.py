@@ -42,8 +42,7 @@ class Batch:
 
 def key(plan: Plan, batches: Sequence[Batch], versions: dict[str, str | None]) -> str:
     """Equal for plans that take the same memory."""
-    folders = [plan.model.folder, plan.vision.model.folder if plan.vision else None]
-    parts: list[Any] = [VERSION, versions, [_config(folder) for folder in folders]]
+    parts: list[Any] = [VERSION, versions, _configs(plan)]
     fields = {"model", "vision", "trust_remote_code", "method", "lora", "quantization", "prefix"}
     parts.append(plan.model_dump(mode="json", include=fields | {"precision"}))
     launch = {"device", "num_processes", "deepspeed", "offload"}
@@ -56,8 +55,25 @@ def key(plan: Plan, batches: Sequence[Batch], versions: dict[str, str | None]) -
         parts += [part.phase, part.trains, asdict(batch)]
         parts.append(part.training.model_dump(mode="json", include=training))
         parts.append(part.training.gradient_accumulation_steps > 1)
+    return _hash(parts)
+
+
+def plan_key(plan: Plan, versions: dict[str, str | None]) -> str:
+    """Equal for the same plan, its rows included, whose longest batch has to be looked for first.
+
+    By its hash, and by what of it is on this machine: without a tokenizer the batch is another.
+    """
+    return _hash(["plan", VERSION, versions, plan.hash, _configs(plan)])
+
+
+def _hash(parts: list[Any]) -> str:
     canonical = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def _configs(plan: Plan) -> list[str | None]:
+    folders = [plan.model.folder, plan.vision.model.folder if plan.vision else None]
+    return [_config(folder) for folder in folders]
 
 
 def _config(folder: str | None) -> str | None:
@@ -91,10 +107,15 @@ def predicted(
     if found is not None:
         return found
     made = predict(plan, batches)
+    keep(name, made)
+    return made
+
+
+def keep(name: str, prediction: Prediction) -> None:
+    """Keep an uncorrected prediction under a key."""
     path = cache_folder() / "vram" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    durable.write_json(path, made.model_dump(mode="json"))
-    return made
+    durable.write_json(path, prediction.model_dump(mode="json"))
 
 
 def stack(versions: dict[str, str | None]) -> str:

@@ -167,8 +167,7 @@ class _Search:
         return self.now.rows * self.now.accumulation
 
     def _surface(self, plan: Plan) -> Surface:
-        trained = self._own.largest.trainable
-        return Surface(plan, self._batch, self._layers, _say).of_trained(trained)
+        return Surface(plan, self._batch, self._layers, self._own.largest.trainable, _say)
 
     def _fits(self, size: int) -> bool:
         return size + self._margin <= self._limit
@@ -178,7 +177,7 @@ class _Search:
 
         The effective batch is the same in all.
         """
-        now = replace(self.now, chunk=None if self.now.chunk is None else self.now.chunk)
+        now = self.now
         plain = [
             replace(now, rows=rows, accumulation=self._rows // rows)
             for rows in batch_splits(self._rows)

@@ -127,7 +127,9 @@ def _run(
     moved = sharded and not gradients_stay
     rows = training.per_device_train_batch_size
     part = "trained weights" if plan.method == "full" else "adapter"
-    with mode, tracker, _head_named(tracker), _one_sequence_a_row():
+    # the toolkit's older code repeats them always
+    unpacked = _one_sequence_a_row() if head == "fused" else contextlib.nullcontext()
+    with mode, tracker, _head_named(tracker), unpacked:
         tracker.see_all(frozen, "frozen weights")
         tracker.see_all(model.buffers(), "frozen weights")
         tracker.see_all(trained, part)
@@ -271,20 +273,17 @@ def _optimizer(plan: Plan, trained: list[Any], tracker: Tracker) -> Any:
         states = [
             torch.zeros(size, dtype=dtype)
             for parameter in trained
-            for dtype, size in states_8bit(
-                parameter.numel(), paged=plan.training.optim.startswith("paged")
-            )
+            for dtype, size in states_8bit(parameter.numel())
         ]
     return lambda: len(states)
 
 
-def states_8bit(values: int, *, paged: bool) -> list[tuple[Any, int]]:
+def states_8bit(values: int) -> list[tuple[Any, int]]:
     """dtype and elements of the states that bitsandbytes keeps for a tensor of so many values.
 
     Paged states of 100,000 values or more live in unified memory, which is counted here all the
     same: they are on the card whenever it has room for them.
     """
-    del paged
     if values < SMALLEST_8BIT:
         return [(torch.float32, values)] * 2
     return [(torch.uint8, values), (torch.float32, -(-values // OPTIMIZER_BLOCK))] * 2

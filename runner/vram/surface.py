@@ -40,9 +40,16 @@ class Surface:
     """Figures for a plan of one training and its batch, by settings."""
 
     def __init__(
-        self, plan: Plan, batch: Batch, layers: int, tell: Callable[[str], None] = lambda _: None
+        self,
+        plan: Plan,
+        batch: Batch,
+        layers: int,
+        trained: int,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`layers` and `trained` (values) of the whole model; `tell` gets a line for each trace."""
         self._plan, self._batch, self._layers, self._tell = plan, batch, layers, tell
+        self._trained = trained
         self._known: dict[tuple[int, bool, int | None], tuple[float, float]] = {}
 
     def at(self, choice: Choice) -> Point:
@@ -52,11 +59,10 @@ class Surface:
         share = choice.recompute / max(1, choice.layers)
         size = none[0] + share * (every[0] - none[0])
         flops = none[1] + share * (every[1] - none[1])
-        trained = self._trained
         if self._plan.launch.deepspeed == "none":
-            own = state_bytes(trained, self._plan.training)
+            own = state_bytes(self._trained, self._plan.training)
             wanted = self._plan.training.model_copy(update={"optim": choice.optim})
-            size += state_bytes(trained, wanted) - own
+            size += state_bytes(self._trained, wanted) - own
         return Point(int(size), self._time(choice, flops))
 
     def _time(self, choice: Choice, flops: float) -> float:
@@ -102,13 +108,6 @@ class Surface:
     def _effective(self) -> int:
         training = self._plan.training
         return training.per_device_train_batch_size * training.gradient_accumulation_steps
-
-    _trained = 0
-
-    def of_trained(self, values: int) -> Surface:
-        """Say how many values are trained, for the optimizer's states."""
-        self._trained = values
-        return self
 
 
 def _carried_on(

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import psutil
+import pytest
 
 from runner.guard.enforcer import confirm_left_device
 from runner.guard.nvml import NvmlFailed
@@ -143,6 +144,97 @@ print(json.dumps([seen, len(tree.kill_all(5)), main.wait()]))
 """
     )
     assert told == [True, 0, -9]
+
+
+@pytest.mark.parametrize("kernel_tells_children", [True, False])
+def test_who_is_watched_is_searched_for_now_and_then_and_a_member_told_at_once(
+    kernel_tells_children: bool,
+) -> None:
+    stranger = subprocess.Popen(["sleep", "30"])
+    try:
+        told = supervise(
+            f"""
+from runner.guard import enforcer
+{kernel_tells_children} or setattr(enforcer, "tells_children", lambda: False)
+tree, stranger = ProcessTree(), {stranger.pid}
+def pids(*seconds): return {{p.pid for p in tree.watched(*seconds)}}
+nobody = pids()
+first = subprocess.Popen(["sleep", "30"])
+seen = [pids() == {{first.pid}}]  # as there was none it searched
+main = subprocess.Popen(["bash", "-c", "(setsid sleep 30 &) ; sleep 30; exit 1"])
+until(lambda: len(tree.members()) == 4)
+new = {{p.pid for p in tree.members()}} - {{first.pid}}
+seen += [pids(60) == {{first.pid}}, all(tree.member(pid).pid == pid for pid in new)]
+seen += [pids(60) == pids(0) == {{first.pid}} | new]  # and who was told is known from then on
+nobodys = [stranger, os.getppid(), os.getpid(), 1, 2**22 - 1]
+seen += [[tree.member(pid) for pid in nobodys] == [None] * 5]
+first.kill()
+until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE)
+seen += [pids(60) == pids(0) == new, tree.member(first.pid) is None]
+print(json.dumps([len(nobody), seen, len(tree.kill_all(5))]))
+"""
+        )
+    finally:
+        stranger.kill()
+        stranger.wait()
+    assert told == [0, [True] * 7, 0]
+
+
+def test_threads_children_and_no_threads_are_watched() -> None:
+    told = supervise(
+        """
+main = subprocess.Popen([sys.executable, "-c",
+  "import ctypes, subprocess, threading, time\\n"
+  "start = lambda: subprocess.Popen(['sleep', '30']).wait()\\n"
+  "threading.Thread(target=start).start()\\n"
+  "ctypes.CDLL(None).pthread_exit(None)"])  # its first thread, for good
+until(lambda: psutil.Process(main.pid).status() == psutil.STATUS_ZOMBIE)
+[child] = until(lambda: [p for p in tree.members() if p.name() == "sleep"])
+thread = next(t.id for t in psutil.Process(main.pid).threads() if t.id != main.pid)
+seen = {p.pid for p in tree.watched()} == {main.pid, child.pid}
+as_member = [tree.member(pid) is not None for pid in (main.pid, child.pid, thread)]
+print(json.dumps([seen, as_member, len(tree.kill_all(5))]))
+"""
+    )
+    assert told == [True, [True, True, False], 0]
+
+
+def test_more_children_than_one_read_of_their_list_gives() -> None:
+    told = supervise(
+        """
+main = subprocess.Popen([sys.executable, "-c",
+  "import os, time\\n"
+  "for _ in range(1200):\\n"
+  "    if not os.fork(): time.sleep(60); os._exit(0)\\n"
+  "print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+main.stdout.readline()
+text = open(f"/proc/{main.pid}/task/{main.pid}/children", "rb").read()
+print(json.dumps([len(text) > 4096, len(tree.watched()), len(tree.kill_all(20))]))
+"""
+    )
+    assert told == [True, 1201, 0]
+
+
+def test_the_processes_of_a_container_are_told_and_forgotten_as_they_end() -> None:
+    told = supervise(
+        """
+from runner.guard.container import ContainerTree
+main = subprocess.Popen(["bash", "-c", "sleep 30 & sleep 30 & wait"])
+stranger = subprocess.Popen(["sleep", "30"])
+container = ContainerTree()
+before = [container.watched(), container.member(main.pid)]
+container.attach(main.pid)
+until(lambda: len(container.watched()) == 3)
+pids = {p.pid for p in container.watched()}
+seen = [all(container.member(pid).pid == pid for pid in pids), container.member(stranger.pid)]
+first, second = sorted(pids - {main.pid})
+os.kill(first, signal.SIGKILL)
+until(lambda: {p.pid for p in container.watched()} == {main.pid, second})
+seen += [container.member(first), first in container._roll, second in container._roll]
+print(json.dumps([before, seen, len(container.kill_all(5)), len(tree.kill_all(5))]))
+"""
+    )
+    assert told == [[[], None], [True, None, None, False, True], 0, 0]
 
 
 class Cards:

@@ -95,6 +95,25 @@ print(json.dumps([sent, reached, foreign.poll()]))
     assert told == [False, [], None]
 
 
+def test_who_has_a_dead_members_pid_is_not_watched_as_that_one() -> None:
+    told = inside(
+        """
+tree = ProcessTree()
+other, ours = sleeper(), sleeper()
+before = {p.pid: p for p in tree.watched()}
+time.sleep(0.05)
+ours.kill(); ours.wait()
+foreign = sleeper(ours.pid)
+unsearched = [p.pid for p in tree.watched(60)] == [other.pid]
+after = {p.pid: p for p in tree.watched(0)}  # here it is a child as well: a member, but a new one
+same = [after[pid] == before[pid] for pid in (other.pid, ours.pid)]
+reached = [tree.member(pid) == before[pid] for pid in (other.pid, ours.pid)]
+print(json.dumps([unsearched, len(after), same, reached]))
+"""
+    )
+    assert told == [True, 2, [True, False], [True, False]]
+
+
 def test_a_containers_first_process_is_not_whoever_has_its_pid() -> None:
     told = inside(
         """

@@ -211,6 +211,21 @@ def test_our_processes_are_ours_and_a_neighbour_is_not() -> None:
     assert sample.failure is None
 
 
+def test_a_process_that_is_listed_before_it_is_known_as_a_member_is_ours_at_once() -> None:
+    late = psutil.Process(STRANGER)
+    cards = Cards(card(50 * GIB, (ME, 3 * GIB), (STRANGER, 40 * GIB), (1, 7 * GIB)))
+    ours = NvmlSampler(
+        cards,
+        [0],
+        lambda: [psutil.Process()],
+        {0: card(0)},
+        member=lambda pid: late if pid == STRANGER else None,
+    )
+    sample = ours.sample()
+    assert (sample.own_bytes, sample.attribution) == (43 * GIB, Attribution.NVML_PID)
+    assert set(ours.seen) == {ME, STRANGER}
+
+
 def test_the_fullest_card_counts_and_the_tightest_is_told() -> None:
     cards = Cards(card(5 * GIB, (ME, 4 * GIB)), card(79 * GIB, (ME, 6 * GIB), index=1))
     sample = sampler(cards, card(0), card(0, index=1)).sample()

@@ -60,7 +60,7 @@ def test_trap_3_a_wrong_batch_fails_and_a_crashed_check_does_too(case: Case) -> 
     plan["pretrain"]["gradient_accumulation_steps"] = 63
     (finding,) = preflight.batch_findings(plan)
     assert str(finding) == (
-        "pretrain.gradient_accumulation_steps: 2 x 63 x 1 processes = 126 where 256 is expected"
+        "pretrain.gradient_accumulation_steps: 1 x 63 x 1 processes = 63 where 256 is expected"
     )
     # a preflight that can't even start is a failed run
     (case.folder / "run/mgm/plan.json").write_text("{")

@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 
 from runner import durable
+from runner.cli.monitor import _reports
+from runner.cli.output import Output
 from runner.folder import RunFolder
 from runner.guard.health import CLOCK_LIMITS
 from runner.report.monitor_csv import COLUMNS
@@ -364,6 +366,18 @@ def test_with_a_run_the_view_ends_when_it_does(fake_nvml: FakeNvml, tmp_path: Pa
     assert first[1] == f"{folder.name}\n"
     assert first[2].startswith("  step 7/48  ━━") and "loss 1.500" in first[2]
     assert "completed" in out and "(ended)" in out
+
+
+def test_a_run_that_ends_just_after_a_report_is_reported_once_more(tmp_path: Path) -> None:
+    folder = lay_run(tmp_path / "runs", device="cpu")
+    out = Output(as_json=False)
+    with contextlib.ExitStack() as stack:
+        reports = _reports(tmp_path / "runs", folder, 0.5, False, out, stack)
+        assert [run.ended for run in next(reports).runs] == [False]
+        folder.termination.write_text("{}")  # before the monitor gets to look again
+        assert [run.ended for report in reports for run in report.runs] == [True]
+        again = _reports(tmp_path / "runs", folder, 0.5, False, out, stack)
+        assert [run.ended for report in again for run in report.runs] == [True]  # and that is all
 
 
 def test_gpustat_reads_the_same(fake_nvml: FakeNvml, tmp_path: Path) -> None:

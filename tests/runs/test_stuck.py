@@ -21,11 +21,13 @@ from tests.testbed import REPOSITORY
 PROGRAM = """
 import functools, sys
 from runner.guard import policy
-from runner.supervise import run
+from runner.supervise import attempt
 from runner.supervise.__main__ import main
 
 class Tree:
     def members(self): return []
+    def watched(self, search_seconds=1.0): return []
+    def member(self, pid): return None
     def workers(self): return []
     def send(self, number, pids): return []
     def kill_all(self, timeout_seconds=10.0): return []
@@ -39,7 +41,7 @@ class Hanging:
     def ended(self): return False
     def clear(self): return []
 
-run.executor_for = lambda *_, **__: Hanging()
+attempt.executor_for = lambda *_, **__: Hanging()
 policy.Thresholds = functools.partial(policy.Thresholds, kill_wait_seconds=0.3)
 sys.exit(main())
 """
