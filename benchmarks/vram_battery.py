@@ -26,6 +26,9 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from runner.cli.measured import training_peak
+from runner.folder import RunFolder
+
 HERE = Path(__file__).resolve().parent
 GOALS = {"median": 0.03, "p95": 0.08}
 
@@ -159,7 +162,8 @@ def measure(case: Case, work: Path, device: str) -> dict[str, Any]:
     run = work / "runs" / str(job.get("run"))
     end = json.loads((run / "termination.json").read_text()) if run.is_dir() else {}
     peaks = end.get("peaks") or {}
-    measured = peaks.get("nvml_pid:nvml") or peaks.get("host_process_tree:pss")
+    found = training_peak(RunFolder(run)) if run.is_dir() else None
+    measured = found[0] if found else None
     predicted = end.get("predicted_bytes")
     if not job.get("passed") or not measured or not predicted:
         return {"case": case.name, "error": job.get("why") or "no figures", "peaks": peaks}

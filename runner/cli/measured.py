@@ -27,8 +27,8 @@ from runner.vram.shards import PYTHON_BYTES
 
 ENOUGH_SMALL = 3
 """Records of small models for a device, stack and method, beyond which no stand-in is predicted."""
-MEASURED_BY = ("nvml_pid:nvml", "host_process_tree:pss", "host_process_tree:rss")
-"""Sources that see the whole process; torch's own count does not."""
+SEES_ALL = ("nvml_pid", "host_process_tree")
+"""Attributions of memory.jsonl that see the whole process; torch's own count does not."""
 
 
 def predict_smoke(
@@ -73,6 +73,29 @@ def _known(plan: Plan, facts: Facts) -> int:
     return sum(one.reserved_bytes < SMALL_BYTES for one in found)
 
 
+def training_peak(folder: RunFolder) -> tuple[int, str] | None:
+    """The most that a run held while it trained, in bytes, and how that is known.
+
+    Not what came after its last step: a smoke loads its result a second time beside the first.
+    """
+    last = max(
+        (
+            float(line.get("time_unix_seconds") or 0)
+            for line in durable.read_jsonl(folder.metrics)
+            if "loss" in line
+        ),
+        default=0.0,
+    )
+    seen = [
+        (line["own_bytes"], f"{line['attribution']}:{line.get('measure') or 'trainer'}")
+        for line in durable.read_jsonl(folder.memory)
+        if line.get("attribution") in SEES_ALL
+        and isinstance(line.get("own_bytes"), int)
+        and float(line.get("time_unix_seconds") or 0) <= last
+    ]
+    return max(seen, default=None)
+
+
 def keep_measurement(
     plan: PlanBase,
     facts: HostFacts,
@@ -86,11 +109,10 @@ def keep_measurement(
         return
     if end.get("reason") != "completed":
         return
-    peaks = end.get("peaks") or {}
-    source = next((name for name in MEASURED_BY if name in peaks), None)
-    if source is None:
+    found = training_peak(folder)
+    if found is None:
         return
-    measured, largest = int(peaks[source]), prediction.largest
+    (measured, source), largest = found, prediction.largest
     ranks = plan.launch.num_processes
     assumed = CONTEXT_BYTES if prediction.device == "cuda" else PYTHON_BYTES * ranks
     record = Measured(

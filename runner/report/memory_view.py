@@ -32,11 +32,18 @@ def ordered(parts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def headline(prediction: Prediction) -> str:
-    """The figure and how sure it is: "6.88 GiB ± 0.45"."""
+    """The figure and how sure it is: "6.88 GiB ± 0.45", or "2.36 GiB (2.0 to 3.9)"."""
     memory = prediction.largest
-    wide = (memory.high_bytes - memory.low_bytes) / 2
+    less, more = (
+        memory.process_bytes - memory.low_bytes,
+        memory.high_bytes - memory.process_bytes,
+    )
     kind = "" if memory.method == "traced" else " (estimated, not traced)"
-    return f"{format_bytes(memory.process_bytes)} ± {wide / 2**30:.2f}{kind}"
+    figure = format_bytes(memory.process_bytes)
+    if more > 1.2 * less:
+        low, high = memory.low_bytes / 2**30, memory.high_bytes / 2**30
+        return f"{figure} ({low:.2f} to {high:.2f} GiB){kind}"
+    return f"{figure} ± {(less + more) / 2 / 2**30:.2f}{kind}"
 
 
 def verdict(prediction: Prediction, budget_bytes: int | None) -> str:

@@ -88,9 +88,8 @@ def _config(folder: str | None) -> str | None:
 
 def kept(name: str) -> Prediction | None:
     """The prediction that is kept under a key, uncorrected."""
-    record = durable.read_json(cache_folder() / "vram" / f"{name}.json")
     try:
-        return Prediction.model_validate(record)
+        return Prediction.model_validate(kept_record(name))
     except ValidationError:
         return None
 
@@ -113,9 +112,20 @@ def predicted(
 
 def keep(name: str, prediction: Prediction) -> None:
     """Keep an uncorrected prediction under a key."""
+    keep_record(name, prediction.model_dump(mode="json"))
+
+
+def kept_record(name: str) -> dict[str, Any] | None:
+    """What is kept under a name, whatever it is; None where there is nothing, or it is damaged."""
+    record = durable.read_json(cache_folder() / "vram" / f"{name}.json")
+    return record if isinstance(record, dict) else None
+
+
+def keep_record(name: str, record: dict[str, Any]) -> None:
+    """Keep a record under a name."""
     path = cache_folder() / "vram" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    durable.write_json(path, prediction.model_dump(mode="json"))
+    durable.write_json(path, record)
 
 
 def stack(versions: dict[str, str | None]) -> str:

@@ -9,6 +9,7 @@ where little else is there), and measured over predicted for the tensors (from l
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ SMALL_BYTES = 1 << 30
 """Tensors below this say nothing about a ratio: what else is in the process is as large."""
 NARROWEST_SHARE = 0.01
 """Half-width of the interval that measurements can bring it down to."""
+ONE_MEASUREMENT_SHARE = {"cuda": 0.04, "cpu": 0.2}
+"""Half-width, as a share of the tensors, after one measurement; it falls with the root of their
+number. Host memory swings with what libc keeps."""
 UNKNOWN_OVERHEAD_SHARE = 0.2
 """Of an assumed overhead, what it widens an interval by; taken off where it was measured."""
 KEPT = 50
@@ -117,11 +121,13 @@ def apply(prediction: Prediction, found: Correction | None) -> Prediction:
 def _corrected(memory: TrainingMemory, found: Correction, prediction: Prediction) -> TrainingMemory:
     parts = dict(memory.parts)
     name = CONTEXT if prediction.device == "cuda" else LIBRARIES
-    half = (memory.high_bytes - memory.low_bytes) / 2
+    less = float(memory.process_bytes - memory.low_bytes)
+    more = float(memory.high_bytes - memory.process_bytes)
     overhead = memory.overhead_bytes
     if found.overhead_bytes is not None:
         overhead = found.overhead_bytes
-        half -= UNKNOWN_OVERHEAD_SHARE * memory.overhead_bytes
+        less -= UNKNOWN_OVERHEAD_SHARE * memory.overhead_bytes
+        more -= UNKNOWN_OVERHEAD_SHARE * memory.overhead_bytes
         parts[name] = overhead
     tensors = memory.reserved_bytes
     if found.large:
@@ -129,16 +135,17 @@ def _corrected(memory: TrainingMemory, found: Correction, prediction: Prediction
         if tensors != memory.reserved_bytes:
             parts["correction by measurements"] = tensors - memory.reserved_bytes
         if memory.method == "traced":
-            half = max(NARROWEST_SHARE, found.spread) * tensors
+            wide = ONE_MEASUREMENT_SHARE[prediction.device] / math.sqrt(found.samples)
+            less = more = max(wide, found.spread) * tensors
     process = tensors + overhead
-    half = max(half, NARROWEST_SHARE * process)
+    less, more = (max(one, NARROWEST_SHARE * process) for one in (less, more))
     return memory.model_copy(
         update={
             "parts": parts,
             "overhead_bytes": overhead,
             "process_bytes": process,
-            "low_bytes": max(0, int(process - half)),
-            "high_bytes": int(process + half),
+            "low_bytes": max(0, int(process - less)),
+            "high_bytes": int(process + more),
         }
     )
 

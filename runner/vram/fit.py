@@ -167,7 +167,9 @@ class _Search:
         return self.now.rows * self.now.accumulation
 
     def _surface(self, plan: Plan) -> Surface:
-        return Surface(plan, self._batch, self._layers, self._own.largest.trainable, _say)
+        return Surface(
+            plan, self._batch, self._layers, self._own.largest.trainable, self._versions, _say
+        )
 
     def _fits(self, size: int) -> bool:
         return size + self._margin <= self._limit

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from runner.plan import Plan
-from runner.vram.ask import Batch
+from runner.vram.ask import Batch, keep_record, kept_record, key
 from runner.vram.ladder import Choice, with_choice
 from runner.vram.process import held
 from runner.vram.shards import state_bytes
@@ -45,11 +45,15 @@ class Surface:
         batch: Batch,
         layers: int,
         trained: int,
+        versions: dict[str, str | None],
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`layers` and `trained` (values) of the whole model; `tell` gets a line for each trace."""
+        """`layers` and `trained` (values) of the whole model, `versions` of what traces it.
+
+        `tell` gets a line for each trace that is not kept from before.
+        """
         self._plan, self._batch, self._layers, self._tell = plan, batch, layers, tell
-        self._trained = trained
+        self._trained, self._versions = trained, versions
         self._known: dict[tuple[int, bool, int | None], tuple[float, float]] = {}
 
     def at(self, choice: Choice) -> Point:
@@ -100,9 +104,15 @@ class Surface:
         )
         part = with_choice(self._plan, choice)
         images = self._batch.images // max(1, self._plan.training.per_device_train_batch_size)
-        self._tell(f"{choice.text}: {depth} layers")
-        traced = trace(part, self._batch.tokens, images=images * rows, layers=depth)
-        return float(held(part, traced).process_bytes), traced.flops
+        batch = replace(self._batch, images=images * rows)
+        name = f"{key(part, [batch], self._versions)}-{depth}-layers"
+        record = kept_record(name)
+        if record is None:
+            self._tell(f"{choice.text}: {depth} layers")
+            traced = trace(part, batch.tokens, images=batch.images, layers=depth)
+            record = {"bytes": held(part, traced).process_bytes, "flops": traced.flops}
+            keep_record(name, record)
+        return float(record["bytes"]), float(record["flops"])
 
     @property
     def _effective(self) -> int:
