@@ -22,7 +22,6 @@ def stack_record() -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "num_threads": torch.get_num_threads(),
-        "interop_threads": torch.get_num_interop_threads(),
         "cudnn.deterministic": backends.cudnn.deterministic,
         "cudnn.benchmark": backends.cudnn.benchmark,
     }
