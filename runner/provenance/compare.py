@@ -190,8 +190,8 @@ def _rows(a: Manifest, b: Manifest) -> Iterator[Difference]:
 def _losses(one: Side, other: Side, steps: int | None) -> Iterator[Difference]:
     results = one.manifest.results, other.manifest.results
     x, y = (each.losses if each else None for each in results)
-    if x == y:
-        return
+    if x == y or (steps is None and None in results):
+        return  # alike, or told by what the results lack
     if one.steps is None or other.steps is None:
         hashes = [each.sha256 if each else None for each in (x, y)]
         if steps is None:
@@ -231,9 +231,11 @@ def _losses(one: Side, other: Side, steps: int | None) -> Iterator[Difference]:
 def _results(a: Manifest, b: Manifest) -> Iterator[Difference]:
     x, y = a.results, b.results
     if x is None or y is None:
-        if (x is None) != (y is None):
-            text = "one of the runs has no results: it has not ended, or was lost"
-            yield Difference("results", "results", bool(x), bool(y), text)
+        lacking = " and ".join(
+            side.run for side, results in ((a, x), (b, y)) if results is None
+        )  # two of them are not identical either: nobody knows
+        text = f"no results are known of {lacking}: not ended, or lost"
+        yield Difference("results", "results", bool(x), bool(y), text)
         return
     if x.adapter_sha256 != y.adapter_sha256:
         text = f"adapter: sha256 {_short(x.adapter_sha256)} → {_short(y.adapter_sha256)}"

@@ -194,7 +194,9 @@ def read_manifest(path: Path) -> Manifest:
     if record is None:
         raise RunnerError(
             f"there is no manifest at {path}" if not path.exists() else f"{path} is damaged",
-            None if path.exists() else "runs that started before manifests were written have none",
+            None
+            if path.exists()
+            else "a run that never began has none, nor has one from before manifests were written",
         )
     version = record.get("schema_version") if isinstance(record, dict) else None
     if version != SCHEMA_VERSION:

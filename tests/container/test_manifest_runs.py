@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,14 @@ def test_a_run_in_a_container_is_reproduced_in_its_image(
     assert made["image"] == record["image"] and made["secrets"] == ["MY_LICENCE"]
 
 
-def test_an_image_that_is_gone_is_named(bench: Bench) -> None:
+def test_another_place_is_another_version_and_an_image_that_is_gone_is_named(bench: Bench) -> None:
     done = bench.place.call("train", bench.script("seq 3 > result.txt\n"), "--json")
     assert done.code == 0, done.err
     run = Path(done.json["folder"])
+    here = bench.place.call("reproduce", str(run), "--on", "local")
+    assert here.code == 1, here.err
+    assert here.out.startswith(f"different  versions: image: {bench.image}")
+    shutil.rmtree(next(path for path in run.parent.iterdir() if path != run))
     record = json.loads((run / "manifest.json").read_text())
     record["plan"]["container"]["image_id"] = "sha256:" + "0" * 64
     record["plan_hash"] = ScriptPlan.model_validate(record["plan"]).hash

@@ -78,6 +78,13 @@ def test_a_run_is_like_itself_whatever_the_machine() -> None:
     assert {each.what for each in found} == {"name", "cores"}
 
 
+def test_runs_without_results_are_never_called_identical() -> None:
+    lost = small_manifest(results=None, complete=False)
+    for one, other in ((lost, lost), (BASE, lost), (lost, BASE)):
+        first = first_of(differences(Side(one), Side(other)))
+        assert first is not None and first.text.startswith("no results are known of job/one")
+
+
 LOSS = st.floats(allow_nan=False, allow_infinity=False) | st.none()
 
 
