@@ -126,6 +126,8 @@ def verdict_lines(compared: Compared) -> list[str]:
     more = sum(each.decides for each in compared.found) - 1
     if more:
         lines.append(field("", f"and {more} more: runner diff {one.run} {other.run}"))
+    if not any(each.decides and each.group in ("losses", "results") for each in compared.found):
+        lines.append(field("results", "the same all the same, as far as they are compared"))
     machine = [each.text for each in compared.found if each.group == "machine"]
     if first.group in ("losses", "results") and machine:
         lines.append(field("machine", "; ".join(machine)))

@@ -51,6 +51,7 @@ def test_one_setting_is_named(beside: tuple[Bench, Path]) -> None:
     told = bench.call("verify", str(run), str(bench.train("environment.RATE='0.2'")))
     assert told.code == 1
     assert told.out.startswith("different  settings: environment.RATE: 0.1 → 0.2\n")
+    assert "the same all the same" not in told.out
 
 
 def test_one_version_is_named(
@@ -68,6 +69,7 @@ def test_one_version_is_named(
     told = bench.call("verify", str(run), str(other))
     assert told.code == 1
     assert told.out.startswith(f"different  versions: pydantic: {was} → 99.1\n")
+    assert "results    the same all the same" in told.out
 
 
 def test_a_variable_that_decides_bits_is_named_and_another_only_told(
