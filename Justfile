@@ -35,12 +35,14 @@ format: setup
     .venv/bin/ruff format
     .venv/bin/ruff check --fix
 
-# Write jobs/job.schema.json, which editors read, and docs/job-fields.md from runner/job*.py
+# Write the schemas of jobs (editors read it) and of manifests, and docs/job-fields.md
 schema: setup
     .venv/bin/python -m runner.job_kinds > jobs/.job.schema.json.tmp
     mv jobs/.job.schema.json.tmp jobs/job.schema.json
     .venv/bin/python -m runner.job_table > docs/.job-fields.md.tmp
     mv docs/.job-fields.md.tmp docs/job-fields.md
+    .venv/bin/python -m runner.provenance.manifest > docs/.manifest.schema.json.tmp
+    mv docs/.manifest.schema.json.tmp docs/manifest.schema.json
 
 # Renew requirements.lock and the images' locks for pyproject.toml; versions stay unless given --upgrade or -P NAME
 lock *args: setup

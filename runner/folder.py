@@ -19,6 +19,8 @@ from runner import durable
 from runner.errors import RunnerError, UsageError, nearest
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_SUFFIXES = {"smoke": "-smoke", "dry_run": "-dry", "replay": "-replay"}
+"""Of the names of runs that no later `runner train` goes on with, by what they are."""
 _STAMP = re.compile(r"^\d{8}-\d{6}-[0-9a-f]{7}")
 
 
@@ -46,6 +48,16 @@ class RunFolder:
     def sources(self) -> Path:
         """Where each value of the job came from."""
         return self.path / "sources.json"
+
+    @property
+    def manifest(self) -> Path:
+        """All that determined the run and all that it gave (runner.provenance)."""
+        return self.path / "manifest.json"
+
+    @property
+    def project_diff(self) -> Path:
+        """What runner's own checkout had uncommitted, where it had anything."""
+        return self.path / "project.diff"
 
     @property
     def launch_script(self) -> Path:
@@ -180,6 +192,11 @@ class RunFolder:
         return self.engine / "result.json"
 
     @property
+    def engine_stack(self) -> Path:
+        """torch's settings and builds, as the trainer has them."""
+        return self.engine / "stack.json"
+
+    @property
     def trackers(self) -> Path:
         """Under which names the trackers know this run, for a resumed start."""
         return self.engine / "trackers.json"
@@ -246,6 +263,7 @@ class RunFolder:
             self.memory,
             self.events,
             self.termination,
+            self.manifest,
             self.data_report,
             self.row_hashes,
             self.checkpoints,
@@ -265,6 +283,7 @@ class RunFolder:
         """What an earlier start said of its end, which a resumed run must not be judged by."""
         return [
             self.termination,
+            self.manifest,
             self.supervisor,
             self.queue,
             self.engine_failure,
@@ -307,7 +326,7 @@ def create(
     """
     slug = job_folder(job)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-    base = f"{stamp}-{short_hash}" + {"smoke": "-smoke", "dry_run": "-dry"}.get(variant, "")
+    base = f"{stamp}-{short_hash}" + _SUFFIXES.get(variant, "")
     made: Path | None = None
     try:
         (root / slug).mkdir(parents=True, exist_ok=True)
@@ -354,7 +373,7 @@ def runs_of(root: Path, job: str, short_hash: str) -> list[RunFolder]:
         for run in all_runs(root)
         if run.path.parent.name == slug
         and run.path.name[16:].startswith(short_hash)
-        and not run.path.name[16 + len(short_hash) :].startswith(("-smoke", "-dry"))
+        and not run.path.name[16 + len(short_hash) :].startswith(tuple(_SUFFIXES.values()))
     ]
 
 

@@ -5,6 +5,7 @@ Imports pydantic and the modules that read YAML and word the problems. Writes no
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ class LoadedJob:
     """Of the kind that its `engine` says."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Dotted field -> "jobs/x.yaml:12" or "--set"; a field not in it has its default."""
+    sha256: str | None = None
+    """Of the file's bytes."""
     overridden: frozenset[str] = frozenset()
     """Dotted fields given by --set: their relative paths are meant from the current folder."""
 
@@ -95,6 +98,7 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
     """
     path = find_job(name)
     raw, lines = read_mapping(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     shown = shown_path(path)
     sources = {dotted_name(key): f"{shown}:{line}" for key, line in lines.items() if key}
     given: dict[FieldPath, str] = {}
@@ -115,7 +119,7 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
         problems = problems_of(error, raw, shown, lines, given, kind)
         raise SpecError([_with_engines(problem) for problem in problems]) from None
     overridden = frozenset(name for name, source in sources.items() if source.startswith("--set"))
-    return LoadedJob(path.stem, path.resolve(), job, sources, overridden)
+    return LoadedJob(path.stem, path.resolve(), job, sources, digest, overridden)
 
 
 def _leaves(dotted: str, value: object) -> list[str]:

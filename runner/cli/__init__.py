@@ -361,6 +361,41 @@ def report(run: Run = "@last", runs: Runs = None, as_json: AsJson = False) -> No
     report_run(run, runs=runs, as_json=as_json)
 
 
+Other = Annotated[str, typer.Argument(metavar="OTHER", help="Another run, as RUN.")]
+
+
+@app.command()
+def verify(run: Run, other: Other, runs: Runs = None, as_json: AsJson = False) -> None:
+    """Say whether two runs are identical, or the first thing that differs; exit code 1 then."""
+    from runner.cli.verify import verify_runs
+
+    raise typer.Exit(verify_runs(run, other, runs=runs, as_json=as_json))
+
+
+@app.command()
+def diff(run: Run, other: Other, runs: Runs = None, as_json: AsJson = False) -> None:
+    """Explain two runs' differences: files, versions, settings, results, machine."""
+    from runner.cli.verify import diff_runs
+
+    raise typer.Exit(diff_runs(run, other, runs=runs, as_json=as_json))
+
+
+@app.command()
+def reproduce(
+    run: Run = "@last",
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="End after so many; compare these.")
+    ] = None,
+    on: Annotated[str | None, typer.Option("--on", help="local or docker [where it ran].")] = None,
+    runs: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a run again from its manifest, in a new folder, and verify the two."""
+    from runner.cli.reproduce import reproduce_run
+
+    raise typer.Exit(reproduce_run(run, steps=steps, on=on, runs=runs, as_json=as_json))
+
+
 @app.command()
 def vram(
     job: Job, sets: Sets = None, method: Method = None, on: On = None, as_json: AsJson = False

@@ -5,6 +5,7 @@ Imports no torch; what needs it runs in processes of its own.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ from runner.jobfile import LoadedJob, load_job
 from runner.plan import Plan
 from runner.plan_base import PlanBase, Variant
 from runner.plan_mgm import MgmPlan
+from runner.provenance.environment import secret_values, without_secrets
 from runner.render import render, summary
 from runner.resolve import make_plan
 from runner.resolve_kinds import make_any_plan
@@ -128,9 +130,17 @@ def _said_by_supervisor(folder: RunFolder) -> list[str]:
 def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunFolder:
     """A new run folder with the rendered files and the source of each value."""
     folder = create(runs or default_root(), plan.job, plan.short_hash, plan.variant, render(plan))
+    secrets = list(loaded.job.container.secrets)  # a run of this machine has no container's
     durable.write_json(
         folder.sources,
-        {"schema_version": 1, "job_file": str(loaded.path), "sources": dict(loaded.sources)},
+        {
+            "schema_version": 1,
+            "job_file": str(loaded.path),
+            "job_sha256": loaded.sha256,
+            "command": without_secrets(sys.argv, secret_values(os.environ, secrets)),
+            "secrets": secrets,
+            "sources": dict(loaded.sources),
+        },
     )
     return folder
 

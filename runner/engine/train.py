@@ -131,6 +131,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     from runner.engine.requests import Requests
     from runner.engine.result import ready_to_train
     from runner.engine.rows import prepare_rows
+    from runner.engine.stack import stack_record
     from runner.engine.survey import image_tokens
     from runner.engine.trained import reload_result
     from runner.engine.trainer import RunTrainer
@@ -140,7 +141,8 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     rows = prepare_rows(plan, tokenizer, image_tokens=image_tokens(plan))
     control.stop_if_asked()
     if first:
-        durable.write_json(folder.data_report, rows.report())
+        hashes = rows.prepared.split_hashes()
+        durable.write_json(folder.data_report, {**rows.report(), "split_sha256": hashes})
         rows.prepared.copy_hashes(_hashes_folder(folder, plan))
         for line in [*notes, *rows.lines()]:
             _say(line)
@@ -173,6 +175,8 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     trainer.prepare_run(plan, folder, step_offset=place.steps_before, plan_hash=run.plan.hash)
     _require_launch(plan, trainer)
     start = ready_to_train(trainer.model, plan)
+    if first:
+        durable.write_json(folder.engine_stack, stack_record())
     parameters = counted(trainer.model)
     if first:
         _say(

@@ -18,6 +18,7 @@ from runner.guard.enforcer import become_subreaper
 from runner.liveness import living_engines, start_ticks
 from runner.outcome import Outcome, Reason
 from runner.plan_base import PlanBase
+from runner.provenance.keeper import Keeper
 from runner.supervise import recovery
 from runner.supervise.advice import advise
 from runner.supervise.attempt import attempt
@@ -96,8 +97,12 @@ def _supervised(
     if never_began is not None:
         return never_began
     plan, started = cards.settle(plan, record), time.time()
+    keeper = Keeper(folder, lambda line: record.event("warning", line))
+    keeper.begin(plan, resume=resume)
     outcome = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
-    return replace(outcome, started_unix_seconds=round(started, 3))
+    outcome = replace(outcome, started_unix_seconds=round(started, 3))
+    keeper.complete(plan, outcome, lambda: stop.level > 0)
+    return outcome
 
 
 def _attempts(

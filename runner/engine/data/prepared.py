@@ -5,6 +5,7 @@ Imports the standard library; pyarrow and duckdb when rows or hashes are read. M
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -102,6 +103,33 @@ class Prepared:
         return pyarrow.parquet.ParquetFile(
             self.folder / f"{side}.parquet", buffer_size=1 << 20, pre_buffer=False
         )
+
+    def split_hashes(self) -> dict[Side, str]:
+        """sha256 over the sorted row hashes of each side that has rows: which rows went where.
+
+        It is the same wherever the rows lie, and whatever pyarrow wrote them.
+        """
+        import duckdb
+
+        found: dict[Side, str] = {}
+        with (
+            tempfile.TemporaryDirectory() as spill,
+            duckdb.connect(
+                config={"memory_limit": "400MB", "threads": 2, "temp_directory": spill}
+            ) as database,
+        ):
+            for side in SIDES:
+                if not self.counts[side]:
+                    continue
+                digest = hashlib.sha256()
+                asked = database.execute(
+                    'SELECT "row"::VARCHAR FROM read_parquet($1) ORDER BY 1',
+                    [str(self.folder / hashes_name(side))],
+                )
+                while rows := asked.fetchmany(ROWS_AT_ONCE):
+                    digest.update("".join(f"{row[0]}\n" for row in rows).encode())
+                found[side] = digest.hexdigest()
+        return found
 
     def copy_hashes(self, folder: Path) -> None:
         """Write the rows' hashes to `folder`, whole or not at all, for `proves_disjoint` later.

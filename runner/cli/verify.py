@@ -1,0 +1,148 @@
+"""`runner verify` and `runner diff`: two runs by their manifests. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.cli.output import Output, field
+from runner.errors import UsageError
+from runner.folder import RunFolder, default_root, find_run
+from runner.provenance.compare import Difference, Side, differences, first_of
+from runner.provenance.hashes import Hasher
+from runner.provenance.intact import changed_since, read_side
+from runner.sources import cache_folder
+
+_TITLES = {
+    "record": "records",
+    "files": "files",
+    "versions": "versions",
+    "settings": "settings",
+    "rows": "rows",
+    "losses": "losses",
+    "results": "results",
+    "machine": "machine",
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two runs, and in what they differ."""
+
+    one: Side
+    other: Side
+    found: list[Difference]
+    steps: int | None = None
+    """Only so far; None is the whole run."""
+
+    @property
+    def first(self) -> Difference | None:
+        return first_of(self.found)
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "schema_version": 1,
+            "run": self.one.manifest.run,
+            "other": self.other.manifest.run,
+            "identical": self.first is None,
+            "steps": self.steps,
+            "first": asdict(self.first) if self.first else None,
+            "differences": [asdict(each) for each in self.found],
+        }
+
+
+def manifest_folder(text: str, root: Path) -> RunFolder:
+    """The folder of a RUN, or one that holds a manifest.json and nothing else, or that file."""
+    path = Path(text)
+    if path.is_file() and path.name == "manifest.json":
+        return RunFolder(path.absolute().parent)
+    if text != "@last" and (path / "manifest.json").is_file():
+        return RunFolder(path.absolute())
+    return find_run(text, root)
+
+
+def compare(one: RunFolder, other: RunFolder, *, steps: int | None = None) -> Compared:
+    """Both runs, and whether their folders still hold what they promise.
+
+    Raises RunnerError where a manifest is missing or damaged, UsageError where both are one.
+    """
+    if one.path.resolve() == other.path.resolve():
+        raise UsageError(f"{one.name} is compared with itself", "name another run")
+    sides = read_side(one), read_side(other)
+    hasher = Hasher(cache_folder() / "hashes")
+    changed = [
+        each
+        for folder, side in zip((one, other), sides, strict=True)
+        for each in changed_since(folder, side, hasher)
+    ]
+    return Compared(*sides, [*changed, *differences(*sides, steps=steps)], steps)
+
+
+def verify_runs(run: str, other: str, *, runs: Path | None, as_json: bool) -> int:
+    """0 where they are identical, 1 where they differ."""
+    root = runs or default_root()
+    compared = compare(manifest_folder(run, root), manifest_folder(other, root))
+    Output(as_json=as_json).result(compared.record(), verdict_lines(compared))
+    return 0 if compared.first is None else 1
+
+
+def diff_runs(run: str, other: str, *, runs: Path | None, as_json: bool) -> int:
+    """0, whatever it finds."""
+    root = runs or default_root()
+    compared = compare(manifest_folder(run, root), manifest_folder(other, root))
+    Output(as_json=as_json).result(compared.record(), diff_lines(compared))
+    return 0
+
+
+def verdict_lines(compared: Compared) -> list[str]:
+    """Identical, or the first thing that differs, and whether the machine does."""
+    one, other = compared.one.manifest, compared.other.manifest
+    first = compared.first
+    if first is None:
+        lines = [field("identical", f"{one.run} and {other.run}")]
+        files = sum(each.kind != "remote" for each in one.files)
+        lines.append(
+            field(
+                "inputs",
+                f"{files} files, {len(one.python.packages)} packages, plan {one.plan_hash[:7]}",
+            )
+        )
+        results = one.results
+        if compared.steps is not None:
+            lines.append(field("losses", f"the first {compared.steps} steps, bit for bit"))
+            return lines
+        if results and results.losses:
+            losses = results.losses
+            text = f"{losses.count} logged steps, bit for bit, sha256 {losses.sha256[:12]}"
+            lines.append(field("losses", text))
+        if results and results.adapter_sha256:
+            lines.append(field("adapter", f"sha256 {results.adapter_sha256}"))
+        elif results and results.output:
+            lines.append(field("output", f"sha256 {results.output.sha256}"))
+        return lines
+    lines = [field("different", f"{_TITLES[first.group]}: {first.text}")]
+    more = sum(each.decides for each in compared.found) - 1
+    if more:
+        lines.append(field("", f"and {more} more: runner diff {one.run} {other.run}"))
+    if not any(each.decides and each.group in ("losses", "results") for each in compared.found):
+        lines.append(field("results", "the same all the same, as far as they are compared"))
+    machine = [each.text for each in compared.found if each.group == "machine"]
+    if first.group in ("losses", "results") and machine:
+        lines.append(field("machine", "; ".join(machine)))
+    return lines
+
+
+def diff_lines(compared: Compared) -> list[str]:
+    """Every difference in words, by what it is of."""
+    one, other = compared.one.manifest, compared.other.manifest
+    lines = [f"{one.run} → {other.run}"]
+    for group, title in _TITLES.items():
+        texts = [each.text for each in compared.found if each.group == group]
+        lines += [field(title if not number else "", text) for number, text in enumerate(texts)]
+    if len(lines) == 1:
+        lines.append("no difference")
+    for side in (one, other):
+        lines += [field("note", f"{side.run}: {note}") for note in side.notes]
+    return lines

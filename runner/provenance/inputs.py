@@ -1,0 +1,144 @@
+"""The files that a plan reads, named by their fields. Pure but for listing a model's folder.
+
+Imports the plans and runner.provenance.manifest/hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runner.plan import Plan, PlannedData, PlannedModel
+from runner.plan_base import PlanBase
+from runner.plan_mgm import MgmPlan
+from runner.plan_script import ScriptPlan
+from runner.provenance.hashes import Hasher
+from runner.provenance.manifest import FileRecord
+
+_MODEL_SUFFIXES = (
+    *(".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja", ".gguf", ".tiktoken"),
+)
+
+
+def input_files(plan: PlanBase) -> list[FileRecord]:
+    """Everything that the plan reads; what the plan does not know by hash has none yet."""
+    match plan:
+        case Plan():
+            return [*_rows(plan), *_models(plan)]
+        case ScriptPlan():
+            read = [("script", plan.script)]
+            read += [(f"inputs.{i}", each) for i, each in enumerate(plan.inputs)]
+            return [
+                FileRecord(
+                    what=what,
+                    path=each.path,
+                    kind=each.kind,
+                    sha256=each.sha256,
+                    size_bytes=each.size_bytes,
+                )
+                for what, each in read
+            ]
+        case MgmPlan():
+            return _of_mgm(plan)
+    return []
+
+
+def hashed(record: FileRecord, hasher: Hasher) -> FileRecord:
+    """The same file with its hash and size. Raises OSError, GaveUp."""
+    path = Path(record.path)
+    if record.kind == "folder":
+        digest, count, size = hasher.folder(path)
+        return record.model_copy(update={"sha256": digest, "files": count, "size_bytes": size})
+    size = path.stat().st_size
+    return record.model_copy(update={"sha256": hasher.file(path), "size_bytes": size})
+
+
+def seeds_of(record: Any, prefix: str = "") -> dict[str, int]:
+    """Every seed in a plan's record, by its dotted field."""
+    found: dict[str, int] = {}
+    parts = (
+        record.items()
+        if isinstance(record, dict)
+        else enumerate(record)
+        if isinstance(record, list)
+        else ()
+    )
+    for key, value in parts:
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if str(key).endswith("seed") and isinstance(value, int):
+            found[name] = value
+        else:
+            found |= seeds_of(value, name)
+    return found
+
+
+def _rows(plan: Plan) -> Iterator[FileRecord]:
+    for training in plan.trainings:
+        prefix = f"{training.phase}: " if training.phase else ""
+        rows = training.rows
+        named: list[tuple[str, PlannedData | None]] = [("data.train", rows.train)]
+        named += [(f"data.mix.sources.{i}.rows", each) for i, each in enumerate(rows.mixed)]
+        named += [("data.eval", rows.eval), ("data.test", rows.test)]
+        named += [("data.questions", rows.questions)]
+        for what, each in named:
+            if each is None:
+                continue
+            if each.path is None:
+                yield FileRecord(
+                    what=prefix + what,
+                    path=f"{each.kind}:{each.id}@{each.revision or 'main'}",
+                    kind="remote",
+                )
+                continue
+            yield FileRecord(
+                what=prefix + what,
+                path=each.path,
+                kind="file",
+                sha256=each.sha256,
+                size_bytes=each.size_bytes,
+            )
+
+
+def _models(plan: Plan) -> Iterator[FileRecord]:
+    yield from _model("model", plan.model)
+    if plan.vision is not None and plan.vision.model.folder != plan.model.folder:
+        yield from _model("vision.model", plan.vision.model)
+
+
+def _model(what: str, model: PlannedModel) -> Iterator[FileRecord]:
+    if model.folder is None:
+        name = f"{model.kind}:{model.id}@{model.revision or 'main'}"
+        yield FileRecord(what=what, path=name, kind="remote")
+    else:
+        yield from _weights(what, Path(model.folder))
+
+
+def _weights(what: str, folder: Path) -> Iterator[FileRecord]:
+    """What transformers can read of a model's folder: configuration, tokenizer, code, weights."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError:
+        yield FileRecord(what=what, path=str(folder), kind="folder")
+        return
+    safe = any(path.suffix == ".safetensors" for path in files)
+    for path in files:
+        if path.suffix not in _MODEL_SUFFIXES or (safe and path.suffix == ".bin"):
+            continue
+        yield FileRecord(what=f"{what}/{path.name}", path=str(path), kind="file")
+
+
+def _of_mgm(plan: MgmPlan) -> list[FileRecord]:
+    mgm = plan.mgm
+    records = [
+        FileRecord(what="pretrain.data_path", path=mgm.pretrain.data_path, kind="file"),
+        FileRecord(what="finetune.data_path", path=mgm.finetune.data_path, kind="file"),
+        FileRecord(what="pretrain.image_folder", path=mgm.pretrain.image_folder, kind="folder"),
+        FileRecord(what="finetune.image_folder", path=mgm.finetune.image_folder, kind="folder"),
+        FileRecord(what="toolkit", path=mgm.toolkit, kind="folder"),
+    ]
+    if mgm.questions:
+        records.append(FileRecord(what="pretrain.questions", path=mgm.questions, kind="file"))
+    for what in ("model_name_or_path", "vision_tower", "vision_tower_aux"):
+        records += _weights(what, Path(getattr(mgm, what)))
+    return records

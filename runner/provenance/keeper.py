@@ -1,0 +1,182 @@
+"""The supervisor's hand on manifest.json: inputs at the start, weights hashed beside, results last.
+
+A run is never held up, ended or failed by its manifest: what can't be recorded becomes a note in it
+or a warning of the run. Large weights are hashed in a thread of their own; the end waits for it
+unless a stop was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from runner import durable
+from runner.folder import RunFolder
+from runner.outcome import Outcome
+from runner.plan_base import PlanBase
+from runner.provenance import inputs, machine, results, software
+from runner.provenance.environment import kept, secret_values, without_secrets
+from runner.provenance.hashes import GaveUp, Hasher
+from runner.provenance.manifest import FileRecord, JobFile, Manifest, Origin
+from runner.render import read_any_plan, render
+from runner.sources import cache_folder
+
+DIFF_BYTES = 1 << 20
+_NICENESS = 10  # of the hashing thread: the trainer goes first
+
+
+class Keeper:
+    """One start's manifest. `warn` takes a line for the run's records."""
+
+    def __init__(self, folder: RunFolder, warn: Callable[[str], None]) -> None:
+        self._folder, self._warn = folder, warn
+        self._manifest: Manifest | None = None
+        self._secrets: dict[str, str] = {}
+        self._files: list[FileRecord] = []
+        self._notes: list[str] = []
+        self._give_up = threading.Event()
+        self._hasher = Hasher(cache_folder() / "hashes", gave_up=self._give_up.is_set)
+        self._thread: threading.Thread | None = None
+
+    def begin(self, plan: PlanBase, *, resume: bool) -> None:
+        """Write what is known at the start, and begin to hash what the plan reads."""
+        try:
+            self._begin(plan, resume=resume)
+        except Exception as error:
+            self._warn(f"the manifest could not be begun: {type(error).__name__}: {error}")
+
+    def complete(self, plan: PlanBase, outcome: Outcome, stopped: Callable[[], bool]) -> None:
+        """Write the results; waits for the hashes unless `stopped` says not to."""
+        if self._manifest is None:
+            return
+        try:
+            self._complete(plan, outcome, stopped)
+        except Exception as error:
+            self._warn(f"the manifest could not be completed: {type(error).__name__}: {error}")
+
+    def _begin(self, plan: PlanBase, *, resume: bool) -> None:
+        for left in self._folder.path.glob(f".{self._folder.manifest.name}.*.tmp"):
+            left.unlink(missing_ok=True)  # of a start that was killed while it wrote
+        said: dict[str, Any] = durable.read_json(self._folder.sources) or {}
+        named = {*(said.get("secrets") or ()), *(plan.container.secrets if plan.container else ())}
+        self._secrets = secret_values(os.environ, named)
+        code, diff = software.code()
+        if diff:
+            diff = without_secrets(diff, self._secrets)
+            if len(diff.encode()) > DIFF_BYTES:
+                self._notes.append(f"project.diff is cut after {DIFF_BYTES} bytes")
+                diff = diff.encode()[:DIFF_BYTES].decode(errors="replace")
+            durable.write_text(self._folder.project_diff, diff)
+            digest = inputs.hashed(
+                FileRecord(what="diff", path=str(self._folder.project_diff), kind="file"),
+                self._hasher,
+            ).sha256
+            code = code.model_copy(update={"diff_sha256": digest})
+        python, notes = software.interpreter(plan)
+        image, lock, more = software.image_and_lock(plan)
+        self._notes += [*notes, *more]
+        origin = said.get("reproduces")
+        dumped = plan.model_dump(mode="json")
+        self._files = inputs.input_files(plan)
+        self._manifest = Manifest(
+            run=self._folder.name,
+            resumed=resume,
+            reproduces=Origin.model_validate(origin) if origin else None,
+            created_unix_seconds=round(time.time(), 3),
+            job=JobFile(
+                name=plan.job,
+                file=said.get("job_file"),
+                sha256=said.get("job_sha256"),
+                command=said.get("command") or [],
+            ),
+            plan_hash=plan.hash,
+            plan=dumped,
+            sources=said.get("sources") or {},
+            rendered=self._rendered(plan),
+            code=code,
+            image=image,
+            lock=lock,
+            python=python,
+            seeds=inputs.seeds_of(dumped),
+            host=machine.host(plan),
+            environment=kept(os.environ),
+            secrets=sorted(named),
+        )
+        self._write()
+        self._thread = threading.Thread(target=self._hash, name="hashes", daemon=True)
+        self._thread.start()
+
+    def _rendered(self, plan: PlanBase) -> dict[str, str]:
+        place = self._folder.path
+        names = [name for name in sorted(render(plan)) if (place / name).is_file()]
+        return {name: self._hasher.file(place / name) for name in names}
+
+    def _hash(self) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        try:
+            for number, record in enumerate(self._files):
+                if record.sha256 is not None or record.kind == "remote":
+                    continue
+                try:
+                    self._files[number] = inputs.hashed(record, self._hasher)
+                except OSError as error:
+                    told = f"{record.what} could not be hashed: {error.strerror or error}"
+                    self._notes.append(told)
+            self._write()
+        except GaveUp:
+            self._notes.append("the run was stopped before all of its inputs were hashed")
+        except Exception as error:
+            self._notes.append(f"hashing ended early: {type(error).__name__}: {error}")
+
+    def _complete(self, plan: PlanBase, outcome: Outcome, stopped: Callable[[], bool]) -> None:
+        assert self._manifest is not None  # noqa: S101 - the caller has looked
+        if self._thread is not None:
+            while self._thread.is_alive() and not stopped():
+                self._thread.join(0.1)
+            self._give_up.set()  # what is read now is the last
+            self._thread.join()
+            self._give_up.clear()
+        changed: dict[str, Any] = {}
+        if outcome.attempts:  # a recovery has put another plan in its place
+            plan = read_any_plan(self._folder.plan)
+            dumped = plan.model_dump(mode="json")
+            changed = {
+                "plan": dumped,
+                "plan_hash": plan.hash,
+                "rendered": self._rendered(plan),
+                "seeds": inputs.seeds_of(dumped),
+            }
+        told: dict[str, Any] = durable.read_json(self._folder.engine_stack) or {}
+        try:
+            found = results.results_of(self._folder, plan, outcome, self._hasher, self._notes)
+        except OSError as error:
+            self._notes.append(f"the results could not be read: {error}")
+            found = None
+        self._manifest = self._manifest.model_copy(
+            update={
+                **changed,
+                "complete": True,
+                "argv": results.executed(self._folder),
+                "rows": results.rows_of(self._folder, plan),
+                "switches": told.get("switches") or {},
+                "stack": told.get("stack") or {},
+                "results": found,
+            }
+        )
+        self._write()
+
+    def _write(self) -> None:
+        assert self._manifest is not None  # noqa: S101 - the caller has looked
+        whole = self._manifest.model_copy(
+            update={"files": list(self._files), "notes": list(self._notes)}
+        )
+        record = whole.model_dump(mode="json")
+        # plan.yaml beside it says the same, and a replay needs it as it is
+        plan = record.pop("plan")
+        record = without_secrets(record, self._secrets)
+        durable.write_json(self._folder.manifest, {**record, "plan": plan})

@@ -1,0 +1,129 @@
+"""From the records in a run folder to what the manifest says of its end. Reads files only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner import durable
+from runner.folder import RunFolder
+from runner.outcome import Outcome
+from runner.plan import Plan
+from runner.plan_base import PlanBase
+from runner.plan_script import ScriptPlan
+from runner.provenance.hashes import Hasher
+from runner.provenance.manifest import FileRecord, Losses, Results, Rows
+
+OUTPUT_BYTES = 4 << 30
+"""What a script wrote is hashed up to this size, so that no verdict waits for minutes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One logged step."""
+
+    phase: str
+    step: int
+    loss: float | None
+
+
+def logged_steps(metrics: Path) -> list[Step]:
+    """The steps of metrics.jsonl that have a loss; lines that are no such thing are passed over."""
+    found = []
+    for line in durable.read_jsonl(metrics):
+        step, loss = line.get("step"), line.get("loss")
+        if "loss" not in line or not isinstance(step, int):
+            continue
+        if loss is None or isinstance(loss, int | float):
+            found.append(Step(str(line.get("phase") or ""), step, loss))
+    return found
+
+
+def losses_of(steps: Iterable[Step]) -> Losses | None:
+    """Number, last step and hash of a sequence of losses; None of an empty one."""
+    listed = list(steps)
+    if not listed:
+        return None
+    text = "".join(f"{one.phase} {one.step} {json.dumps(one.loss)}\n" for one in listed)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Losses(count=len(listed), last_step=listed[-1].step, sha256=digest)
+
+
+def results_of(
+    folder: RunFolder, plan: PlanBase, outcome: Outcome, hasher: Hasher, notes: list[str]
+) -> Results:
+    """What the run gave. Raises OSError, GaveUp."""
+    result: dict[str, Any] = durable.read_json(folder.engine_result) or {}
+    best = result.get("best")
+    tokens = result.get("tokens")
+    return Results(
+        reason=outcome.reason.value,
+        exit_code=outcome.exit_code,
+        message=outcome.message,
+        steps=outcome.steps,
+        max_steps=outcome.max_steps,
+        tokens=tokens if isinstance(tokens, int) else None,
+        losses=losses_of(logged_steps(folder.metrics)),
+        first_loss=outcome.first_loss,
+        last_loss=outcome.last_loss,
+        eval_loss=outcome.eval_loss,
+        best=best if isinstance(best, dict) else None,
+        result=outcome.result,
+        adapter_sha256=outcome.adapter_sha256,
+        adapter_bytes=outcome.adapter_bytes,
+        output=_output(folder, hasher, notes) if isinstance(plan, ScriptPlan) else None,
+        peak_bytes=outcome.peak_bytes,
+        peak_source=outcome.peak_source,
+        peaks=dict(outcome.peaks),
+        attempts=1 + len(outcome.attempts),
+        started_unix_seconds=outcome.started_unix_seconds,
+        ended_unix_seconds=outcome.ended_unix_seconds,
+        seconds=round(outcome.seconds, 3),
+    )
+
+
+def rows_of(folder: RunFolder, plan: PlanBase) -> dict[str, Rows]:
+    """Row counts and split hashes of each training, as the engine reported them."""
+    if not isinstance(plan, Plan):
+        return {}
+    found = {}
+    for training in plan.trainings:
+        place = folder.data_report
+        if training.phase != plan.phase:
+            place = folder.phase(training.phase) / folder.data_report.name
+        report = durable.read_json(place)
+        if not isinstance(report, dict):
+            continue
+        counts = {side: report.get(f"{side}_rows") for side in ("train", "eval", "test")}
+        hashes = report.get("split_sha256")
+        found[training.phase] = Rows(
+            counts={side: count for side, count in counts.items() if isinstance(count, int)},
+            split_sha256=hashes if isinstance(hashes, dict) else {},
+        )
+    return found
+
+
+def executed(folder: RunFolder) -> list[str]:
+    """The command that the last start executed."""
+    argv: list[str] = []
+    for event in durable.read_jsonl(folder.events):
+        if event.get("kind") == "started" and isinstance(event.get("argv"), list):
+            argv = [str(word) for word in event["argv"]]
+    return argv
+
+
+def _output(folder: RunFolder, hasher: Hasher, notes: list[str]) -> FileRecord | None:
+    place = folder.output
+    if not place.is_dir():
+        return None
+    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    record = FileRecord(what="output", path=place.name, kind="folder", size_bytes=size)
+    if size > OUTPUT_BYTES:
+        notes.append(f"output/ was not hashed: it holds {size >> 30} GiB")
+        return record
+    digest, count, size = hasher.folder(place)
+    return record.model_copy(update={"sha256": digest, "files": count, "size_bytes": size})
