@@ -14,7 +14,7 @@ from runner import durable
 from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.enforcer import become_subreaper
-from runner.liveness import living_engines, start_ticks
+from runner.liveness import boot_id, living_engines, start_ticks
 from runner.outcome import Outcome
 from runner.plan_base import PlanBase
 from runner.supervise import recovery
@@ -65,6 +65,7 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
             "schema_version": 1,
             "pid": os.getpid(),
             "start_ticks": ticks,
+            "boot_id": boot_id(),
             "started_unix_seconds": round(started, 3),
             "resume": resume,
         },
@@ -75,8 +76,13 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
         reserve.unlink(missing_ok=True)
         return never_began
     plan, started = cards.settle(plan, record), time.time()
+    began = time.monotonic()
     outcome = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
-    return replace(outcome, started_unix_seconds=round(started, 3))
+    return replace(
+        outcome,
+        started_unix_seconds=round(started, 3),
+        elapsed_seconds=time.monotonic() - began,
+    )
 
 
 def _attempts(
