@@ -68,7 +68,7 @@ def prune_runs(rules: Rules, *, yes: bool, dry_run: bool, runs: Path | None, as_
 
 def _candidate(folder: RunFolder, one: Standing, now: float, rules: Rules) -> Candidate:
     end = durable.read_json(folder.termination)
-    ended = end.get("ended_unix_seconds") if isinstance(end, dict) else one.since_unix_seconds
+    ended = end.get("ended_unix_seconds") if isinstance(end, dict) else one.last_sign_unix_seconds
     # a clock that was set back makes it young, and young stays
     age = max(0.0, now - ended) if isinstance(ended, int | float) else 0.0
     looks = rules.keep_checkpoints is not None and one.over

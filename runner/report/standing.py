@@ -45,6 +45,8 @@ class Standing:
     """By the clock as it is set now."""
     seconds: float | None = None
     """By a clock that nobody sets, of a run that lives and of one that has ended."""
+    last_sign_unix_seconds: float | None = None
+    """Of one that is over without a verdict: when something was last written of it."""
     exit_code: int | None = None
     message: str | None = None
     goes_on_from: str | None = None
@@ -79,7 +81,9 @@ def standing_of(folder: RunFolder, now: float) -> Standing | None:
         last = _last_sign(folder)
         return Standing(
             **known,
-            since_unix_seconds=None if last is None else min(last, now),
+            max_steps=_planned_steps(folder),
+            since_unix_seconds=_recorded_start(folder),
+            last_sign_unix_seconds=None if last is None else min(last, now),
             goes_on_from=kept_in(folder),
             living_engines=tuple(living_engines(folder)),
         )
@@ -146,8 +150,7 @@ def _of_plan(folder: RunFolder) -> dict[str, Any]:
     """What it is to come to, and where."""
     from runner.render import read_any_plan
 
-    status = durable.read_json(folder.engine_status(0))
-    said = status.get("planned_steps") if isinstance(status, dict) else None
+    said = _planned_steps(folder)
     try:
         plan = read_any_plan(folder.plan)
     except RunnerError as error:
@@ -158,6 +161,18 @@ def _of_plan(folder: RunFolder) -> dict[str, Any]:
         "device": plan.launch.device,
         "gpus": tuple(plan.launch.gpu_indices),
     }
+
+
+def _planned_steps(folder: RunFolder) -> int | None:
+    """As the trainer said."""
+    status = durable.read_json(folder.engine_status(0))
+    return status.get("planned_steps") if isinstance(status, dict) else None
+
+
+def _recorded_start(folder: RunFolder) -> float | None:
+    """By the clock of that time."""
+    record = durable.read_json(folder.supervisor)
+    return record.get("started_unix_seconds") if isinstance(record, dict) else None
 
 
 def _last_sign(folder: RunFolder) -> float | None:
@@ -224,7 +239,8 @@ def notes(one: Standing, now: float) -> list[str]:
     """What is to be said under the table: how a lost run goes on, and what could not be read."""
     out = []
     if one.state == Reason.LOST:
-        seen = "" if one.since_unix_seconds is None else f", {when(one.since_unix_seconds, now)}"
+        last = one.last_sign_unix_seconds
+        seen = "" if last is None else f", {when(last, now)}"
         at = f"{one.run}: last sign at step {one.step or 0}{seen}"
         if one.goes_on_from:
             out.append(f"{at}; the same runner train command goes on from {one.goes_on_from}")
