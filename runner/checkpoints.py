@@ -63,8 +63,11 @@ def publish(staged: Path, final: Path) -> None:
     durable.fsync_folder(final.parent)
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None where it is as it was sealed."""
+def damage(folder: Path, *, by_size: bool = False) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None where it is as it was sealed.
+
+    With `by_size` nothing is read but names and sizes, for a list that has to be there at once.
+    """
     record = durable.read_json(folder / SEAL)
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         return "it has no seal, so its save did not finish"
@@ -76,6 +79,8 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != facts["size_bytes"]:
             return f"{name} has {path.stat().st_size} bytes, not {facts['size_bytes']}"
+        if by_size:
+            continue
         with path.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != facts["sha256"]:
                 return f"{name} was changed since it was sealed"

@@ -71,6 +71,14 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def newer(record: Any, known: int) -> str | None:
+    """That a newer runner wrote `record`, in words; None where this one can read it."""
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if isinstance(version, int) and version > known:
+        return f"written by a newer runner (schema_version {version}, this one reads {known})"
+    return None
+
+
 class JsonlWriter:
     """Appends one JSON object a line; each line reaches the kernel in one write.
 
@@ -112,8 +120,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                     yield record
 
 
-def last_jsonl(path: Path) -> dict[str, Any] | None:
-    """The last whole record of a JSONL file, read from its end; None where there is none."""
+def last_jsonl(path: Path, having: str | None = None) -> dict[str, Any] | None:
+    """The last whole record of a JSONL file, of those with the key `having` where it is given.
+
+    Read from the last 64 KiB; None where there is none.
+    """
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
@@ -124,6 +135,6 @@ def last_jsonl(path: Path) -> dict[str, Any] | None:
     for line in reversed(tail):
         with contextlib.suppress(ValueError):
             record = json.loads(line)
-            if isinstance(record, dict):
+            if isinstance(record, dict) and (having is None or having in record):
                 return record
     return None

@@ -5,6 +5,7 @@ Imports the standard library and runner.durable/errors. Creates folders; judges 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -264,6 +265,7 @@ class RunFolder:
             self.events,
             self.termination,
             self.manifest,
+            self.project_diff,
             self.data_report,
             self.row_hashes,
             self.checkpoints,
@@ -284,6 +286,7 @@ class RunFolder:
         return [
             self.termination,
             self.manifest,
+            self.project_diff,
             self.supervisor,
             self.queue,
             self.engine_failure,
@@ -365,6 +368,11 @@ def all_runs(root: Path) -> list[RunFolder]:
     return sorted(found, key=lambda run: (run.path.name[:15], _created(run.path), run.name))
 
 
+def is_run_name(name: str) -> bool:
+    """Whether a folder is called as `create` calls them."""
+    return _STAMP.match(name) is not None
+
+
 def runs_of(root: Path, job: str, short_hash: str) -> list[RunFolder]:
     """The trainings of a job whose plan's hash starts so, oldest first; smokes are left out."""
     slug = job_folder(job)
@@ -383,8 +391,10 @@ def job_folder(job: str) -> str:
 
 
 def _created(path: Path) -> float:
-    plan = path / "plan.yaml"
-    return plan.stat().st_mtime if plan.exists() else path.stat().st_mtime
+    for file in (path / "plan.yaml", path):
+        with contextlib.suppress(OSError):  # it may be removed while it is looked at
+            return file.stat().st_mtime
+    return 0.0
 
 
 def find_run(text: str, root: Path) -> RunFolder:

@@ -152,6 +152,12 @@ class JobBase(JobHead):
     timeout_minutes: float | None = Field(
         None, gt=0, description="The run is ended, with a checkpoint, after this many minutes."
     )
+    on_end: str | None = Field(
+        None,
+        min_length=1,
+        description="Command for bash, run in the run's folder once it has ended; it is given the "
+        "outcome as JSON on stdin, and 60 seconds.",
+    )
 
     @model_validator(mode="after")
     def _shares_by_budget(self) -> JobBase:

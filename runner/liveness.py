@@ -5,6 +5,8 @@ A pid alone says nothing, since pids are reused; with its start time it names a 
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,20 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] == "Z" else int(fields[19])
 
 
+def boot_id() -> str | None:
+    """Names the time since this machine was started: the pids of another have all gone."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def age_seconds(ticks: int) -> float:
+    """How long ago a process with this start time started, whatever was done to the wall clock."""
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return max(0.0, now - ticks / os.sysconf("SC_CLK_TCK"))
+
+
 def pid_namespace() -> str | None:
     """Names the namespace in which this process's pids mean something; None where it can't be told.
 
@@ -43,7 +59,7 @@ def host_pid(record: dict[str, Any]) -> int | None:
     sides, and the kernel lists its pids, outermost first, in /proc/PID/status (NSpid).
     """
     pid, ticks = int(record.get("pid", 0)), record.get("start_ticks")
-    if ticks is None:
+    if ticks is None or record.get("boot_id") not in (None, boot_id()):
         return None
     if start_ticks(pid) == ticks:
         return pid

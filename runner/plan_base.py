@@ -82,13 +82,16 @@ class PlanBase(PlanHead):
     budget: PlannedBudget
     container: PlannedContainer | None = Field(None, description="None: processes of this machine")
     timeout_minutes: float | None
+    on_end: str | None = Field(None, description="Command that is told how the run ended")
     substitutions: list[str] = Field([], description="What was taken in place of something else")
     warnings: list[str] = Field([], description="What is likely to go wrong, though allowed")
     python: str = Field(description="The interpreter whose packages train")
 
     def deciding(self) -> dict[str, Any]:
         """What decides the outcome, JSON-ready: not where files lie, nor which card is taken."""
-        record = self.model_dump(mode="json", exclude={"python", "description", "warnings"})
+        record = self.model_dump(
+            mode="json", exclude={"python", "description", "warnings", "on_end"}
+        )
         for key in ("gpu_indices", "gpu_uuids", "share"):  # the same run on another card
             record["launch"].pop(key)
         record["budget"].pop("oom_snapshot")

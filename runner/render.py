@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
-from runner import __version__
+from runner import __version__, durable
 from runner.engine.mgm.render import mgm_lines, render_mgm
 from runner.errors import RunnerError, UsageError
 from runner.job_training import TrainingSettings
 from runner.plan import Plan, PlannedData, PlannedModel
+from runner.plan_base import SCHEMA_VERSION as PLAN_VERSION
 from runner.plan_base import PlanBase, PlannedLaunch
 from runner.plan_kinds import PLANS
 from runner.plan_mgm import MgmPlan
@@ -100,6 +101,9 @@ def read_any_plan(path: Path) -> PlanBase:
     """
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        other = durable.newer(record, PLAN_VERSION)
+        if other is not None:
+            raise RunnerError(f"{path} was {other}", "the runner that started it reads it")
         stated = record.pop("plan_hash")
         plan = PLANS[record["engine"]].model_validate(record)
     except (OSError, UnicodeDecodeError) as error:

@@ -100,6 +100,7 @@ def make_plan(
         budget=planned_budget(job, device, substitutions),
         container=planned_container(job, facts, online=_online(job.tracking, variant)),
         timeout_minutes=job.timeout_minutes,
+        on_end=job.on_end,
         substitutions=substitutions,
         warnings=_warnings(job, facts, phases, precision, model),
         python=facts.python,

@@ -115,6 +115,7 @@ def make_mgm_plan(
         budget=planned_budget(job, launch.device, substitutions),
         container=planned_container(job, facts, online=False),
         timeout_minutes=job.timeout_minutes,
+        on_end=job.on_end,
         substitutions=[*planned.substitutions, *substitutions],
         warnings=[f"no GPU: {facts.gpu_absence}"] if lacks_gpu else [],
         python=planned.python,

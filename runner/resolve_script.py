@@ -119,6 +119,7 @@ def make_script_plan(
         budget=planned_budget(job, device, substitutions),
         container=planned_container(job, facts, online=False),
         timeout_minutes=job.timeout_minutes,
+        on_end=job.on_end,
         substitutions=substitutions,
         warnings=[],
         python=python,

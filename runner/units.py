@@ -19,6 +19,8 @@ _FACTORS = {
     "GB": 10**9,
     "TB": 10**12,
 }
+_AGES = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+AGE_EXPECTED = "a number with its unit: 90m, 12h, 30d or 8w"
 _SIZE = re.compile(r"\s*([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*([A-Za-z]+)\s*")
 SIZE_EXPECTED = "a size with its unit, such as 12GiB, 900MiB or 16GB"
 
@@ -55,3 +57,22 @@ def format_duration(seconds: float) -> str:
     hours, rest = divmod(whole, 3600)
     minutes, second = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"
+
+
+def parse_age(text: str) -> float:
+    """Seconds of an age such as "30d" (minutes m, hours h, days d, weeks w).
+
+    Raises ValueError where the text is none.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*([mhdw])\s*", text)
+    if not match:
+        raise ValueError(f"expected {AGE_EXPECTED}")
+    return float(match[1]) * _AGES[match[2]]
+
+
+def format_age(seconds: float) -> str:
+    """An age for people, in one unit: "12 m", "5 h", "31 d"."""
+    for unit in ("d", "h"):
+        if seconds >= 2 * _AGES[unit]:
+            return f"{seconds / _AGES[unit]:.0f} {unit}"
+    return f"{seconds / _AGES['m']:.0f} m"

@@ -174,3 +174,12 @@ def test_the_newest_and_the_protected_stay_and_earlier_trainings_are_left_alone(
         own = sorted(step for step in steps if step > after)
         doomed = [checkpoints.step_of(path) for path in found]
         assert doomed == [step for step in own[:-keep] if step not in protected]
+
+
+def test_by_size_a_cut_file_is_seen_and_a_changed_one_is_not(tmp_path: Path) -> None:
+    path = save(tmp_path, 5)
+    (path / "model.safetensors").write_text("WEIGHTS 5")
+    assert checkpoints.damage(path, by_size=True) is None
+    assert checkpoints.damage(path) is not None
+    (path / "model.safetensors").write_text("weigh")
+    assert checkpoints.damage(path, by_size=True) is not None

@@ -175,3 +175,19 @@ def test_files_that_are_not_there_hold_nothing(tmp_path: Path) -> None:
     assert durable.read_json(path) is None
     assert durable.last_jsonl(path) is None
     assert list(durable.read_jsonl(path)) == []
+
+
+def test_the_last_record_with_a_key_is_found_behind_others(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"loss": 1}\n{"loss": 2}\n{"eval_loss": 3}\n')
+    assert durable.last_jsonl(path) == {"eval_loss": 3}
+    assert durable.last_jsonl(path, having="loss") == {"loss": 2}
+    assert durable.last_jsonl(path, having="other") is None
+
+
+def test_a_newer_record_is_told_from_one_that_can_be_read() -> None:
+    assert durable.newer({"schema_version": 1}, 1) is None
+    assert durable.newer({}, 1) is None
+    assert durable.newer(["no record"], 1) is None
+    told = "written by a newer runner (schema_version 2, this one reads 1)"
+    assert durable.newer({"schema_version": 2}, 1) == told

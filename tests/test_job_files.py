@@ -38,7 +38,7 @@ TOP = (
     "one of description, engine, model, vision, trust_remote_code, method, lora, quantization, "
     "prefix, data, training, phases, evaluation, tracking, on_oom, fit, smoke, launch, container, "
     "budget, "
-    "timeout_minutes"
+    "timeout_minutes, on_end"
 )
 SIZE = "a size with its unit, such as 12GiB, 900MiB or 16GB"
 Cli = Callable[..., Answer]

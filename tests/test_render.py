@@ -538,6 +538,7 @@ CHANGES_NOTHING = {
     "prefix.num_virtual_tokens": "3",
     "prefix.prefix_projection": "true",
     # what is done with a run after it, and who is told
+    "on_end": "cat",
     "evaluation": "{task: json}",
     "evaluation.task": "json",
     "evaluation.max_new_tokens": "3",

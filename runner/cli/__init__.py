@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from runner.cli.complete import complete_jobs, complete_runs
+
 app = typer.Typer(
     name="runner",
     help="Declare a fine-tuning job once; check, render, run, guard and report it.",
@@ -22,10 +24,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Job = Annotated[str, typer.Argument(metavar="JOB", help="A name in jobs/, or a YAML file.")]
-Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's folder, name, unique prefix, or @last.")
+Job = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="A name in jobs/, or a YAML file.", autocompletion=complete_jobs
+    ),
 ]
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's folder, name, unique prefix, or @last.",
+        autocompletion=complete_runs,
+    ),
+]
+SomeRuns = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="Runs, as folder, name, prefix or @last.",
+        autocompletion=complete_runs,
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -175,6 +196,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="The whole way with real weights, but no training.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Print the run's name once it lives, and end.")
+    ] = False,
     gpus: Gpus = None,
     wait: Wait = False,
     runs: Runs = None,
@@ -197,6 +221,7 @@ def train(
         wait=wait,
         choice="resume" if resume else "fresh" if fresh else None,
         dry_run=dry_run,
+        detach=detach,
         as_json=as_json,
     )
     raise typer.Exit(code)
@@ -205,7 +230,10 @@ def train(
 @app.command()
 def smoke(
     jobs: Annotated[
-        list[str] | None, typer.Argument(metavar="[JOB]...", help="Jobs to smoke [all].")
+        list[str] | None,
+        typer.Argument(
+            metavar="[JOB]...", help="Jobs to smoke [all].", autocompletion=complete_jobs
+        ),
     ] = None,
     max_steps: MaxSteps = None,
     sets: Sets = None,
@@ -233,7 +261,10 @@ def smoke(
 
 @app.command()
 def monitor(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Follow one run.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Follow one run.", autocompletion=complete_runs),
+    ] = None,
     interval: Annotated[
         float, typer.Option(min=0.1, help="Seconds between two views; samples are taken within.")
     ] = 5.0,
@@ -283,10 +314,21 @@ def chat(
 @app.command()
 def evaluate(
     target: Annotated[
-        str, typer.Argument(metavar="RUN|MODEL", help="A run, or with --job a model.")
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="A run, or with --job a model.",
+            autocompletion=complete_runs,
+        ),
     ] = "@last",
     job: Annotated[
-        str | None, typer.Option("--job", metavar="JOB", help="Whose rows and task are taken.")
+        str | None,
+        typer.Option(
+            "--job",
+            metavar="JOB",
+            help="Whose rows and task are taken.",
+            autocompletion=complete_jobs,
+        ),
     ] = None,
     sets: Sets = None,
     data: Annotated[
@@ -341,6 +383,56 @@ def merge(
 
 
 @app.command()
+def ps(
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Those that have ended, too.")
+    ] = False,
+    runs: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs that live (queued, running), and lost ones; --all: the ended too."""
+    from runner.cli.ps import list_runs
+
+    list_runs(everything=everything, runs=runs, as_json=as_json)
+
+
+@app.command()
+def logs(
+    run: Run = "@last",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print what is added, until the run has ended.")
+    ] = False,
+    supervisor: Annotated[
+        bool, typer.Option("--supervisor", help="What the guard said, not the trainer.")
+    ] = False,
+    runs: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a run's trainer printed."""
+    from runner.cli.logs import show_log
+
+    raise typer.Exit(
+        show_log(run, follow=follow, supervisor=supervisor, runs=runs, as_json=as_json)
+    )
+
+
+@app.command()
+def attach(run: Run = "@last", runs: Runs = None, as_json: AsJson = False) -> None:
+    """Follow a run that was started elsewhere, to its verdict; Ctrl-C leaves it alone."""
+    from runner.cli.attach import attach_run
+
+    raise typer.Exit(attach_run(run, runs=runs, as_json=as_json))
+
+
+@app.command()
+def wait(run: SomeRuns, runs: Runs = None, as_json: AsJson = False) -> None:
+    """Block until runs have ended; exit code of the run, of several the first that is not 0."""
+    from runner.cli.wait import wait_for
+
+    raise typer.Exit(wait_for(run, runs=runs, as_json=as_json))
+
+
+@app.command()
 def stop(
     run: Run = "@last",
     now: Annotated[bool, typer.Option("--now", help="Kill it; no checkpoint is saved.")] = False,
@@ -351,6 +443,43 @@ def stop(
     from runner.cli.stop import stop_run
 
     raise typer.Exit(stop_run(run, now=now, runs=runs, as_json=as_json))
+
+
+@app.command()
+def rm(run: SomeRuns, yes: Yes = False, runs: Runs = None, as_json: AsJson = False) -> None:
+    """Remove runs that have ended, with all that is in their folders."""
+    from runner.cli.rm import remove_runs
+
+    raise typer.Exit(remove_runs(run, yes=yes, runs=runs, as_json=as_json))
+
+
+@app.command()
+def prune(
+    keep_checkpoints: Annotated[
+        int | None,
+        typer.Option("--keep-checkpoints", min=1, metavar="N", help="Of each run the N newest."),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option("--older-than", metavar="AGE", help="Only what ended so long ago: 12h, 30d."),
+    ] = None,
+    smokes: Annotated[bool, typer.Option("--smokes", help="Smokes and dry runs.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Runs that failed or were lost.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it, remove nothing.")] = False,
+    yes: Yes = False,
+    runs: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old checkpoints and runs by rule; never of a run that lives, nor the best checkpoint.
+
+    It shows what goes and asks. --older-than narrows the other rules; alone it means whole runs.
+    """
+    from runner.cli.prune import prune_runs, rules_of
+
+    rules = rules_of(keep_checkpoints, older_than, smokes=smokes, failed=failed)
+    raise typer.Exit(prune_runs(rules, yes=yes, dry_run=dry_run, runs=runs, as_json=as_json))
 
 
 @app.command()

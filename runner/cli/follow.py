@@ -1,7 +1,8 @@
 """Follow a run from its records: one live line in a terminal, plain lines elsewhere.
 
-Reads metrics.jsonl, memory.jsonl and events.jsonl; the run does not depend on it. Ctrl-C is passed
-on: once asks the supervisor to end the run in order, twice to end it now.
+Reads metrics.jsonl, memory.jsonl and events.jsonl; the run does not depend on it. In `follow`, by
+whom the run was started, Ctrl-C is passed on: once asks the supervisor to end the run in order,
+twice to end it now. `runner attach` has the same view of a run that somebody else started.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,20 @@ from runner.plan_base import PlanBase
 from runner.units import format_bytes, format_duration
 
 POLL_SECONDS = 0.2
+_JUMP_FACTOR = 100.0  # a step that took so many times the usual is a clock that was set
+PACE_RECORDS = 200  # what the speed is worked out from
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
 
 
 class Tail:
     """The records that were appended to a JSONL file since the last look."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
         self._path = path
         self._offset = 0
+        if from_end:
+            with contextlib.suppress(OSError):
+                self._offset = path.stat().st_size
 
     def read(self) -> list[dict[str, Any]]:
         """New whole lines; a line in mid-write waits for the next look."""
@@ -47,34 +55,51 @@ class Tail:
         return out
 
 
+def seconds_a_step(records: Iterable[tuple[float, int]]) -> float | None:
+    """The mean of the time between steps, of (unix seconds, step) in order; None where unknown.
+
+    A clock that was set meanwhile gives a span that is negative, or far longer than the others:
+    those are left out.
+    """
+    spans, before = [], None
+    for now, step in records:
+        if before is not None and step > before[1] and now > before[0]:
+            spans.append((now - before[0], step - before[1]))
+        before = (now, step)
+    if not spans:
+        return None
+    rates = sorted(seconds / steps for seconds, steps in spans)
+    usual = rates[len(rates) // 2]
+    kept = [span for span in spans if span[0] / span[1] <= _JUMP_FACTOR * usual] or spans
+    return sum(span[0] for span in kept) / sum(span[1] for span in kept)
+
+
 class Progress:
     """Where a run stands, from its records."""
 
-    def __init__(self, folder: RunFolder, plan: PlanBase) -> None:
+    def __init__(
+        self, folder: RunFolder, plan: PlanBase, since_unix_seconds: float | None = None
+    ) -> None:
+        """Its speed is that since `since_unix_seconds`; without it, from now on."""
         self._folder, self._plan = folder, plan
         self._metrics, self._memory = Tail(folder.metrics), Tail(folder.memory)
-        self._events = Tail(folder.events)
+        self._events = Tail(folder.events, from_end=True)
         self.last: dict[str, Any] = {}
         self.phase = "starting"
         self.waiting = ""
         """Its place in the queue for a GPU, while it waits."""
         self.own_bytes: int | None = None
-        self._first: tuple[float, int] | None = None
-        self._seconds_a_step: float | None = None
+        self._paced: deque[tuple[float, int]] = deque(maxlen=PACE_RECORDS)
         self._total = plan.planned_steps
-        self._started = time.time()
+        self._started = time.time() if since_unix_seconds is None else since_unix_seconds
 
     def update(self) -> list[str]:
         """Take in what is new; the warnings among it, to be said at once."""
         for record in self._metrics.read():
             if "loss" in record:
-                if float(record["time_unix_seconds"]) < self._started:
-                    continue  # of an earlier start: it says nothing of today's speed
                 now, step = float(record["time_unix_seconds"]), int(record["step"])
-                if self._first is None:
-                    self._first = (now, step)
-                elif step > self._first[1]:
-                    self._seconds_a_step = (now - self._first[0]) / (step - self._first[1])
+                if now >= self._started:  # an earlier start says nothing of today's speed
+                    self._paced.append((now, step))
                 self.last = record
         for record in self._memory.read():
             self.own_bytes = record.get("own_bytes")
@@ -114,9 +139,48 @@ class Progress:
             parts.append(
                 format_bytes(self.own_bytes) + (f" of {format_bytes(limit)}" if limit else "")
             )
-        if total and self._seconds_a_step and step < total:
-            parts.append(f"{format_duration(self._seconds_a_step * (total - step))} left")
+        pace = seconds_a_step(self._paced)
+        if total and pace is not None and step < total:
+            parts.append(f"{format_duration(pace * (total - step))} left")
         return "  ".join(parts)[:width]
+
+
+class View:
+    """A run's progress as it is shown: one live line in a terminal, else a line now and then."""
+
+    def __init__(self, progress: Progress, out: Output, prefix: str = "") -> None:
+        self.progress = progress
+        self._out, self._prefix = out, prefix
+        self._live = sys.stderr.isatty()
+        self._last_said, self._waiting = time.monotonic(), ""
+
+    def look(self, *, ended: bool) -> None:
+        """Take in what is new, say the warnings among it, and show where the run stands."""
+        progress, prefix = self.progress, self._prefix
+        warnings = progress.update()
+        self.clear()
+        for text in warnings:
+            self._out.say(f"{prefix}{field('guard', text)}")
+        if ended:
+            return
+        if self._live:
+            import shutil
+
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(prefix + progress.line(width - len(prefix)))
+            sys.stderr.flush()
+        elif progress.waiting:
+            if progress.waiting != self._waiting:
+                self._out.say(prefix + progress.line(2000))
+            self._waiting, self._last_said = progress.waiting, time.monotonic()
+        elif time.monotonic() - self._last_said >= PLAIN_SECONDS:
+            self._last_said = time.monotonic()
+            self._out.say(prefix + progress.line(200))
+
+    def clear(self) -> None:
+        """Make room for other lines."""
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
 
 
 def follow(
@@ -127,43 +191,24 @@ def follow(
     prefix: str = "",
 ) -> int:
     """Follow until the supervisor ends; its exit code, which is the run's."""
-    progress = Progress(folder, plan)
-    live = sys.stderr.isatty()
-    last_said, asked, waiting = time.monotonic(), 0, ""
+    view = View(Progress(folder, plan), out, prefix)
+    asked = 0
     while True:
         try:
             code = supervisor.poll()
-            warnings = progress.update()
-            if live:
-                _clear_line()
-            for text in warnings:
-                out.say(f"{prefix}{field('guard', text)}")
+            view.look(ended=code is not None)
             if code is not None:
                 break
-            if live:
-                import shutil
-
-                width = shutil.get_terminal_size().columns - 1
-                sys.stderr.write(prefix + progress.line(width - len(prefix)))
-                sys.stderr.flush()
-            elif progress.waiting:
-                if progress.waiting != waiting:
-                    out.say(prefix + progress.line(2000))
-                waiting, last_said = progress.waiting, time.monotonic()
-            elif time.monotonic() - last_said >= PLAIN_SECONDS:
-                last_said = time.monotonic()
-                out.say(prefix + progress.line(200))
             time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             asked += 1
-            if live:
-                _clear_line()
+            view.clear()
             supervisor.send_signal(2)
             out.say(
                 field(
                     "stopping",
                     "it only waits for a GPU"
-                    if progress.waiting
+                    if view.progress.waiting
                     else "a checkpoint is saved first; Ctrl-C again kills"
                     if asked == 1
                     else "killing",
@@ -172,7 +217,3 @@ def follow(
     if code < 0:  # the supervisor itself was killed
         return 128 - code
     return code
-
-
-def _clear_line() -> None:
-    sys.stderr.write("\r\x1b[K")

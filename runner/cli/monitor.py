@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner import durable
 from runner.cli.output import Output
 from runner.errors import UsageError
 from runner.folder import RunFolder, default_root, find_run
@@ -264,11 +263,6 @@ class RunLine:
 
             self._progress = Progress(self.folder, read_any_plan(self.folder.plan))
         self._progress.update()
-        if not self._progress.last:
-            # the last step before this view began: Progress itself takes only newer ones
-            record = durable.last_jsonl(self.folder.metrics) or {}
-            if "loss" in record and "step" in record:
-                self._progress.last = record
         return [self.folder.name, f"  {self._progress.line(200)}"]
 
     def text(self) -> str:

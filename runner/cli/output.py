@@ -32,7 +32,7 @@ class Output:
 
 def field(label: str, text: str) -> str:
     """A quiet two-column line: "plan       3f2a91c"."""
-    return f"{label:<11}{text}"
+    return f"{label:<10} {text}"
 
 
 def colour() -> bool:

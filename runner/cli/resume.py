@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runner import checkpoints, durable
+from runner import checkpoints
 from runner.cli.output import Output, field
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder, runs_of
@@ -15,7 +15,7 @@ from runner.outcome import Reason
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.render import read_any_plan
-from runner.report.run import live_state
+from runner.state import state_of
 
 Choice = Literal["resume", "fresh"]
 
@@ -40,9 +40,7 @@ def latest_of(plan: PlanBase, root: Path) -> Earlier | None:
             continue  # an edited or older plan is another plan
         if plan.hash not in (found.hash, getattr(found, "recovered_from", None)):
             continue
-        end = durable.read_json(folder.termination)
-        state = str(end.get("reason")) if isinstance(end, dict) else live_state(folder)
-        return Earlier(folder, state, _kept(folder, found))
+        return Earlier(folder, state_of(folder), _kept(folder, found))
     return None
 
 
@@ -76,7 +74,7 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
         doing = "trains" if earlier.state == "running" else "waits for a GPU"
         raise RefusedError(
             f"this plan {doing} at this moment in {name}",
-            f"runner monitor {name} follows it; --fresh starts another beside it",
+            f"runner attach {name} follows it; --fresh starts another beside it",
         )
     if earlier.state == Reason.COMPLETED:
         if wanted == "resume":

@@ -14,7 +14,7 @@ from runner.cli.report import verdict_lines
 from runner.errors import RefusedError
 from runner.folder import RunFolder, default_root, find_run
 from runner.liveness import is_living
-from runner.report.run import live_state
+from runner.state import state_of
 
 POLL_SECONDS = 0.2
 
@@ -32,9 +32,8 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
     folder = find_run(run, runs or default_root())
     supervisor = durable.read_json(folder.supervisor) or {}
     if folder.termination.exists() or not is_living(supervisor):
-        end = durable.read_json(folder.termination) or {}
         raise RefusedError(
-            f"{folder.name} does not run: {end.get('reason') or live_state(folder)}",
+            f"{folder.name} does not run: {state_of(folder)}",
             f"runner report {folder.name}; runner doctor --fix removes containers left behind",
         )
     _ask(folder, supervisor, times=2 if now else 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from runner import durable
 from runner.cli.cards import preflight, with_free_cards
+from runner.cli.detach import leave, said_by_supervisor, start_supervisor
 from runner.cli.follow import follow
 from runner.cli.measured import corrected_survey, keep_prediction, memory_line
 from runner.cli.output import Output, field
@@ -56,9 +56,13 @@ def train_job(
     choice: Choice | None,
     dry_run: bool,
     wait: bool,
+    detach: bool,
     as_json: bool,
 ) -> int:
-    """The run's exit code. With `wait` it queues for a GPU that is taken."""
+    """The run's exit code. With `wait` it queues for a GPU that is taken.
+
+    With `detach` 0 as soon as the run has a supervisor, or why it has none.
+    """
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
     plan, facts = _planned(loaded, "dry_run" if dry_run else "train", max_steps, out)
@@ -88,10 +92,13 @@ def train_job(
         shutil.rmtree(folder.path)  # what a script would do can't be tried without doing it
         out.result({"started": False, "plan_hash": plan.hash}, ["dry run: nothing was started"])
         return 0
-    code = start_and_follow(folder, plan, out, resume=resume, wait=wait)
+    supervisor = start_supervisor(folder, plan, resume=resume, wait=wait)
+    if detach:
+        return leave(folder, supervisor, out, resumed=resume)
+    code = follow(folder, plan, supervisor, out)
     record = durable.read_json(folder.termination) or {}
     if code and not record:
-        for line in _said_by_supervisor(folder):
+        for line in said_by_supervisor(folder):
             out.say(line)
     out.result(
         {"run": folder.name, "folder": str(folder.path), "resumed": resume, **record},
@@ -115,16 +122,6 @@ def _planned(
     if fetch_missing(loaded, facts, out):
         facts = gather(loaded)
     return make_plan(loaded, facts, variant, max_steps), facts
-
-
-def _said_by_supervisor(folder: RunFolder) -> list[str]:
-    """Why a supervisor started nothing: a refusal goes to its log, for there is no verdict."""
-    try:
-        lines = folder.supervisor_log.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    begins = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    return lines[begins[-1] :] if begins else []
 
 
 def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunFolder:
@@ -177,23 +174,8 @@ def announce(
 def start_and_follow(
     folder: RunFolder, plan: PlanBase, out: Output, *, resume: bool = False, wait: bool = False
 ) -> int:
-    """Start the supervisor in a session of its own and follow the run; its exit code."""
-    words = {"--resume": resume, "--wait": wait, "--share": plan.launch.share}
-    with folder.supervisor_log.open("ab") as log:
-        supervisor = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "runner.supervise",
-                str(folder.path),
-                *(word for word, said in words.items() if said),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return follow(folder, plan, supervisor, out)
+    """Start the supervisor and follow the run; its exit code."""
+    return follow(folder, plan, start_supervisor(folder, plan, resume=resume, wait=wait), out)
 
 
 def ready_smoke(

@@ -12,12 +12,13 @@ from typing import Any
 from runner import checkpoints, durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
-from runner.liveness import is_living, living_engines
-from runner.outcome import Reason
+from runner.liveness import living_engines
+from runner.outcome import SCHEMA_VERSION, Reason
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.render import read_any_plan, read_plan, summary
 from runner.report.memory_report import attempts_lines, memory_lines, read_memory
+from runner.state import BY_HAND, state_of
 from runner.units import format_bytes, format_duration
 
 _LABEL = 12
@@ -31,8 +32,8 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     plan = read_any_plan(folder.plan)
     losses = [line for line in durable.read_jsonl(folder.metrics) if "loss" in line]
     evaluations = [line for line in durable.read_jsonl(folder.metrics) if "eval_loss" in line]
+    state = state_of(folder)
     termination = durable.read_json(folder.termination)
-    state = str(termination.get("reason")) if isinstance(termination, dict) else live_state(folder)
     report: dict[str, Any] = {
         "schema_version": 1,
         "run": folder.name,
@@ -61,24 +62,9 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
         "checkpoints": [path.name for path in checkpoints.listed(folder.checkpoints)],
         "termination": termination,
     }
-    if state in (Reason.LOST, "by_hand"):
+    if state in (Reason.LOST, BY_HAND):
         report |= _traces(folder, plan, losses)
     return report
-
-
-def live_state(folder: RunFolder) -> str:
-    """State of a run without a verdict: queued, running, lost, by_hand (launch.sh), not_started.
-
-    A supervisor is known by pid and start time, so a reused pid is not taken for it.
-    """
-    supervisor = durable.read_json(folder.supervisor)
-    if isinstance(supervisor, dict):
-        if is_living(supervisor):
-            return "queued" if folder.queue.exists() else "running"
-        return Reason.LOST.value
-    if any(folder.engine.glob("rank-*.json")):
-        return "by_hand"
-    return "not_started"
 
 
 def _traces(folder: RunFolder, plan: PlanBase, losses: list[dict[str, Any]]) -> dict[str, Any]:
@@ -214,12 +200,12 @@ def verdict(report: dict[str, Any]) -> list[str]:
     if state == "running":
         return [
             _line("running", "no verdict yet"),
-            _line("next", f"runner monitor {report['run']}"),
+            _line("next", f"runner attach {report['run']} · runner stop {report['run']}"),
         ]
     if state == "queued":
         return [
             _line("queued", str((report.get("queue") or {}).get("text", "it waits for a GPU"))),
-            _line("next", f"runner monitor {report['run']} · runner stop {report['run']}"),
+            _line("next", f"runner attach {report['run']} · runner stop {report['run']}"),
         ]
     if state == "not_started":
         return [_line("not started", "the folder was made, and nothing ran in it")]
@@ -262,6 +248,13 @@ def verdict(report: dict[str, Any]) -> list[str]:
 
 
 def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
+    other = durable.newer(end, SCHEMA_VERSION)
+    if other is not None:
+        said = f"{end.get('message') or 'no message'} (exit code {end.get('exit_code')})"
+        return [
+            _line(str(end.get("reason")), said),
+            _line("newer", f"its termination.json was {other}"),
+        ]
     steps = f"{end['steps']}" + (f" of {end['max_steps']}" if end.get("max_steps") else "")
     counted = f"{steps} steps in " if end["steps"] or end.get("max_steps") else "in "
     figures = [counted + format_duration(float(end["seconds"]))]
@@ -298,7 +291,7 @@ def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
 
 
 def _line(label: str, text: str) -> str:
-    return f"{label:<{_LABEL}}{text}"
+    return f"{label:<{_LABEL - 1}} {text}"
 
 
 def _figure(value: float | None) -> str:

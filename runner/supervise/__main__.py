@@ -15,8 +15,10 @@ from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
 from runner.outcome import Outcome, Reason
+from runner.plan_base import PlanBase
 from runner.render import read_any_plan
 from runner.supervise.cards import Cards
+from runner.supervise.notify import tell_end
 from runner.supervise.run import supervise
 
 
@@ -30,6 +32,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder.absolute())
     cards = Cards(folder, wait=arguments.wait, share=arguments.share)
+    plan: PlanBase | None = None
     with folder.lock.open("w") as lock, cards:  # held until the verdict is written
         if not _locked(lock):
             print(f"error: {folder.name} already has a supervisor", file=sys.stderr)
@@ -55,7 +58,9 @@ def main() -> int:
             durable.write_json(folder.termination, outcome.to_record())
         except OSError as error:
             print(f"error: termination.json can't be written: {error}", file=sys.stderr)
-        return outcome.exit_code
+    if plan is not None:  # cards and lock are free again: who is told has no hold on them
+        tell_end(folder, plan, outcome)
+    return outcome.exit_code
 
 
 def _locked(lock: TextIO) -> bool:

@@ -15,7 +15,7 @@ from runner import durable
 from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.enforcer import become_subreaper
-from runner.liveness import living_engines, start_ticks
+from runner.liveness import boot_id, living_engines, start_ticks
 from runner.outcome import Outcome, Reason
 from runner.plan_base import PlanBase
 from runner.provenance.keeper import Keeper
@@ -62,7 +62,8 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
         reserve.write_bytes(b"\0" * RESERVE_BYTES)
         return _supervised(folder, plan, stop, cards, started, resume=resume, reserve=reserve)
     except RefusedError:  # nothing was started: the folder is as it was, its old verdict too
-        folder.supervisor.unlink(missing_ok=True)
+        for made in (folder.supervisor, folder.manifest, folder.project_diff):
+            made.unlink(missing_ok=True)
         if aside is not None:
             _put_back(folder, aside)
         raise
@@ -88,6 +89,7 @@ def _supervised(
             "schema_version": 1,
             "pid": os.getpid(),
             "start_ticks": ticks,
+            "boot_id": boot_id(),
             "started_unix_seconds": round(started, 3),
             "resume": resume,
         },
@@ -99,8 +101,13 @@ def _supervised(
     plan, started = cards.settle(plan, record), time.time()
     keeper = Keeper(folder, lambda line: record.event("warning", line))
     keeper.begin(plan, resume=resume)
+    began = time.monotonic()
     outcome = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
-    outcome = replace(outcome, started_unix_seconds=round(started, 3))
+    outcome = replace(
+        outcome,
+        started_unix_seconds=round(started, 3),
+        elapsed_seconds=time.monotonic() - began,
+    )
     keeper.complete(plan, outcome, lambda: stop.level > 0)
     return outcome
 

@@ -1,0 +1,55 @@
+"""`runner attach RUN`: the live view of a run that somebody else started; Ctrl-C only leaves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runner import durable
+from runner.cli.follow import Progress, View
+from runner.cli.output import Output, field
+from runner.cli.report import verdict_lines
+from runner.cli.until_over import states
+from runner.folder import RunFolder, default_root, find_run
+from runner.render import read_any_plan
+from runner.state import exit_code_of, is_over, state_of
+
+
+def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:
+    """Show it until it ends, then its verdict; its exit code. 0 where Ctrl-C left it.
+
+    Raises:
+        RefusedError: nobody has started it.
+        RunnerError: its folder was removed, or its plan is a newer runner's.
+    """
+    out = Output(as_json=as_json)
+    folder = find_run(run, runs or default_root())
+    state = state_of(folder)
+    if not is_over(folder, state):
+        started = (durable.read_json(folder.supervisor) or {}).get("started_unix_seconds")
+        view = View(Progress(folder, read_any_plan(folder.plan), float(started or 0.0)), out)
+        out.say(field("attached", f"{folder.name}; Ctrl-C leaves it and the run goes on"))
+        try:
+            for state in states(folder):
+                view.look(ended=is_over(folder, state))
+        except KeyboardInterrupt:
+            view.clear()
+            return _left(folder, out)
+    record = durable.read_json(folder.termination) or {}
+    out.result(
+        {"run": folder.name, "folder": str(folder.path), "state": state, **record},
+        verdict_lines(folder, record),
+    )
+    return exit_code_of(folder, state)
+
+
+def _left(folder: RunFolder, out: Output) -> int:
+    name = folder.name
+    state = state_of(folder)
+    out.result(
+        {"run": name, "folder": str(folder.path), "state": state, "detached": True},
+        [
+            field("detached", f"{name} goes on"),
+            field("next", f"runner attach {name} shows it again · runner stop {name} ends it"),
+        ],
+    )
+    return 0

@@ -1,0 +1,62 @@
+"""`runner ps`: the runs that live, and the lost ones; with --all those that have ended too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from runner import durable
+from runner.cli.output import Output, table
+from runner.container.cli import ContainerCli
+from runner.container.orphans import container_of_run
+from runner.errors import RunnerError
+from runner.folder import RunFolder, all_runs, default_root
+from runner.outcome import Reason
+from runner.report.standing import HEADER, Standing, notes, row, standings
+
+
+def list_runs(*, everything: bool, runs: Path | None, as_json: bool) -> None:
+    """Print a row for each run under the runs folder, oldest first."""
+    root, now = runs or default_root(), time.time()
+    found = standings(all_runs(root), all_runs=everything, now=now)
+    left = _containers_left(found)
+    record = {
+        "schema_version": 1,
+        "runs": [{**one.to_record(), "container": left.get(one.folder)} for one in found],
+    }
+    Output(as_json=as_json).result(record, _lines(found, left, root, now, everything=everything))
+
+
+def _lines(
+    found: list[Standing], left: dict[str, str], root: Path, now: float, *, everything: bool
+) -> list[str]:
+    if not found and everything:
+        return [f"there is no run under {root}"]
+    if not found:
+        return [f"no run lives under {root}; --all shows those that have ended"]
+    lines = table(HEADER, [row(one, now) for one in found])
+    told = [text for one in found for text in notes(one, now)]
+    told += [
+        f"{one.run}: its container {left[one.folder]} is still there; runner doctor --fix ends it"
+        for one in found
+        if one.folder in left
+    ]
+    return [*lines, *([""] if told else []), *told]
+
+
+def _containers_left(found: Iterable[Standing]) -> dict[str, str]:
+    """Folder -> name of the container that a lost run left, by its label."""
+    left = {}
+    for one in found:
+        folder = RunFolder(Path(one.folder))
+        record = durable.read_json(folder.container) if one.state == Reason.LOST else None
+        if not isinstance(record, dict) or not record.get("argv"):
+            continue
+        try:
+            container = container_of_run(ContainerCli(str(record["argv"][0])), folder.path)
+        except (RunnerError, OSError):
+            break  # no daemon answers: what it runs can't be told
+        if container is not None:
+            left[one.folder] = container.name
+    return left

@@ -1,0 +1,45 @@
+"""`runner rm RUN...`: remove runs that have ended, folder and all, once that was confirmed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runner.cli.confirm import confirmed
+from runner.cli.output import Output, field
+from runner.folder import default_root, find_run
+from runner.removal import disk_bytes, held, remove_run, sweep
+from runner.state import state_of
+from runner.units import format_bytes
+
+
+def remove_runs(names: list[str], *, yes: bool, runs: Path | None, as_json: bool) -> int:
+    """0 once they are gone, 1 where the answer was no.
+
+    Raises:
+        UsageError: no such run, or nobody can be asked.
+        RefusedError: one of them runs or waits; then none is removed.
+    """
+    root, out = runs or default_root(), Output(as_json=as_json)
+    folders = list({(run := find_run(name, root)).path: run for name in names}.values())
+    for folder in folders:
+        with held(folder):
+            pass  # whether it may be removed, before anybody is asked
+    sizes = {folder.name: disk_bytes(folder.path) for folder in folders}
+    for folder in folders:
+        size = format_bytes(sizes[folder.name])
+        out.say(field("remove", f"{folder.name} ({state_of(folder)}, {size})"))
+    what = "it" if len(folders) == 1 else f"these {len(folders)} runs"
+    if not confirmed(f"Remove {what} for good?", yes=yes):
+        out.result({"removed": [], "freed_bytes": 0}, ["nothing was removed"])
+        return 1
+    for folder in folders:
+        with held(folder):  # somebody may have gone on with it meanwhile
+            remove_run(folder)
+    sweep(root)
+    freed = sum(sizes.values())
+    gone = [folder.name for folder in folders]
+    out.result(
+        {"removed": gone, "freed_bytes": freed},
+        [f"removed {', '.join(gone)}: {format_bytes(freed)} are free again"],
+    )
+    return 0

@@ -1,0 +1,49 @@
+"""`runner wait RUN...`: block until runs have ended; the first exit code that is not 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runner import durable
+from runner.cli.output import Output, field
+from runner.cli.until_over import states
+from runner.folder import RunFolder, default_root, find_run
+from runner.state import exit_code_of
+
+
+def wait_for(names: list[str], *, runs: Path | None, as_json: bool) -> int:
+    """The exit code of the run; of several the first that is not 0, in the order given.
+
+    Raises:
+        RefusedError, RunnerError: as until_over.states.
+    """
+    root, out = runs or default_root(), Output(as_json=as_json)
+    folders = [find_run(name, root) for name in names]  # a wrong name is answered at once
+    records: list[dict[str, Any]] = []
+    for folder in folders:
+        records.append(_wait(folder))
+        if not as_json:
+            out.result(None, [_line(records[-1])])
+    code = next((int(each["exit_code"]) for each in records if each["exit_code"]), 0)
+    if as_json:
+        out.result({"schema_version": 1, "exit_code": code, "runs": records}, [])
+    return code
+
+
+def _wait(folder: RunFolder) -> dict[str, Any]:
+    state = ""
+    for state in states(folder):  # noqa: B007 - the last one is what it ended in
+        pass
+    end = durable.read_json(folder.termination)
+    return {
+        "run": folder.name,
+        "state": state,
+        "exit_code": exit_code_of(folder, state),
+        "message": end.get("message") if isinstance(end, dict) else None,
+    }
+
+
+def _line(record: dict[str, Any]) -> str:
+    said = f": {record['message']}" if record["message"] else ""
+    return field(record["state"], f"{record['run']} (exit code {record['exit_code']}){said}")

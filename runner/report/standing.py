@@ -1,0 +1,276 @@
+"""Where each run stands, in a row of `runner ps`.
+
+Reads run folders only; imports runner.folder, state, liveness, durable, checkpoints and, of a run
+that lives, the plan's reader. A folder that vanishes meanwhile is no run.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runner import checkpoints, durable
+from runner.errors import RunnerError
+from runner.folder import RunFolder
+from runner.liveness import age_seconds, living_engines, start_ticks
+from runner.outcome import SCHEMA_VERSION, Reason
+from runner.state import GONE, is_over, state_of
+from runner.units import format_bytes, format_duration
+
+_VARIANTS = {"-smoke": "smoke", "-dry": "dry_run"}
+HEADER = ["RUN", "STATE", "STEP", "LOSS", "MEMORY", "GPU", "SINCE"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run at one moment. None is what is not known."""
+
+    run: str
+    folder: str
+    job: str
+    variant: str
+    state: str
+    over: bool
+    """Nothing more comes of it."""
+    step: int | None = None
+    max_steps: int | None = None
+    loss: float | None = None
+    memory_bytes: int | None = None
+    """Its own at this moment; of one that has ended, its peak."""
+    budget_bytes: int | None = None
+    device: str | None = None
+    gpus: tuple[int, ...] = ()
+    since_unix_seconds: float | None = None
+    """By the clock as it is set now."""
+    seconds: float | None = None
+    """By a clock that nobody sets, of a run that lives and of one that has ended."""
+    last_sign_unix_seconds: float | None = None
+    """Of one that is over without a verdict: when something was last written of it."""
+    exit_code: int | None = None
+    message: str | None = None
+    goes_on_from: str | None = None
+    """What the same command goes on from: a checkpoint (its files' sizes fit), or stages."""
+    living_engines: tuple[int, ...] = ()
+    newer: str | None = None
+    """That a newer runner wrote its records, of which only what is common is shown."""
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "gpus": list(self.gpus), "living_engines": [*self.living_engines]}
+
+
+def standing_of(folder: RunFolder, now: float) -> Standing | None:
+    """Where a run stands at `now` (unix seconds); None where its folder is gone."""
+    state = state_of(folder)
+    if state == GONE:
+        return None
+    known: dict[str, Any] = {
+        "run": folder.name,
+        "folder": str(folder.path),
+        "job": folder.path.parent.name,
+        "variant": variant_of(folder),
+        "state": state,
+        "over": is_over(folder, state),
+    }
+    end = durable.read_json(folder.termination)
+    if isinstance(end, dict):
+        return Standing(**known, **_of_end(folder, end))
+    known |= _of_progress(folder)
+    if known["over"]:
+        last = _last_sign(folder)
+        return Standing(
+            **known,
+            max_steps=_planned_steps(folder),
+            since_unix_seconds=_recorded_start(folder),
+            last_sign_unix_seconds=None if last is None else min(last, now),
+            goes_on_from=kept_in(folder),
+            living_engines=tuple(living_engines(folder)),
+        )
+    return Standing(**known, **_of_start(folder, now), **_of_plan(folder))
+
+
+def variant_of(folder: RunFolder) -> str:
+    """train, smoke or dry_run, by the folder's name."""
+    name = folder.path.name.partition("-")[2]
+    return next((word for sign, word in _VARIANTS.items() if sign in name), "train")
+
+
+def kept_in(folder: RunFolder) -> str | None:
+    """What the same `runner train` would go on from, by the sizes of its files alone."""
+    for path in reversed(checkpoints.listed(folder.checkpoints)):
+        if checkpoints.damage(path, by_size=True) is None:
+            return path.name
+    done = sorted(path.stem for path in folder.stages.glob("*.json"))
+    return f"its stages that are done ({', '.join(done)})" if done else None
+
+
+def _of_end(folder: RunFolder, end: dict[str, Any]) -> dict[str, Any]:
+    """From the verdict; a newer runner's is read as far as it goes."""
+    newer = durable.newer(end, SCHEMA_VERSION)
+    if newer is not None:
+        return {"message": _text(end.get("message")), "newer": newer}
+    return {
+        "step": end.get("steps"),
+        "max_steps": end.get("max_steps"),
+        "loss": end.get("last_loss"),
+        "memory_bytes": end.get("peak_bytes"),
+        "budget_bytes": end.get("budget_bytes"),
+        "since_unix_seconds": end.get("started_unix_seconds"),
+        "seconds": end.get("seconds"),
+        "exit_code": end.get("exit_code"),
+        "message": _text(end.get("message")),
+        "goes_on_from": None if end.get("reason") == Reason.COMPLETED else kept_in(folder),
+    }
+
+
+def _of_progress(folder: RunFolder) -> dict[str, Any]:
+    last = durable.last_jsonl(folder.metrics, having="loss") or {}
+    memory = durable.last_jsonl(folder.memory) or {}
+    return {
+        "step": last.get("step"),
+        "loss": last.get("loss"),
+        "memory_bytes": memory.get("own_bytes"),
+    }
+
+
+def _of_start(folder: RunFolder, now: float) -> dict[str, Any]:
+    """How long it has lived, by its process's start time."""
+    record = durable.read_json(folder.supervisor) or durable.read_json(folder.engine_status(0))
+    if not isinstance(record, dict):
+        return {}
+    ticks = record.get("start_ticks")
+    if not isinstance(ticks, int) or start_ticks(int(record.get("pid", 0))) != ticks:
+        return {}
+    seconds = age_seconds(ticks)
+    return {"since_unix_seconds": round(now - seconds, 3), "seconds": round(seconds, 3)}
+
+
+def _of_plan(folder: RunFolder) -> dict[str, Any]:
+    """What it is to come to, and where."""
+    from runner.render import read_any_plan
+
+    said = _planned_steps(folder)
+    try:
+        plan = read_any_plan(folder.plan)
+    except RunnerError as error:
+        return {"max_steps": said, "newer": error.message if "newer" in error.message else None}
+    return {
+        "max_steps": plan.planned_steps or said,
+        "budget_bytes": plan.budget.limit_bytes,
+        "device": plan.launch.device,
+        "gpus": tuple(plan.launch.gpu_indices),
+    }
+
+
+def _planned_steps(folder: RunFolder) -> int | None:
+    """As the trainer said."""
+    status = durable.read_json(folder.engine_status(0))
+    return status.get("planned_steps") if isinstance(status, dict) else None
+
+
+def _recorded_start(folder: RunFolder) -> float | None:
+    """By the clock of that time."""
+    record = durable.read_json(folder.supervisor)
+    return record.get("started_unix_seconds") if isinstance(record, dict) else None
+
+
+def _last_sign(folder: RunFolder) -> float | None:
+    """When something was last written of it, by the clock of that time."""
+    times = []
+    for path in (folder.metrics, folder.memory, folder.train_log, folder.supervisor, folder.plan):
+        try:
+            times.append(path.stat().st_mtime)
+        except OSError:
+            continue
+    return max(times, default=None)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def row(one: Standing, now: float) -> list[str]:
+    """The cells under HEADER."""
+    return [one.run, one.state, _step(one), _loss(one), _memory(one), _gpu(one), _since(one, now)]
+
+
+def _step(one: Standing) -> str:
+    if one.step is None and one.max_steps is None:
+        return "-"
+    return f"{one.step or 0}" + (f"/{one.max_steps}" if one.max_steps else "")
+
+
+def _loss(one: Standing) -> str:
+    if one.loss is None:
+        return "-"
+    return f"{one.loss:.4g}"
+
+
+def _memory(one: Standing) -> str:
+    if one.memory_bytes is None:
+        return f"- of {format_bytes(one.budget_bytes)}" if one.budget_bytes else "-"
+    budget = f" of {format_bytes(one.budget_bytes)}" if one.budget_bytes else ""
+    return format_bytes(one.memory_bytes) + budget
+
+
+def _gpu(one: Standing) -> str:
+    if one.device == "cpu":
+        return "cpu"
+    return ",".join(map(str, one.gpus)) or "-"
+
+
+def _since(one: Standing, now: float) -> str:
+    if one.since_unix_seconds is None:
+        return "-"
+    lasted = "" if one.seconds is None else f" ({format_duration(max(0.0, one.seconds))})"
+    return when(one.since_unix_seconds, now) + lasted
+
+
+def when(unix_seconds: float, now: float) -> str:
+    """A moment for people: the time of today, the date of this year, or all of it."""
+    then, today = time.localtime(unix_seconds), time.localtime(now)
+    if then[:3] == today[:3]:
+        return time.strftime("%H:%M:%S", then)
+    return time.strftime("%b %d %H:%M" if then[0] == today[0] else "%Y-%m-%d", then)
+
+
+def notes(one: Standing, now: float) -> list[str]:
+    """What is to be said under the table: how a lost run goes on, and what could not be read."""
+    out = []
+    if one.state == Reason.LOST:
+        last = one.last_sign_unix_seconds
+        seen = "" if last is None else f", {when(last, now)}"
+        at = f"{one.run}: last sign at step {one.step or 0}{seen}"
+        if one.goes_on_from:
+            out.append(f"{at}; the same runner train command goes on from {one.goes_on_from}")
+        else:
+            out.append(f"{at}; it left nothing to go on from: runner rm {one.run}")
+        if one.living_engines:
+            out.append(
+                f"{one.run}: pids {list(one.living_engines)} STILL LIVE; they save and end within "
+                "two minutes"
+            )
+    if one.newer:
+        out.append(f"{one.run}: {one.newer}")
+    return out
+
+
+def shown_by_default(one: Standing) -> bool:
+    """Whether `runner ps` shows it unasked: it lives, or it is lost and can be gone on with."""
+    return not one.over or one.state == Reason.LOST
+
+
+def standings(folders: list[RunFolder], *, all_runs: bool, now: float) -> list[Standing]:
+    """Those of `folders`, in their order; without `all_runs` only what shown_by_default says.
+
+    A run with a verdict is left out by that file alone, so that a thousand of them cost nothing.
+    """
+    found = []
+    for folder in folders:
+        if not all_runs and folder.termination.exists():
+            continue
+        one = standing_of(folder, now)
+        if one is not None and (all_runs or shown_by_default(one)):
+            found.append(one)
+    return found
