@@ -128,6 +128,49 @@ def check(
 
 
 @app.command()
+def vram(
+    job: Job, sets: Sets = None, method: Method = None, on: On = None, as_json: AsJson = False
+) -> None:
+    """Predict a job's memory without weights or a GPU: how much, of what, how sure."""
+    from runner.cli.vram import show_vram
+
+    raise typer.Exit(show_vram(job, overrides(sets, method=method, on=on), as_json=as_json))
+
+
+@app.command()
+def fit(
+    job: Job,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="SIZE", help="GPU memory a card [budget.gpu_memory]."),
+    ] = None,
+    gpu_total: Annotated[
+        str | None, typer.Option("--gpu-total", metavar="SIZE", help="What the card has in all.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write what was found into the job's file.")
+    ] = False,
+    sets: Sets = None,
+    method: Method = None,
+    on: On = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the fastest plan under a memory budget that gives the same result."""
+    from runner.cli.fit import fit_job
+
+    raise typer.Exit(
+        fit_job(
+            job,
+            overrides(sets, method=method, on=on),
+            budget=budget,
+            gpu_total=gpu_total,
+            apply=apply,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
 def data(
     job: Job,
     sets: Sets = None,
@@ -523,49 +566,6 @@ def reproduce(
     from runner.cli.reproduce import reproduce_run
 
     raise typer.Exit(reproduce_run(run, steps=steps, on=on, runs=runs, as_json=as_json))
-
-
-@app.command()
-def vram(
-    job: Job, sets: Sets = None, method: Method = None, on: On = None, as_json: AsJson = False
-) -> None:
-    """Predict a job's memory without weights or a GPU: how much, of what, how sure."""
-    from runner.cli.vram import show_vram
-
-    raise typer.Exit(show_vram(job, overrides(sets, method=method, on=on), as_json=as_json))
-
-
-@app.command()
-def fit(
-    job: Job,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", metavar="SIZE", help="GPU memory a card [budget.gpu_memory]."),
-    ] = None,
-    gpu_total: Annotated[
-        str | None, typer.Option("--gpu-total", metavar="SIZE", help="What the card has in all.")
-    ] = None,
-    apply: Annotated[
-        bool, typer.Option("--apply", help="Write what was found into the job's file.")
-    ] = False,
-    sets: Sets = None,
-    method: Method = None,
-    on: On = None,
-    as_json: AsJson = False,
-) -> None:
-    """Find the fastest plan under a memory budget that gives the same result."""
-    from runner.cli.fit import fit_job
-
-    raise typer.Exit(
-        fit_job(
-            job,
-            overrides(sets, method=method, on=on),
-            budget=budget,
-            gpu_total=gpu_total,
-            apply=apply,
-            as_json=as_json,
-        )
-    )
 
 
 @app.command()

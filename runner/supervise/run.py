@@ -102,11 +102,13 @@ def _supervised(
     keeper = Keeper(folder, lambda line: record.event("warning", line))
     keeper.begin(plan, resume=resume)
     began = time.monotonic()
-    outcome = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
+    outcome, last = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
+    elapsed = time.monotonic() - began
     outcome = replace(
         outcome,
         started_unix_seconds=round(started, 3),
-        elapsed_seconds=time.monotonic() - began,
+        elapsed_seconds=elapsed,
+        advice=() if stop.level else advise(folder, last, outcome, record),
     )
     keeper.complete(plan, outcome, lambda: stop.level > 0)
     return outcome
@@ -120,8 +122,10 @@ def _attempts(
     *,
     resume: bool,
     reserve: Path,
-) -> Outcome:
+) -> tuple[Outcome, PlanBase]:
     """Attempts until one is the last: it ended otherwise than by memory, or no step down is left.
+
+    Gives its outcome and its plan.
 
     `reserve` is given back for what is written at the end.
     """
@@ -157,8 +161,7 @@ def _attempts(
         )
         plan, resume = lower, True
     reserve.unlink(missing_ok=True)
-    advice = () if stop.level else advise(folder, plan, outcome, record)
-    return replace(outcome, attempts=tuple(earlier), advice=advice)
+    return replace(outcome, attempts=tuple(earlier)), plan
 
 
 def _put_back(folder: RunFolder, aside: Path) -> None:
