@@ -96,11 +96,13 @@ class Progress:
     def update(self) -> list[str]:
         """Take in what is new; the warnings among it, to be said at once."""
         for record in self._metrics.read():
-            if "loss" in record:
-                now, step = float(record["time_unix_seconds"]), int(record["step"])
-                if now >= self._started:  # an earlier start says nothing of today's speed
-                    self._paced.append((now, step))
-                self.last = record
+            step, now = record.get("step"), record.get("time_unix_seconds")
+            # a script of the user's own writes what it likes
+            if "loss" not in record or not isinstance(step, int):
+                continue
+            if isinstance(now, int | float) and now >= self._started:
+                self._paced.append((now, step))  # an earlier start says nothing of today's speed
+            self.last = record
         for record in self._memory.read():
             self.own_bytes = record.get("own_bytes")
         queue = durable.read_json(self._folder.queue)
@@ -128,10 +130,14 @@ class Progress:
                 filled = round(24 * min(1.0, step / total))
                 parts.append("━" * filled + "─" * (24 - filled))
             loss = self.last.get("loss")
-            parts.append("loss not finite" if loss is None else f"loss {loss:.3f}")
+            known = isinstance(loss, int | float)
+            parts.append(f"loss {loss:.3f}" if known else "loss not finite")
+            learning_rate, rate = (
+                value if isinstance(value := self.last.get(name), int | float) else 0
+                for name in ("learning_rate", "tokens_per_second")
+            )
             if self.last.get("learning_rate") is not None:
-                parts.append(f"lr {self.last['learning_rate']:.2g}")
-            rate = float(self.last.get("tokens_per_second") or 0)
+                parts.append(f"lr {learning_rate:.2g}")
             if rate:
                 parts.append(f"{rate / 1000:.1f}k tok/s" if rate >= 1000 else f"{rate:.0f} tok/s")
         limit = self._plan.budget.limit_bytes

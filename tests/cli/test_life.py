@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from runner import checkpoints
-from runner.cli.follow import seconds_a_step
+from runner.cli.follow import Progress, seconds_a_step
 from runner.engine import best
 from runner.facts import gather
 from runner.folder import RunFolder, create
@@ -162,6 +162,22 @@ def test_a_verdict_under_a_jumping_clock_has_a_sane_duration() -> None:
     measured = Outcome(Reason.COMPLETED, 0, "", ended_unix_seconds=1e9, elapsed_seconds=3.5)
     assert measured.to_record()["seconds"] == 3.5
     assert "elapsed_seconds" not in measured.to_record()
+
+
+def test_a_scripts_own_lines_are_followed_whatever_they_hold(runs: Runs, plan: Plan) -> None:
+    folder = runs.make()
+    lines: list[dict[str, Any]] = [
+        {"loss": 1.5},
+        {"loss": 1.5, "step": "one"},
+        {"loss": None, "step": 2, "learning_rate": "high", "tokens_per_second": []},
+        {"loss": 0.25, "step": 3},
+    ]
+    for line in lines:
+        folder.metrics.write_text(json.dumps(line) + "\n")
+        progress = Progress(folder, plan)
+        progress.update()
+        shown = progress.line()
+    assert "step 3/60" in shown and "loss 0.250" in shown
 
 
 def test_the_pace_forgets_spans_in_which_the_clock_was_set() -> None:
