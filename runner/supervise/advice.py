@@ -44,7 +44,9 @@ def advise(folder: RunFolder, plan: PlanBase, outcome: Outcome, record: Record) 
     if prediction is not None and outcome.peak_bytes:
         # it took more than was predicted: what is advised is measured by that
         ratio = max(1.0, outcome.peak_bytes / max(1, prediction.process_bytes))
-        found = Correction(overhead_bytes=None, ratio=round(ratio, 4), spread=0.0, samples=1)
+        found = Correction(
+            overhead_bytes=None, ratio=round(ratio, 4), spread=0.0, samples=1, large=1
+        )
         asked["correction"] = found.model_dump()
     batches = None
     if prediction is not None:

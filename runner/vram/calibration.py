@@ -135,7 +135,7 @@ def _corrected(memory: TrainingMemory, found: Correction, prediction: Prediction
         if tensors != memory.reserved_bytes:
             parts["correction by measurements"] = tensors - memory.reserved_bytes
         if memory.method == "traced":
-            wide = ONE_MEASUREMENT_SHARE[prediction.device] / math.sqrt(found.samples)
+            wide = ONE_MEASUREMENT_SHARE[prediction.device] / math.sqrt(found.large)
             less = more = max(wide, found.spread) * tensors
     process = tensors + overhead
     less, more = (max(one, NARROWEST_SHARE * process) for one in (less, more))
