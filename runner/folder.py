@@ -281,6 +281,16 @@ class RunFolder:
             self.output,
         ]
 
+    def write_rendered(self, files: Mapping[str, str]) -> None:
+        """Write the files that a plan was rendered to, each whole; the plan itself last.
+
+        Raises OSError.
+        """
+        for name in sorted(files, key=lambda one: one == self.plan.name):
+            mode = 0o755 if name.endswith(".sh") else 0o644
+            (self.path / name).parent.mkdir(exist_ok=True)
+            durable.write_text(self.path / name, files[name], mode=mode)
+
     def verdicts(self) -> list[Path]:
         """What an earlier start said of its end, which a resumed run must not be judged by."""
         return [
@@ -342,10 +352,7 @@ def create(
             except FileExistsError:
                 continue
         folder = RunFolder(path)
-        for name, text in files.items():
-            mode = 0o755 if name.endswith(".sh") else 0o644
-            (path / name).parent.mkdir(exist_ok=True)
-            durable.write_text(path / name, text, mode=mode)
+        folder.write_rendered(files)
         for inner in (folder.logs, folder.checkpoints, folder.engine):
             inner.mkdir()
     except OSError as error:

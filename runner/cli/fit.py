@@ -13,14 +13,13 @@ from typing import Any
 from runner import durable
 from runner.cli.asking import ask_engine
 from runner.cli.output import Output, colour, field
-from runner.cli.vram import device_line, device_name, request, versions_at, vram_plan
+from runner.cli.vram import device_line, device_name, versions_at, vram_plan
 from runner.errors import RefusedError, UsageError
 from runner.jobfile import LoadedJob, load_job, sft_job
 from runner.packaged import jobs_folder
 from runner.report.fit_view import ladder_lines
 from runner.units import format_bytes, parse_bytes
-from runner.vram.ask import stack
-from runner.vram.calibration import correction, matching, read_records, shipped_records
+from runner.vram.ask import correction_of, write_request
 from runner.yaml_edit import NotEdited, set_fields
 from runner.yaml_text import shown_path, to_yaml
 
@@ -43,14 +42,9 @@ def fit_job(
     job = sft_job(loaded)
     plan, facts, assumed = vram_plan(loaded)
     limit = _limit(budget, gpu_total, plan.budget.limit_bytes)
-    versions = versions_at(facts.place)
-    records = matching(
-        [*shipped_records(), *read_records()],
-        device_name(plan, facts),
-        stack(versions),
-        plan.method,
+    found = correction_of(
+        device=device_name(plan, facts), method=plan.method, versions=versions_at(facts.place)
     )
-    found = correction(records)
     asked = {
         "budget_bytes": limit,
         "allow": job.fit.allow,
@@ -60,7 +54,7 @@ def fit_job(
     record = ask_engine(
         plan,
         out,
-        lambda folder: request(folder, plan, None, asked),
+        lambda folder: write_request(folder, plan, fit=asked),
         failed="no plan could be fitted",
     )
     fitted = all(part["chosen"] is not None for part in record["trainings"])

@@ -20,6 +20,7 @@ from typing import Any
 from runner import durable
 from runner.cli.output import Output, field
 from runner.folder import RunFolder
+from runner.metrics import is_loss_line, time_of
 from runner.plan_base import PlanBase
 from runner.units import format_bytes, format_duration
 
@@ -96,12 +97,12 @@ class Progress:
     def update(self) -> list[str]:
         """Take in what is new; the warnings among it, to be said at once."""
         for record in self._metrics.read():
-            step, now = record.get("step"), record.get("time_unix_seconds")
-            # a script of the user's own writes what it likes
-            if "loss" not in record or not isinstance(step, int):
+            if not is_loss_line(record):
                 continue
-            if isinstance(now, int | float) and now >= self._started:
-                self._paced.append((now, step))  # an earlier start says nothing of today's speed
+            now = time_of(record)
+            if now is not None and now >= self._started:
+                # an earlier start says nothing of today's speed
+                self._paced.append((now, record["step"]))
             self.last = record
         for record in self._memory.read():
             self.own_bytes = record.get("own_bytes")
@@ -130,8 +131,7 @@ class Progress:
                 filled = round(24 * min(1.0, step / total))
                 parts.append("━" * filled + "─" * (24 - filled))
             loss = self.last.get("loss")
-            known = isinstance(loss, int | float)
-            parts.append(f"loss {loss:.3f}" if known else "loss not finite")
+            parts.append("loss not finite" if loss is None else f"loss {loss:.3f}")
             learning_rate, rate = (
                 value if isinstance(value := self.last.get(name), int | float) else 0
                 for name in ("learning_rate", "tokens_per_second")

@@ -16,6 +16,7 @@ from runner.cli.vram import correct, device_name, predict_plan, versions_at
 from runner.errors import RefusedError
 from runner.facts import Facts, HostFacts
 from runner.folder import RunFolder
+from runner.metrics import loss_lines, time_of
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.report.memory_view import headline, verdict
@@ -78,20 +79,13 @@ def training_peak(folder: RunFolder) -> tuple[int, str] | None:
 
     Not what came after its last step: a smoke loads its result a second time beside the first.
     """
-    last = max(
-        (
-            float(line.get("time_unix_seconds") or 0)
-            for line in durable.read_jsonl(folder.metrics)
-            if "loss" in line
-        ),
-        default=0.0,
-    )
+    last = max((time_of(line) or 0.0 for line in loss_lines(folder.metrics)), default=0.0)
     seen = [
         (line["own_bytes"], f"{line['attribution']}:{line.get('measure') or 'trainer'}")
         for line in durable.read_jsonl(folder.memory)
         if line.get("attribution") in SEES_ALL
         and isinstance(line.get("own_bytes"), int)
-        and float(line.get("time_unix_seconds") or 0) <= last
+        and (time_of(line) or 0.0) <= last
     ]
     return max(seen, default=None)
 

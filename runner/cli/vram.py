@@ -6,11 +6,8 @@ a card with bf16, which is said.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from runner.cli.asking import ask_engine
 from runner.cli.output import Output, colour, field
@@ -21,11 +18,10 @@ from runner.facts import Facts, Gpu, gather
 from runner.job_mgm import MgmJob
 from runner.jobfile import LoadedJob, load_job, sft_job
 from runner.plan import Plan
-from runner.render import plan_yaml
 from runner.report.memory_view import prediction_lines
 from runner.resolve import make_plan
 from runner.units import format_bytes
-from runner.vram.ask import PACKAGES, Batch, corrected, keep, kept, plan_key
+from runner.vram.ask import PACKAGES, Batch, corrected, keep, kept, plan_key, write_request
 from runner.vram.record import Prediction
 
 ASSUMED_CAPABILITY = 9.0
@@ -112,25 +108,6 @@ def versions_at(place: Place) -> dict[str, str | None]:
     return {name: place.version(name) for name in PACKAGES}
 
 
-def request(
-    folder: Path,
-    plan: Plan,
-    batches: Sequence[Batch] | None,
-    fit: dict[str, Any] | None = None,
-) -> list[str]:
-    """Module and argument that ask for a prediction; writes the request into `folder`."""
-    plan_path = folder / "plan.yaml"
-    plan_path.write_text(plan_yaml(plan), encoding="utf-8")
-    path = folder / "request.json"
-    record = {
-        "plan": str(plan_path),
-        "batches": None if batches is None else [asdict(one) for one in batches],
-        "fit": fit,
-    }
-    path.write_text(json.dumps(record), encoding="utf-8")
-    return ["runner.vram", str(path)]
-
-
 def predict_plan(
     plan: Plan, facts: Facts, out: Output, batches: Sequence[Batch] | None = None
 ) -> Prediction:
@@ -145,7 +122,7 @@ def predict_plan(
         record = ask_engine(
             plan,
             out,
-            lambda folder: request(folder, plan, batches),
+            lambda folder: write_request(folder, plan, batches),
             failed="the memory could not be predicted",
         )
         found = Prediction.model_validate(record)

@@ -5,9 +5,7 @@ Asked of the native relative, since nothing of the toolkit has to be here for it
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from runner.cli.asking import ask_engine
@@ -18,10 +16,10 @@ from runner.errors import RefusedError
 from runner.job_mgm import MgmJob
 from runner.jobfile import LoadedJob, load_job
 from runner.plan_mgm import MgmPlan
-from runner.render import plan_yaml
 from runner.report.memory_view import training_lines
 from runner.resolve_kinds import make_any_plan
 from runner.units import format_bytes
+from runner.vram.ask import write_request
 from runner.vram.record import Prediction, TrainingMemory
 
 FULL = "all weights, AdamW on the card"
@@ -53,13 +51,12 @@ def show_vram_mgm(loaded: LoadedJob, job: MgmJob, out: Output) -> int:
         {**_stage(FULL_OFFLOADED, 1, "full", finetune), "rows": 4, "tokens": 2048},
     ]
 
-    def request(folder: Path) -> list[str]:
-        plan_path, path = folder / "plan.yaml", folder / "request.json"
-        plan_path.write_text(plan_yaml(relative), encoding="utf-8")
-        path.write_text(json.dumps({"plan": str(plan_path), "mgm": stages}), encoding="utf-8")
-        return ["runner.vram", str(path)]
-
-    record = ask_engine(relative, out, request, failed="the memory could not be predicted")
+    record = ask_engine(
+        relative,
+        out,
+        lambda folder: write_request(folder, relative, mgm=stages),
+        failed="the memory could not be predicted",
+    )
     prediction = Prediction.model_validate(record)
     budget = job.budget.gpu_memory
     lines = [

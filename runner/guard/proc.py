@@ -27,13 +27,25 @@ class Stat(NamedTuple):
 
 def read_stat(pid: int) -> Stat | None:
     """None where the process is gone."""
-    try:
-        text = _read(f"/proc/{pid}/stat")
-    except OSError:
+    found = stat_fields(pid, 20)
+    if found is None:
         return None
-    fields = text[text.rfind(b")") + 2 :].split(None, 20)  # the name may hold anything
+    fields = found[1]
     live = fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
     return Stat(live, int(fields[1]), int(fields[19]))
+
+
+def stat_fields(pid: int, most: int = -1) -> tuple[bytes, list[bytes]] | None:
+    """A process's name and the fields behind it in /proc/PID/stat, from its state on.
+
+    None where the process is gone. The kernel cuts a name after 15 letters. `most`: of these fields
+    are split, the rest is one.
+    """
+    try:
+        head, _, rest = _read(f"/proc/{pid}/stat").rpartition(b")")  # the name may hold anything
+    except OSError:
+        return None
+    return head.partition(b"(")[2], rest.split(None, most)
 
 
 def tells_children() -> bool:

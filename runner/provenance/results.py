@@ -11,6 +11,7 @@ from typing import Any
 
 from runner import durable
 from runner.folder import RunFolder
+from runner.metrics import loss_lines
 from runner.outcome import Outcome
 from runner.plan import Plan
 from runner.plan_base import PlanBase
@@ -33,14 +34,10 @@ class Step:
 
 def logged_steps(metrics: Path) -> list[Step]:
     """The steps of metrics.jsonl that have a loss; lines that are no such thing are passed over."""
-    found = []
-    for line in durable.read_jsonl(metrics):
-        step, loss = line.get("step"), line.get("loss")
-        if "loss" not in line or not isinstance(step, int):
-            continue
-        if loss is None or isinstance(loss, int | float):
-            found.append(Step(str(line.get("phase") or ""), step, loss))
-    return found
+    return [
+        Step(str(line.get("phase") or ""), line["step"], line["loss"])
+        for line in loss_lines(metrics)
+    ]
 
 
 def losses_of(steps: Iterable[Step]) -> Losses | None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from runner import durable
 from runner.folder import RunFolder
+from runner.metrics import loss_lines, time_of
 from runner.report.memory_view import headline, ordered
 from runner.units import format_bytes
-from runner.vram.record import Prediction
+from runner.vram.ask import read_prediction
 
 SOURCES = {
     "torch_max_allocated": "torch's tensors",
@@ -29,10 +28,7 @@ SHOWN_PARTS = 4
 
 def read_memory(folder: RunFolder, end: dict[str, Any]) -> dict[str, Any]:
     """Predicted, measured and budget, JSON-ready; `end` is termination.json's record, or empty."""
-    try:
-        prediction = Prediction.model_validate(durable.read_json(folder.prediction))
-    except ValidationError:
-        prediction = None
+    prediction = read_prediction(folder.prediction)
     measured, predicted = end.get("peak_bytes"), prediction and prediction.process_bytes
     step, of = peak_step(folder, end)
     record: dict[str, Any] = {
@@ -73,10 +69,11 @@ def peak_step(folder: RunFolder, end: dict[str, Any]) -> tuple[int | None, str |
         return None, None
     source = str(end.get("peak_source"))
     last = None
-    for line in durable.read_jsonl(folder.metrics):
-        if "loss" not in line or "time_unix_seconds" not in line:
+    for line in loss_lines(folder.metrics):
+        logged = time_of(line)
+        if logged is None:
             continue
-        if line["time_unix_seconds"] >= when:
+        if logged >= when:
             return int(line["step"]), source
         last = int(line["step"])
     return None if last is None else last + 1, source

@@ -43,7 +43,7 @@ def headline(prediction: Prediction) -> str:
     if more > 1.2 * less:
         low, high = memory.low_bytes / 2**30, memory.high_bytes / 2**30
         return f"{figure} ({low:.2f} to {high:.2f} GiB){kind}"
-    return f"{figure} ± {(less + more) / 2 / 2**30:.2f}{kind}"
+    return f"{figure} ± {prediction.plus_minus_bytes / 2**30:.2f}{kind}"
 
 
 def verdict(prediction: Prediction, budget_bytes: int | None) -> str:

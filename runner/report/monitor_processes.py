@@ -1,7 +1,7 @@
 """Processes as `runner monitor` names them: command, memory, and the run they belong to.
 
 Reads /proc itself, one small file a process: psutil's listing of all processes costs more than the
-rest of the monitor together. May import the stdlib and guard.sampler's `in_container`.
+rest of the monitor together. May import the stdlib, guard.proc, guard.sampler's `in_container`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.guard.proc import stat_fields
 from runner.guard.sampler import in_container
 from runner.report.monitor_records import ProcessView
 
@@ -32,24 +33,12 @@ class Stat:
 
 def read_stat(pid: int) -> Stat | None:
     """A process as it is now; None where there is none to see."""
-    try:
-        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-    except OSError:
+    found = stat_fields(pid)
+    if found is None:
         return None
-    try:
-        raw = os.read(descriptor, 4096)
-    except OSError:  # it ended in between
-        return None
-    finally:
-        os.close(descriptor)
-    # "PID (NAME) STATE PPID ...": the name may hold blanks and brackets
-    head, _, tail = raw.rpartition(b")")
-    fields = tail.split()
-    if len(fields) < 22:
-        return None
-    command = head.partition(b"(")[2].decode(errors="replace")
+    name, fields = found
     resident = int(fields[21]) * PAGE_BYTES
-    return Stat(pid, command, int(fields[1]), int(fields[19]), resident)
+    return Stat(pid, name.decode(errors="replace"), int(fields[1]), int(fields[19]), resident)
 
 
 def all_stats() -> Iterator[Stat]:

@@ -13,6 +13,7 @@ from runner import checkpoints, durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import living_engines
+from runner.metrics import loss_lines
 from runner.outcome import SCHEMA_VERSION, Reason
 from runner.plan import Plan
 from runner.plan_base import PlanBase
@@ -30,7 +31,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     Raises RunnerError where the folder has no readable plan.
     """
     plan = read_any_plan(folder.plan)
-    losses = [line for line in durable.read_jsonl(folder.metrics) if "loss" in line]
+    losses = list(loss_lines(folder.metrics))
     evaluations = [line for line in durable.read_jsonl(folder.metrics) if "eval_loss" in line]
     state = state_of(folder)
     termination = durable.read_json(folder.termination)

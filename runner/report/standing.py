@@ -14,6 +14,7 @@ from runner import checkpoints, durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import age_seconds, living_engines, start_ticks
+from runner.metrics import is_loss_line
 from runner.outcome import SCHEMA_VERSION, Reason
 from runner.state import GONE, is_over, state_of
 from runner.units import format_bytes, format_duration
@@ -126,6 +127,7 @@ def _of_end(folder: RunFolder, end: dict[str, Any]) -> dict[str, Any]:
 
 def _of_progress(folder: RunFolder) -> dict[str, Any]:
     last = durable.last_jsonl(folder.metrics, having="loss") or {}
+    last = last if is_loss_line(last) else {}
     memory = durable.last_jsonl(folder.memory) or {}
     return {
         "step": last.get("step"),

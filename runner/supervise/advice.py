@@ -8,11 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from runner import durable
 from runner.container.inside import question
@@ -21,13 +18,11 @@ from runner.folder import RunFolder
 from runner.outcome import Outcome, Reason
 from runner.plan import Plan
 from runner.plan_base import PlanBase
-from runner.render import plan_yaml
 from runner.sources import cache_folder
 from runner.supervise.record import Record
 from runner.units import format_bytes
-from runner.vram.ask import Batch
+from runner.vram.ask import Batch, read_prediction, write_request
 from runner.vram.calibration import Correction
-from runner.vram.record import Prediction
 from runner.yaml_text import to_yaml
 
 SECONDS = 120.0
@@ -39,7 +34,7 @@ def advise(folder: RunFolder, plan: PlanBase, outcome: Outcome, record: Record) 
     limit = _limit(folder, plan, outcome)
     if not isinstance(plan, Plan) or limit is None:
         return ()
-    prediction = predicted_for(folder)
+    prediction = read_prediction(folder.prediction)
     asked: dict[str, Any] = {"limit_bytes": limit, "count": COUNT, "correction": None}
     if prediction is not None and outcome.peak_bytes:
         # it took more than was predicted: what is advised is measured by that
@@ -58,14 +53,6 @@ def advise(folder: RunFolder, plan: PlanBase, outcome: Outcome, record: Record) 
         folder.advice, {"schema_version": 1, "limit_bytes": limit, "changes": found_changes}
     )
     return tuple(_text(change) for change in found_changes)
-
-
-def predicted_for(folder: RunFolder) -> Prediction | None:
-    """What was predicted for a run before it started; None where nothing was, or it is damaged."""
-    try:
-        return Prediction.model_validate(durable.read_json(folder.prediction))
-    except ValidationError:
-        return None
 
 
 def _limit(folder: RunFolder, plan: PlanBase, outcome: Outcome) -> int | None:
@@ -87,16 +74,9 @@ def _ask(
 ) -> list[dict[str, Any]] | None:
     with tempfile.TemporaryDirectory(prefix="runner-advice-") as name:
         place = Path(name)
-        (place / "plan.yaml").write_text(plan_yaml(plan), encoding="utf-8")
-        request = {
-            "plan": str(place / "plan.yaml"),
-            "batches": None if batches is None else [asdict(one) for one in batches],
-            "cheapest": asked,
-        }
-        (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
         put = question(
             plan.container,
-            ["runner.vram", str(place / "request.json")],
+            write_request(place, plan, batches, cheapest=asked),
             reads=plan_mounts(plan, None, cache_folder()),
             writes=[place],
         )

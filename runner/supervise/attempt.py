@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
-from typing import Literal, Protocol
 
 from runner.execute import Executor, executor_for
 from runner.folder import RunFolder
@@ -22,16 +21,8 @@ from runner.supervise.measure import (
     with_driver_limit,
 )
 from runner.supervise.record import Peak, Record
+from runner.supervise.stop import Stop
 from runner.supervise.verdict import kernel_oom_kills, reach_verdict
-
-
-class Stop(Protocol):
-    """What the supervisor was asked: supervise.run.StopRequests."""
-
-    @property
-    def level(self) -> Literal[0, 1, 2]: ...
-    @property
-    def interrupted(self) -> bool: ...
 
 
 def attempt(

@@ -10,7 +10,7 @@ import contextlib
 import re
 import time
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from runner import durable
 from runner.errors import EXIT_INTERRUPTED, RefusedError
@@ -26,6 +26,7 @@ from runner.outcome import Outcome, Reason
 from runner.plan_base import PlanBase
 from runner.render import render
 from runner.supervise.record import Record
+from runner.supervise.stop import Stop
 from runner.units import format_duration
 
 POLL_SECONDS = 1.0
@@ -33,15 +34,6 @@ _STOP_SECONDS = 0.05
 _SIZES_SECONDS = 10.0  # between two looks at sizes alone, which change all the time
 _SIZE = re.compile(r"\d+(?:\.\d+)? [KMG]iB")
 _STUCK_SECONDS = 60.0  # that NVML or the folder of leases may fail to answer one who waits
-
-
-class Stop(Protocol):
-    """Whether the run was asked to end, and by Ctrl-C or not: supervise.run.StopRequests."""
-
-    @property
-    def level(self) -> int: ...
-    @property
-    def interrupted(self) -> bool: ...
 
 
 class Cards:
@@ -157,9 +149,7 @@ class Cards:
         changed = on_cards(plan, self._cards, share=self._share or plan.launch.share)
         if changed is plan:
             return plan
-        for name, text in render(changed).items():
-            mode = 0o755 if name.endswith(".sh") else 0o644
-            durable.write_text(self._folder.path / name, text, mode=mode)
+        self._folder.write_rendered(render(changed))
         if changed.launch.gpu_uuids != plan.launch.gpu_uuids:
             was, now = (
                 ", ".join(f"GPU {index} ({uuid})" for index, uuid in zip(i, u, strict=True))

@@ -61,8 +61,8 @@ def next_plan(plan: PlanBase, outcome: Outcome, folder: RunFolder) -> tuple[Plan
 def put_in_place(folder: RunFolder, plan: Plan, before: PlanBase, outcome: Outcome) -> int:
     """Keep what the attempt was, and render the new plan in its place; the attempt's number.
 
-    The plan is written last: a kill in between leaves the old plan whole beside newer files, which
-    the next start renders anew from it.
+    The plan is written last: a kill in between leaves the old plan whole, by which the next start
+    goes on. Of the other files a step down changes comments alone.
     """
     number = 1 + sum(1 for _ in folder.attempts.glob("[0-9]*"))
     place = folder.attempt(number)
@@ -78,10 +78,7 @@ def put_in_place(folder: RunFolder, plan: Plan, before: PlanBase, outcome: Outco
             left.rename(staging / left.name)
     staging.rename(place)
     durable.fsync_folder(place.parent)
-    files = render(plan)
-    for name in sorted(files, key=lambda one: one == folder.plan.name):
-        mode = 0o755 if name.endswith(".sh") else 0o644
-        durable.write_text(folder.path / name, files[name], mode=mode)
+    folder.write_rendered(render(plan))
     return number
 
 

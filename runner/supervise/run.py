@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 from runner import durable
 from runner.errors import RefusedError
@@ -24,23 +22,9 @@ from runner.supervise.advice import advise
 from runner.supervise.attempt import attempt
 from runner.supervise.cards import Cards
 from runner.supervise.record import Record
+from runner.supervise.stop import StopRequests
 
 RESERVE_BYTES = 64 * 1024  # given back before the verdict, so that a full disk can't hide it
-
-
-class StopRequests:
-    """Signals to the supervisor: the first asks the run to end in order, the second to end now."""
-
-    def __init__(self) -> None:
-        self.level: Literal[0, 1, 2] = 0
-        self.interrupted = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self.interrupted = self.interrupted or number == signal.SIGINT
-        self.level = 1 if self.level == 0 else 2
 
 
 def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) -> Outcome:

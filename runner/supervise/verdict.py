@@ -9,13 +9,14 @@ from runner import checkpoints, durable
 from runner.engine.mgm.command import merged_folder
 from runner.folder import RunFolder
 from runner.guard import policy
+from runner.metrics import loss_lines
 from runner.outcome import Evidence, Outcome, Reason, judge
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
-from runner.supervise.advice import predicted_for
 from runner.supervise.record import Peak, Record
+from runner.vram.ask import read_prediction
 
 TORCH_RESERVED = "torch_max_reserved"
 TORCH_ALLOCATED = "torch_max_allocated"
@@ -43,7 +44,7 @@ def reach_verdict(
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
     for line in skipped:
         record.event("warning", line)
-    losses = [line for line in durable.read_jsonl(folder.metrics) if "loss" in line]
+    losses = list(loss_lines(folder.metrics))
     if plan.launch.device == "cuda":
         for metrics in losses:
             _offer_torch(peak, metrics)
@@ -69,6 +70,7 @@ def reach_verdict(
     if record.dropped:
         record.warnings.append(f"{record.dropped} lines of the records were lost (disk full?)")
     adapter = (result.get("adapter") or {}) if reason is Reason.COMPLETED else {}
+    predicted = read_prediction(folder.prediction)
     return Outcome(
         reason=reason,
         exit_code=code,
@@ -76,7 +78,7 @@ def reach_verdict(
         budget_bytes=plan.budget.limit_bytes,
         peak_bytes=peak.value,
         peak_source=peak.source,
-        predicted_bytes=predicted.process_bytes if (predicted := predicted_for(folder)) else None,
+        predicted_bytes=predicted.process_bytes if predicted else None,
         peaks=peak.by_source,
         peak_step=peak.steps,
         checkpoint=f"checkpoints/{checkpoint.name}" if checkpoint else None,

@@ -16,8 +16,10 @@ from pydantic import ValidationError
 
 from runner import durable
 from runner.plan import Plan
+from runner.render import plan_yaml
 from runner.sources import cache_folder
 from runner.vram.calibration import (
+    Correction,
     apply,
     correction,
     matching,
@@ -88,10 +90,7 @@ def _config(folder: str | None) -> str | None:
 
 def kept(name: str) -> Prediction | None:
     """The prediction that is kept under a key, uncorrected."""
-    try:
-        return Prediction.model_validate(kept_record(name))
-    except ValidationError:
-        return None
+    return read_prediction(_place(name))
 
 
 def predicted(
@@ -117,15 +116,19 @@ def keep(name: str, prediction: Prediction) -> None:
 
 def kept_record(name: str) -> dict[str, Any] | None:
     """What is kept under a name, whatever it is; None where there is nothing, or it is damaged."""
-    record = durable.read_json(cache_folder() / "vram" / f"{name}.json")
+    record = durable.read_json(_place(name))
     return record if isinstance(record, dict) else None
 
 
 def keep_record(name: str, record: dict[str, Any]) -> None:
     """Keep a record under a name."""
-    path = cache_folder() / "vram" / f"{name}.json"
+    path = _place(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.write_json(path, record)
+
+
+def _place(name: str) -> Path:
+    return cache_folder() / "vram" / f"{name}.json"
 
 
 def stack(versions: dict[str, str | None]) -> str:
@@ -133,12 +136,48 @@ def stack(versions: dict[str, str | None]) -> str:
     return " ".join(f"{name} {versions.get(name)}" for name in ("torch", "transformers", "trl"))
 
 
-def corrected(
-    prediction: Prediction, *, device: str, method: str, versions: dict[str, str | None]
-) -> Prediction:
-    """The prediction as this user's measurements, and those that runner ships, correct it.
+def correction_of(
+    *, device: str, method: str, versions: dict[str, str | None]
+) -> Correction | None:
+    """What this user's measurements, and those that runner ships, say; None where there are none.
 
     `device`: the card's name, or "cpu".
     """
     records = [*shipped_records(), *read_records()]
-    return apply(prediction, correction(matching(records, device, stack(versions), method)))
+    return correction(matching(records, device, stack(versions), method))
+
+
+def corrected(
+    prediction: Prediction, *, device: str, method: str, versions: dict[str, str | None]
+) -> Prediction:
+    """The prediction as measurements correct it; the rest as `correction_of`."""
+    found = correction_of(device=device, method=method, versions=versions)
+    return apply(prediction, found)
+
+
+def read_prediction(path: Path) -> Prediction | None:
+    """The prediction in a file, such as a run folder's; None where it is none, or damaged."""
+    try:
+        return Prediction.model_validate(durable.read_json(path))
+    except ValidationError:
+        return None
+
+
+def write_request(
+    folder: Path, plan: Plan, batches: Sequence[Batch] | None = None, **asked: Any
+) -> list[str]:
+    """Module and argument that put a question to runner.vram; written into `folder`.
+
+    Args:
+        batches: of each training; None where they are to be found from the rows.
+        asked: fit, cheapest or mgm, as runner.vram.__main__ says; without, a prediction.
+    """
+    plan_path, path = folder / "plan.yaml", folder / "request.json"
+    plan_path.write_text(plan_yaml(plan), encoding="utf-8")
+    record = {
+        "plan": str(plan_path),
+        "batches": None if batches is None else [asdict(one) for one in batches],
+        **asked,
+    }
+    path.write_text(json.dumps(record), encoding="utf-8")
+    return ["runner.vram", str(path)]

@@ -77,10 +77,8 @@ def fit(
 ) -> dict[str, Any]:
     """The ladder of a plan under a budget, and what was chosen: the JSON that `runner fit` gets.
 
-    `asked`: budget_bytes; allow and models, of the job's `fit`; correction, or None.
-
-    Raises:
-        RefusedError: nothing fits.
+    `asked`: budget_bytes; allow and models, of the job's `fit`; correction, or None. Where nothing
+    fits, no rung is chosen.
     """
     limit = int(asked["budget_bytes"])
     found = Correction.model_validate(asked["correction"]) if asked.get("correction") else None

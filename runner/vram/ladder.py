@@ -174,32 +174,18 @@ def bases(plan: Plan, models: list[str]) -> list[Base]:
     `models`: smaller ones that the job names.
     """
     out: list[Base] = []
-    if plan.method == "lora" and plan.vision is None:
-        out.append(
-            Base(
-                "8bit_base",
-                "8-bit base",
-                "the frozen weights are rounded to 8 bits",
-                {"method": "qlora", "quantization.bits": 8},
+    stored = {"lora": 16, "qlora": plan.quantization.bits}.get(plan.method, 0)
+    for bits, text in ((8, "8-bit base"), (4, "4-bit base (nf4)")):
+        if bits < stored and plan.vision is None:
+            method = {"method": "qlora"} if plan.method == "lora" else {}
+            out.append(
+                Base(
+                    f"{bits}bit_base",
+                    text,
+                    f"the frozen weights are rounded to {bits} bits",
+                    {**method, "quantization.bits": bits},
+                )
             )
-        )
-        out.append(
-            Base(
-                "4bit_base",
-                "4-bit base (nf4)",
-                "the frozen weights are rounded to 4 bits",
-                {"method": "qlora", "quantization.bits": 4},
-            )
-        )
-    if plan.method == "qlora" and plan.quantization.bits == 8:
-        out.append(
-            Base(
-                "4bit_base",
-                "4-bit base (nf4)",
-                "the frozen weights are rounded to 4 bits",
-                {"quantization.bits": 4},
-            )
-        )
     if plan.method in ("lora", "qlora"):
         targets = plan.lora.target_modules
         if targets == "all-linear" or set(targets) > set(FEWER_MODULES):

@@ -20,10 +20,10 @@ from runner.vram.shards import loading_bytes
 from runner.vram.step import Traced, trace
 
 TRACED_SHARE, ESTIMATED_SHARE = 0.04, 0.30
+"""Half-widths of the interval that no measurement has narrowed, as shares of the tensors' bytes."""
 HOST_SHARE, HOST_MORE = 0.15, 0.8
 """On a CPU, down and up: libc and the math libraries keep what tensors give back, 9 % to 80 % more
 than the tensors come to (benchmarks/vram_battery.py --device cpu)."""
-"""Half-widths of the interval that no measurement has narrowed, as shares of the tensors' bytes."""
 SHARD_SHARE = 0.15
 """The same, of what shards and buckets add, which is computed and not traced."""
 
