@@ -25,6 +25,25 @@ STATE = tempfile.TemporaryDirectory(prefix="runner-state-")
 os.environ["RUNNER_STATE"] = STATE.name
 
 
+TOGETHER = ("container",)
+"""Folders of tests that share something there is one of: a Docker daemon."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers side by side (-n) take whole files, so that a module's fixtures are made once.
+
+    What takes longest starts first: the last file to end is the one all wait for.
+    """
+    slow: dict[str, int] = {}
+    for item in items:
+        folder, _, name = str(item.path.relative_to(REPOSITORY / "tests")).partition("/")
+        group = folder if folder in TOGETHER else f"{folder}/{name}"
+        item.add_marker(pytest.mark.xdist_group(group))
+        weight = 50 if item.get_closest_marker("slow") else 1
+        slow[group] = slow.get(group, 0) + weight
+    items.sort(key=lambda item: -slow[item.get_closest_marker("xdist_group").args[0]])
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data, models and tokenizers; skips where it is not here."""
