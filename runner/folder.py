@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "manifest.json"
 
     @property
+    def bundle(self) -> Path:
+        """Of a run that came in a bundle: its index, by which its inputs are found."""
+        return self.path / "bundle.json"
+
+    @property
     def project_diff(self) -> Path:
         """What runner's own checkout had uncommitted, where it had anything."""
         return self.path / "project.diff"

@@ -559,13 +559,75 @@ def reproduce(
         int | None, typer.Option("--steps", min=1, help="End after so many; compare these.")
     ] = None,
     on: Annotated[str | None, typer.Option("--on", help="local or docker [where it ran].")] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--at",
+            metavar="PART=PATH",
+            help="Where an input lies now: data.train=FILE, model=FOLDER; may be repeated.",
+        ),
+    ] = None,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a run again from its manifest, in a new folder, and verify the two."""
     from runner.cli.reproduce import reproduce_run
 
-    raise typer.Exit(reproduce_run(run, steps=steps, on=on, runs=runs, as_json=as_json))
+    raise typer.Exit(
+        reproduce_run(run, steps=steps, on=on, at=at or [], runs=runs, as_json=as_json)
+    )
+
+
+@app.command()
+def bundle(
+    run: Run = "@last",
+    include: Annotated[
+        str | None,
+        typer.Option(
+            "--with", metavar="PARTS", help="Of data, model and adapter, joined by commas."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help=".tar or .tar.gz [./JOB-TIME-HASH...]."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    runs: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a run in one file, from which another machine reproduces it.
+
+    \b
+    runner bundle @last                       what it takes, but for weights and data
+    runner bundle @last --with data,model     all of it: reproduces without a network
+    runner bundle @last --with adapter        with what was trained
+    """
+    from runner.cli.bundle import bundle_run
+
+    raise typer.Exit(
+        bundle_run(run, include or "", out=out, force=force, runs=runs, as_json=as_json)
+    )
+
+
+@app.command()
+def unbundle(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `bundle` wrote.")],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FOLDER]", help="A new folder [under --runs, by the run's name]."),
+    ] = None,
+    runs: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Unpack a bundle as a run of this machine, every file checked; says what it lacks.
+
+    \b
+    runner unbundle demo-identity-20261125-182705-36a7434.tar
+    runner reproduce demo-identity/20261125-182705-36a7434
+    """
+    from runner.cli.unbundle import unbundle_file
+
+    raise typer.Exit(unbundle_file(file, folder, runs=runs, as_json=as_json))
 
 
 @app.command()

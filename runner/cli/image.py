@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from runner.cli.live_line import LiveLine
 from runner.cli.output import Output, field, table
 from runner.container import archive, context
 from runner.container.build import Request, Step, build
@@ -26,7 +24,6 @@ from runner.container.images import (
 from runner.errors import RefusedError, UsageError
 from runner.units import format_bytes, format_duration
 
-_REDRAW_SECONDS = 0.2
 _FIRST = 10  # differences that verify names
 
 
@@ -86,7 +83,7 @@ def save_image(path: Path, name: str | None, *, force: bool, as_json: bool) -> i
     out = Output(as_json=as_json)
     cli = require_cli()
     image = require_image(cli, name or default_name("train"))
-    line = _LiveLine()
+    line = LiveLine()
     try:
         saved = archive.save(
             cli,
@@ -120,7 +117,7 @@ def load_image(path: Path, *, as_json: bool) -> int:
         raise UsageError(f"there is no file {path}")
     cli = require_cli()
     size = path.stat().st_size
-    line = _LiveLine()
+    line = LiveLine()
     try:
         checked = archive.check(path, line.bytes("checking", size))
         names = archive.load(cli, path, line.bytes("loading", None))
@@ -202,39 +199,12 @@ def _holds(system: str | None, python: str | None, torch: str | None, cuda: str 
     return ", ".join(part for part in parts if part) or "not said"
 
 
-class _LiveLine:
-    """One line on a terminal that is redrawn; nothing elsewhere."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._drawn = 0.0
-
-    def draw(self, text: str) -> None:
-        now = time.monotonic()
-        if self._live and now - self._drawn >= _REDRAW_SECONDS:
-            width = shutil.get_terminal_size().columns - 1
-            shown = "".join(letter if letter.isprintable() else " " for letter in text)
-            sys.stderr.write(f"\r\x1b[K{shown[:width]}")
-            sys.stderr.flush()
-            self._drawn = now
-
-    def clear(self) -> None:
-        if self._live:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-    def bytes(self, what: str, whole: int | None) -> Callable[[int], None]:
-        """A progress function that tells bytes handled, of how many where that is known."""
-        of = f" of {format_bytes(whole)}" if whole else ""
-        return lambda done: self.draw(f"{what}  {format_bytes(done)}{of}")
-
-
 class _BuildView:
     """The steps of a build, a line each as it begins; on a terminal also what it says now."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
-        self._line = _LiveLine()
+        self._line = LiveLine()
         self._told: set[tuple[int, int]] = set()
         self._step = ""
         self._begun = time.monotonic()

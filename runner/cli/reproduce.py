@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from runner import durable
+from runner.bundle.contents import JOB_FILE
+from runner.bundle.index import read_beside
 from runner.cli.cards import preflight, with_free_cards
 from runner.cli.output import Output, field
 from runner.cli.preflight import make_stand_in, require_place, require_run_stack
@@ -25,10 +28,12 @@ from runner.errors import RefusedError, UsageError, nearest
 from runner.folder import RunFolder, create, default_root
 from runner.plan import Plan
 from runner.plan_base import PlanBase
+from runner.plan_mgm import MgmPlan
 from runner.provenance.environment import secret_values, without_secrets
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest, read_manifest, sha256_of
-from runner.provenance.replay import On, placed, plan_of, wrong_inputs
+from runner.provenance.places import is_here, parts, relocated
+from runner.provenance.replay import On, found_here, placed, plan_of, wrong_inputs
 from runner.provenance.results import logged_steps
 from runner.provenance.software import interpreter
 from runner.render import render
@@ -39,17 +44,24 @@ _SHOWN = 5
 
 
 def reproduce_run(
-    run: str, *, steps: int | None, on: str | None, runs: Path | None, as_json: bool
+    run: str,
+    *,
+    steps: int | None,
+    on: str | None,
+    at: list[str],
+    runs: Path | None,
+    as_json: bool,
 ) -> int:
     """0 where the new run is identical, 1 where not; the new run's code where it did not end well.
 
     Args:
         steps: end it after so many steps and compare these.
         on: local or docker; None is where the run ran.
+        at: PART=PATH, where an input lies now.
 
     Raises:
         RefusedError: an input is missing or changed, the run has no results, the image is not here.
-        UsageError: `on` is neither.
+        UsageError: `on` is neither; `at` names no part of the plan, or another file than was read.
     """
     out, root = Output(as_json=as_json), runs or default_root()
     original = manifest_folder(run, root)
@@ -59,11 +71,14 @@ def reproduce_run(
             f"{manifest.run} has no results to compare with: it has not ended, or was lost",
             f"runner report {manifest.run}",
         )
-    plan, facts = placed(plan_of(manifest), _place(on))
+    asked = plan_of(manifest)
+    given = given_places(at, asked)
+    plan, facts = placed(placed_inputs(original, asked, given), _place(on))
+    require_toolkits_python(plan)
     if isinstance(plan, Plan):
         require_run_stack(plan)
         make_stand_in(plan, out)
-    require_inputs(manifest, plan)
+    require_inputs(original, manifest, plan, given)
     require_place(plan, facts)
     plan = with_free_cards(plan, wait=False)
     folder = _new_folder(original, manifest, plan, root)
@@ -91,15 +106,80 @@ def reproduce_run(
     return 0 if compared.first is None else 1
 
 
-def require_inputs(manifest: Manifest, plan: PlanBase) -> None:
-    """Refuse where something that the run read is missing here or is another."""
-    wrong = list(wrong_inputs(manifest, plan, Hasher(cache_folder() / "hashes")))
-    if wrong:
-        more = f" (and {len(wrong) - 1} more: {'; '.join(wrong[1:_SHOWN])})" if wrong[1:] else ""
+def given_places(words: list[str], plan: PlanBase) -> dict[str, str]:
+    """PART=PATH of the command line as the part of the plan to the absolute path.
+
+    `data.train` means the rows of every training of a run that has several. Raises UsageError.
+    """
+    known = [part.what for part in parts(plan)]
+    known.append("python")
+    places: dict[str, str] = {}
+    for word in words:
+        name, equals, text = word.rpartition("=")
+        if not equals or not text:
+            raise UsageError(f"--at {word}: expected PART=PATH", f"a PART: {', '.join(known)}")
+        meant = [what for what in known if what == name or what.endswith(f": {name}")]
+        if not meant:
+            near = nearest(name, known)
+            raise UsageError(
+                f"--at {word}: the run has no {name}; it has {', '.join(known)}",
+                f"nearest: {near}" if near else None,
+            )
+        path = Path(text).expanduser().absolute()
+        if not is_here(path):
+            raise UsageError(f"--at {word}: there is no {path}")
+        places |= dict.fromkeys(meant, str(path))
+    return places
+
+
+def placed_inputs(original: RunFolder, plan: PlanBase, given: dict[str, str]) -> PlanBase:
+    """The plan with its inputs where `given` says, else in the run's own folder, else in caches.
+
+    Of a run that came in a bundle the interpreter is this machine's, and nobody is told of its end:
+    whoever made it is not to hear of it here.
+    """
+    index = read_beside(original.bundle)
+    bundled = {
+        what: str(original.path / at.path) for what, at in (index.places if index else {}).items()
+    }
+    plan = found_here(relocated(plan, {**bundled, **given}))
+    if index is None:
+        return plan
+    here = {"python": sys.executable} if isinstance(plan, Plan) and plan.container is None else {}
+    return plan.model_copy(update={"on_end": None, **here})
+
+
+def require_toolkits_python(plan: PlanBase) -> None:
+    """Refuse where the toolkit's own Python is not here; it is not runner's."""
+    if isinstance(plan, MgmPlan) and plan.container is None and not is_here(plan.mgm.python):
         raise RefusedError(
-            f"{manifest.run} can't be reproduced here: {wrong[0]}{more}",
-            "put the file back as it was; the manifest says every path and hash",
+            f"the Python of the toolkit's environment is not here: {plan.mgm.python}",
+            "--at python=PATH says where one lies",
         )
+
+
+def require_inputs(
+    original: RunFolder, manifest: Manifest, plan: PlanBase, given: dict[str, str]
+) -> None:
+    """Refuse where something that the run read is missing here or is another.
+
+    Raises UsageError where --at named it, RefusedError else.
+    """
+    wrong = list(wrong_inputs(manifest, plan, Hasher(cache_folder() / "hashes")))
+    if not wrong:
+        return
+    first = next((each for each in wrong if each.part in given), wrong[0])
+    others = [each.text for each in wrong if each is not first]
+    more = f" (and {len(others)} more: {'; '.join(others[: _SHOWN - 1])})" if others else ""
+    text = f"{manifest.run} can't be reproduced here: {first.text}{more}"
+    if first.part in given:
+        raise UsageError(text, f"name another place: --at {shlex.quote(first.part)}=PATH")
+    ways = f"--at {shlex.quote(first.part)}=PATH says where it lies now"
+    if first.id is not None and first.part in ("model", "vision.model"):
+        beside = original.path / JOB_FILE
+        job = shlex.quote(str(beside)) if beside.is_file() else manifest.job.name
+        ways = f"runner fetch {job} --set {first.part}={first.id} brings it; or {ways}"
+    raise RefusedError(text, ways)
 
 
 def _place(on: str | None) -> On | None:

@@ -109,6 +109,8 @@ def verdict_lines(compared: Compared) -> list[str]:
                 f"{files} files, {len(one.python.packages)} packages, plan {one.plan_hash[:7]}",
             )
         )
+        elsewhere = [each.text for each in compared.found if each.what == "places"]
+        lines += [field("", text.removeprefix("places: ")) for text in elsewhere]
         results = one.results
         if compared.steps is not None:
             lines.append(field("losses", f"the first {compared.steps} steps, bit for bit"))

@@ -118,6 +118,11 @@ def source_sha256(of: Recipe) -> str:
     return tree_sha256(_files(wanted))
 
 
+def package_files() -> list[tuple[str, Path]]:
+    """(name, place here) of runner's own files, as the train image has them; in an image too."""
+    return _files(["jobs", "runner", "shell"])
+
+
 def recipe_sha256(of: Recipe) -> str:
     """One hash over the Dockerfile and what it copies of docker/, but for the lock."""
     beside = [name for name in of.copies if name.startswith("docker") and name != _lock_path(of)]

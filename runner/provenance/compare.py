@@ -148,6 +148,9 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[Difference]:
     if other_plan and not named:
         text = f"plan: {a.plan_hash[:7]} → {b.plan_hash[:7]}"
         known = any(_files(a, b)) or any(each.what == "image" for each in _versions(a, b))
+        if not known and _elsewhere(a, b) and _substitutions(a) == _substitutions(b):
+            # the hash is over some paths too: of a model's folder, of a script's
+            text, known = f"{text}, by where its inputs lie alone", True
         yield Difference("settings", "plan", a.plan_hash, b.plan_hash, text, decides=not known)
 
 
@@ -273,9 +276,30 @@ def _machine(a: Manifest, b: Manifest) -> Iterator[Difference]:
         if ours[name] != theirs[name]:
             told = _named("machine", name, ours[name], theirs[name])
             yield Difference("machine", name, told.one, told.other, told.text, decides=False)
+    if elsewhere := _elsewhere(a, b):
+        text = f"places: other paths with the same content: {', '.join(elsewhere)}"
+        yield Difference("machine", "places", None, None, text, decides=False)
     if a.resumed != b.resumed:
         told = _named("machine", "resumed", a.resumed, b.resumed)
         yield Difference("machine", "resumed", a.resumed, b.resumed, told.text, decides=False)
+
+
+def _elsewhere(a: Manifest, b: Manifest) -> list[str]:
+    """What both read with the same content from other paths; a model's files as one."""
+    theirs = {each.what: each for each in b.files}
+    found = [
+        each.what.partition("/")[0]
+        for each in a.files
+        if (other := theirs.get(each.what)) is not None
+        and each.path != other.path
+        and each.sha256 is not None
+        and each.sha256 == other.sha256
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _substitutions(side: Manifest) -> Any:
+    return [side.plan.get("substitutions"), (side.plan.get("mgm") or {}).get("substitutions")]
 
 
 def _named(group: Group, what: str, one: Any, other: Any) -> Difference:

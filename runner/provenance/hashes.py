@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from runner import durable
@@ -69,9 +69,14 @@ class Hasher:
 
         Raises OSError, GaveUp.
         """
+        files = sorted(files_in(path))
+        return self.files((file.relative_to(path).as_posix(), file) for file in files)
+
+    def files(self, named: Iterable[tuple[str, Path]]) -> tuple[str, int, int]:
+        """The same over (name, file), in the order in which they come."""
         whole, count, size = hashlib.sha256(), 0, 0
-        for file in sorted(_walk(path)):
-            whole.update(f"{file.relative_to(path).as_posix()}\0{self.file(file)}\n".encode())
+        for name, file in named:
+            whole.update(f"{name}\0{self.file(file)}\n".encode())
             count, size = count + 1, size + file.stat().st_size
         return whole.hexdigest(), count, size
 
@@ -90,9 +95,10 @@ class Hasher:
         return digest.hexdigest()
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def files_in(folder: Path) -> Iterator[Path]:
+    """The files that count as a folder's content: no .git, no bytecode, no links to folders."""
     for path in folder.iterdir():
         if path.is_dir() and path.name not in _UNWANTED and not path.is_symlink():
-            yield from _walk(path)
+            yield from files_in(path)
         elif path.is_file() and path.suffix != ".pyc":
             yield path

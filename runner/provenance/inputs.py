@@ -1,6 +1,6 @@
 """The files that a plan reads, named by their fields. Pure but for listing a model's folder.
 
-Imports the plans and runner.provenance.manifest/hashes.
+Imports the plans and runner.provenance.manifest/hashes/images/places.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from runner.plan import Plan, PlannedData, PlannedModel
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
+from runner.provenance import images, places
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import FileRecord
 
@@ -44,11 +45,20 @@ def input_files(plan: PlanBase) -> list[FileRecord]:
     return []
 
 
-def hashed(record: FileRecord, hasher: Hasher) -> FileRecord:
-    """The same file with its hash and size. Raises OSError, GaveUp."""
+def hashed(record: FileRecord, hasher: Hasher, plan: PlanBase | None = None) -> FileRecord:
+    """The same file with its hash and size; of images the plan says whose rows name them.
+
+    Raises OSError, GaveUp, and of images RunnerError as images.named.
+    """
     path = Path(record.path)
-    if record.kind == "folder":
-        digest, count, size = hasher.folder(path)
+    if record.kind in ("folder", "images"):
+        if record.kind == "images":
+            assert isinstance(plan, Plan)  # noqa: S101 - only such a plan has any
+            phase = record.what.removesuffix(places.IMAGES).removesuffix(": ")
+            found = sorted(images.named(plan, phase).items())
+            digest, count, size = hasher.files((" ".join(key), file) for key, file in found)
+        else:
+            digest, count, size = hasher.folder(path)
         return record.model_copy(update={"sha256": digest, "files": count, "size_bytes": size})
     size = path.stat().st_size
     return record.model_copy(update={"sha256": hasher.file(path), "size_bytes": size})
@@ -98,6 +108,8 @@ def _rows(plan: Plan) -> Iterator[FileRecord]:
                 sha256=each.sha256,
                 size_bytes=each.size_bytes,
             )
+        if plan.vision is not None and (root := images.first_root(training)) is not None:
+            yield FileRecord(what=prefix + places.IMAGES, path=str(root), kind="images")
 
 
 def _models(plan: Plan) -> Iterator[FileRecord]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runner import durable
+from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.outcome import Outcome
 from runner.plan_base import PlanBase
@@ -107,7 +108,7 @@ class Keeper:
             secrets=sorted(named),
         )
         self._write()
-        self._thread = threading.Thread(target=self._hash, name="hashes", daemon=True)
+        self._thread = threading.Thread(target=self._hash, args=(plan,), name="hashes", daemon=True)
         self._thread.start()
 
     def _rendered(self, plan: PlanBase) -> dict[str, str]:
@@ -115,7 +116,7 @@ class Keeper:
         names = [name for name in sorted(render(plan)) if (place / name).is_file()]
         return {name: self._hasher.file(place / name) for name in names}
 
-    def _hash(self) -> None:
+    def _hash(self, plan: PlanBase) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
@@ -123,10 +124,12 @@ class Keeper:
                 if record.sha256 is not None or record.kind == "remote":
                     continue
                 try:
-                    self._files[number] = inputs.hashed(record, self._hasher)
+                    self._files[number] = inputs.hashed(record, self._hasher, plan)
                 except OSError as error:
                     told = f"{record.what} could not be hashed: {error.strerror or error}"
                     self._notes.append(told)
+                except (RunnerError, ImportError) as error:  # rows that name images
+                    self._notes.append(f"{record.what} could not be hashed: {error}")
             self._write()
         except GaveUp:
             self._notes.append("the run was stopped before all of its inputs were hashed")

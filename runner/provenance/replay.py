@@ -5,27 +5,30 @@ Asks the container program where the run was in a container. Starts nothing.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
-from runner.container.cli import ContainerCli
+from runner.container.cli import ContainerCli, find_cli
 from runner.container.images import find_image
-from runner.errors import RefusedError, RunnerError
+from runner.errors import RefusedError, RunnerError, SpecError
 from runner.facts import HostFacts, gather_host
 from runner.job_base import JobBase, LaunchSettings
-from runner.plan import Plan, PlannedModel
+from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_kinds import PLANS
 from runner.plan_mgm import MgmPlan
 from runner.provenance import inputs
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import FileRecord, Manifest
+from runner.provenance.places import Part, is_here, parts, relocated
 from runner.resolve_base import planned_container
-from runner.sources import find_model
+from runner.sources import cache_folder, find_data, find_model
 
 On = Literal["local", "docker"]
 
@@ -65,43 +68,93 @@ def placed(plan: PlanBase, on: On | None) -> tuple[PlanBase, HostFacts]:
             "leave --on out",
         )
     if wanted == "local":
-        here = plan.python if Path(plan.python).is_file() and not moved else sys.executable
+        here = plan.python if is_here(plan.python) and not moved else sys.executable
         facts = gather_host(JobBase(launch=LaunchSettings(on="local")))
-        return _with_models(plan.model_copy(update={"container": None, "python": here})), facts
+        return plan.model_copy(update={"container": None, "python": here}), facts
     if plan.container is None:
         job = JobBase(launch=LaunchSettings(on="docker"))
         facts = gather_host(job)
         container = planned_container(job, facts, online=False)
         return plan.model_copy(update={"container": container, "python": facts.python}), facts
-    cli = ContainerCli(plan.container.program)
-    if find_image(cli, plan.container.image_id) is None:
+    box = plan.container
+    if not is_here(box.program) and (other := find_cli()) is not None:
+        box = box.model_copy(update={"program": other.program})  # it came from another machine
+        plan = plan.model_copy(update={"container": box})
+    if find_image(ContainerCli(box.program), box.image_id) is None:
         raise RefusedError(
-            f"the image that the run had is not here: {plan.container.image} "
-            f"{plan.container.image_id[:19]}",
+            f"the image that the run had is not here: {box.image} {box.image_id[:19]}",
             "runner image load FILE brings a saved one; --on local takes this machine's packages",
         )
     named = JobBase(launch=LaunchSettings(on="docker")).container.model_copy(
-        update={"image": plan.container.image_id}
+        update={"image": box.image_id}
     )
     return plan, gather_host(JobBase(launch=LaunchSettings(on="docker"), container=named))
 
 
-def wrong_inputs(manifest: Manifest, plan: PlanBase, hasher: Hasher) -> Iterator[str]:
-    """What the run read that is missing here or is another, a line each, by its hash."""
+@dataclass(frozen=True)
+class Wrong:
+    """Something that the run read, and that is missing here or is another."""
+
+    part: str
+    """The part of the plan that it belongs to, by which --at names it."""
+    text: str
+    id: str | None = None
+    """Of what is missing: how a job names it, where it is on a hub."""
+
+
+def wrong_inputs(manifest: Manifest, plan: PlanBase, hasher: Hasher) -> Iterator[Wrong]:
+    """What of the run's inputs is missing here or is another, by its hash."""
     here = {each.what: each for each in inputs.input_files(plan)}
+    known = {part.what: part for part in parts(plan)}
+    missing: set[str] = set()
     for record in manifest.files:
-        if record.kind == "remote" or record.sha256 is None:
-            continue  # fetched by the trainer, or never known
-        now = here.get(record.what, record)
-        if not Path(now.path).exists():
-            yield f"{record.what}: {now.path} is not here (sha256 {record.sha256[:12]})"
+        name = record.what if record.what in known else record.what.rpartition("/")[0]
+        part = known.get(name)
+        if record.kind == "remote" or record.sha256 is None or name in missing:
+            continue  # fetched by the trainer, or never known; or said already
+        absent = part is not None and not is_here(part.path)
+        if part is not None and absent and record.kind != "images":
+            missing.add(name)
+            yield _missing(manifest, part)
             continue
-        found = inputs.hashed(replace_hash(now), hasher)
-        if found.sha256 != record.sha256:
-            yield (
-                f"{record.what}: {now.path} is another file than the run read: sha256 "
-                f"{record.sha256[:12]} → {str(found.sha256)[:12]}"
+        now = here.get(record.what)
+        path = Path(now.path) if now else Path((part and part.path) or "", Path(record.what).name)
+        if now is None or not is_here(path):
+            yield Wrong(name, f"{record.what}: {path} is not here (sha256 {record.sha256[:12]})")
+            continue
+        try:
+            found = inputs.hashed(replace_hash(now), hasher, plan).sha256
+        except (RunnerError, ImportError) as error:
+            yield Wrong(name, f"{record.what} can't be hashed: {error}")
+            continue
+        if found != record.sha256:
+            what = {"images": "holds other images", "folder": "is another folder"}.get(record.kind)
+            yield Wrong(
+                name,
+                f"{record.what}: {path} {what or 'is another file'} than the run read: sha256 "
+                f"{record.sha256[:12]} → {str(found)[:12]}",
             )
+    recorded = {record.what for record in manifest.files}
+    for what, record in here.items():
+        name = what.rpartition("/")[0]
+        whole = any(each.startswith(f"{name}/") for each in recorded)
+        if name in known and whole and name not in missing and what not in recorded:
+            yield Wrong(name, f"{what}: {record.path} was not there when the run read its folder")
+
+
+def _missing(manifest: Manifest, part: Part) -> Wrong:
+    files = [
+        each
+        for each in manifest.files
+        if each.what == part.what or each.what.startswith(f"{part.what}/")
+    ]
+    largest = max(files, key=lambda each: each.size_bytes or 0)
+    named = f"{Path(largest.path).name} " if len(files) > 1 else ""
+    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    revision = f"@{part.revision}" if part.revision else ""
+    name = f"{part.id}{revision}" if part.id else part.path
+    known = f"{named}sha256 {str(largest.sha256)[:12]}{more}"
+    return Wrong(part.what, f"{part.what}: {name} is not here ({known})", f"{part.id}{revision}")
 
 
 def replace_hash(record: FileRecord) -> FileRecord:
@@ -109,23 +162,61 @@ def replace_hash(record: FileRecord) -> FileRecord:
     return record.model_copy(update={"sha256": None, "size_bytes": None, "files": None})
 
 
-def _with_models(plan: PlanBase) -> PlanBase:
-    """The plan with hub weights where they lie on this machine, if not where they lay."""
+def found_here(plan: PlanBase) -> PlanBase:
+    """The plan with what comes from a hub where it lies on this machine, if not where it lay."""
     if not isinstance(plan, Plan):
         return plan
-    model = _found(plan.model)
-    vision = plan.vision
-    if vision is not None:
-        vision = vision.model_copy(update={"model": _found(vision.model)})
-    return plan.model_copy(update={"model": model, "vision": vision})
+    places = {}
+    for part in parts(plan):
+        if is_here(part.path):
+            continue
+        found = _weights_here(part) if part.group == "model" else _rows_here(plan, part)
+        if found is not None:
+            places[part.what] = str(found)
+    if plan.model.kind == "standin" and not is_here(plan.model.folder):
+        # made here, as it was there: in the cache, which each user has at another place
+        name = Path(plan.model.folder or "standin").name
+        places["model"] = str(cache_folder() / "standins" / name)
+    return relocated(plan, places)
 
 
-def _found(model: PlannedModel) -> PlannedModel:
-    if model.kind != "hub" or (model.folder and Path(model.folder).is_dir()):
-        return model
-    text = f"{model.id}@{model.revision}" if model.revision else model.id
-    source = find_model(text, beside=None, where="the manifest")
-    return model.model_copy(update={"folder": str(source.folder) if source.folder else None})
+def _weights_here(part: Part) -> Path | None:
+    """A hub's model in this machine's caches. Where another revision lies, its hashes say so."""
+    if part.id is None:
+        return None
+    # ModelScope's are kept by the revision that was asked for, which may be none
+    for revision in dict.fromkeys((part.revision, None)):
+        text = f"{part.id}@{revision}" if revision else part.id
+        with contextlib.suppress(SpecError):
+            source = find_model(text, beside=None, where="the manifest")
+            if source.present and source.folder is not None:
+                return source.folder
+    return None
+
+
+def _rows_here(plan: Plan, part: Part) -> Path | None:
+    """A hub's rows in this machine's cache, by what the job asked for."""
+    if part.id is None:
+        return None
+    phase, _, what = part.what.rpartition(": ")
+    (training,) = (each for each in plan.trainings if each.phase == phase)
+    data, hub = training.data, training.data.hub
+    asked = {
+        "data.train": (data.train, hub.split),
+        "data.eval": (data.eval, hub.eval_split),
+        "data.test": (data.test, hub.test_split),
+        **{
+            f"data.mix.sources.{number}.rows": (source.rows, hub.split)
+            for number, source in enumerate(data.mix.sources if data.mix else [])
+        },
+    }
+    text, split = asked.get(what, (None, ""))
+    if text is None or not text.startswith(("hub:", "modelscope:")):
+        return None
+    source = find_data(
+        text, field=what, beside=None, where="the manifest", name=hub.name, split=split
+    )
+    return source.path if source.present else None
 
 
 def _code(manifest: Manifest) -> str:

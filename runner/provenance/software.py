@@ -37,7 +37,7 @@ print(json.dumps({"version": platform.python_version(), "packages": found}))
 
 def code() -> tuple[Code, str]:
     """Runner's own code, and what is not committed of it as a diff; '' where all is."""
-    source = context.source_sha256(context.recipe("train"))
+    source = context.tree_sha256(context.package_files())
     root = docker_folder().parent
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     if commit is None:

@@ -443,11 +443,20 @@ def _images(
             )
     if row.get("image") and row.get("images"):
         problems.fail("images", "stands beside image", row["images"], "one of image and images")
+    paths = image_names(row)
+    if paths is None:
+        key = "image" if row.get("image") else "images"
+        problems.fail(key, "is not a list of image paths", row[key], "paths of image files")
+    return paths
+
+
+def image_names(row: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The images of a row as it names them; None where what it holds is no list of names."""
     key = "image" if row.get("image") else "images"
     held = row.get(key) or []
     paths = [held] if key == "image" and isinstance(held, str) else held
     if not isinstance(paths, list) or not all(isinstance(p, str) and p for p in paths):
-        problems.fail(key, "is not a list of image paths", held, "paths of image files")
+        return None
     return tuple(paths)
 
 

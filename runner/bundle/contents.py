@@ -1,0 +1,386 @@
+"""What goes into a bundle: an allow-list of a run's records, and the inputs that were asked for.
+
+Reads the run folder and hashes inputs; writes nothing. Imports runner.provenance, folder and plans.
+Every input is checked against the manifest: a bundle of other files would reproduce another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from runner.bundle.index import Index, Known, Lacking, Member, Placed, name_problem
+from runner.bundle.index import Part as Asked
+from runner.errors import RefusedError
+from runner.folder import RunFolder
+from runner.plan import Plan
+from runner.plan_base import PlanBase
+from runner.plan_mgm import MgmPlan
+from runner.provenance import images
+from runner.provenance.environment import looks_secret, secret_values, without_secrets
+from runner.provenance.hashes import Hasher, files_in
+from runner.provenance.manifest import FileRecord, Manifest
+from runner.provenance.places import IMAGES, Part, is_here, parts
+
+ASKED: tuple[Asked, ...] = ("data", "model", "adapter")
+"""What --with can ask for."""
+INPUTS = "inputs"
+JOB_FILE = "job.yaml"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_SECRET_FILES = re.compile(
+    r"\.env(\..+)?|[._]netrc|\.git-credentials|\.pypirc|\.npmrc|\.htpasswd|credentials(\.json)?"
+    r"|id_(rsa|dsa|ecdsa|ed25519)|.+\.(pem|key|p12|pfx|keystore)",
+    re.IGNORECASE,
+)
+_SECRET_FOLDERS = {".ssh", ".aws", ".gnupg", ".docker", ".kube"}
+_HARMLESS = re.compile(r"\.env\.(example|sample|template|dist)", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"(?:^|[=:\s])(/[^\s:]+)")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file on its way into a bundle."""
+
+    member: Member
+    source: Path
+    content: bytes | None = None
+    """In place of the source's, where secrets were struck out of it."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All of a bundle."""
+
+    index: Index
+    items: list[Item]
+    """In the order of the index's members."""
+
+
+def contents(
+    folder: RunFolder,
+    manifest: Manifest,
+    plan: PlanBase,
+    asked: Collection[Asked],
+    hasher: Hasher,
+    *,
+    made_by: str,
+    manifest_sha256: str,
+) -> Contents:
+    """The members of a run's bundle, hashed, and what it will lack.
+
+    Raises RefusedError where an input that was asked for is missing or another than the run read,
+    or looks like a file of secrets; OSError.
+    """
+    gathered = _Gathered(manifest, plan, hasher)
+    gathered.records(folder)
+    for part in parts(plan):
+        gathered.part(part, wanted=part.group == "code" or part.group in asked)
+    if "adapter" in asked:
+        gathered.result(folder)
+    gathered.remarks()
+    items = sorted(gathered.items.values(), key=lambda item: item.member.path)
+    box = plan.container
+    index = Index(
+        made_by=made_by,
+        run=manifest.run,
+        plan_hash=manifest.plan_hash,
+        manifest_sha256=manifest_sha256,
+        contains=[one for one in ASKED if one in asked],
+        image=f"{box.image} {box.image_id}" if box is not None else None,
+        places=gathered.places,
+        lacks=gathered.lacks,
+        notes=[_plain(note) for note in gathered.notes],
+        members=[item.member for item in items],
+    )
+    return Contents(index.sealed(), items)
+
+
+def record_files(folder: RunFolder, manifest: Manifest) -> Iterator[Path]:
+    """The allow-list: what of a run folder goes into every bundle, as far as it is there."""
+    names = [folder.manifest, folder.plan, folder.launch_script, folder.sources]
+    names += [folder.path / name for name in manifest.rendered]
+    names += [folder.project_diff, folder.metrics, folder.memory, folder.events]
+    names += [folder.termination, folder.data_report, folder.prediction, folder.advice]
+    names += [folder.container, folder.best, folder.train_log, folder.supervisor_log]
+    names += [folder.container_log, folder.engine_failure, folder.engine_result]
+    names += [folder.engine_stack, *folder.engine.glob("rank-*.json")]
+    names += folder.row_hashes.rglob("*")
+    names += folder.phases.glob(f"*/{folder.data_report.name}")
+    for attempt in folder.attempts.glob("*"):
+        names += [attempt / folder.plan.name, attempt / folder.launch_script.name]
+        names += [attempt / folder.termination.name]
+    for path in dict.fromkeys(names):
+        if path.is_file() and not path.is_symlink() and folder.path in path.parents:
+            yield path
+
+
+@dataclass
+class _Gathered:
+    manifest: Manifest
+    plan: PlanBase
+    hasher: Hasher
+    items: dict[str, Item] = field(default_factory=dict)
+    places: dict[str, Placed] = field(default_factory=dict)
+    lacks: list[Lacking] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _known: dict[tuple[str, str], Placed] = field(default_factory=dict)
+    """(path here, kind) to where it already lies in the bundle."""
+
+    def records(self, folder: RunFolder) -> None:
+        secrets = secret_values(os.environ, self.manifest.secrets)
+        for path in record_files(folder, self.manifest):
+            name = path.relative_to(folder.path).as_posix()
+            content = None
+            if secrets and path.suffix == ".log":
+                text = path.read_bytes().decode(errors="surrogateescape")
+                clean = str(without_secrets(text, secrets))
+                if clean != text:
+                    content = clean.encode(errors="surrogateescape")
+                    self.notes.append(f"{name}: values of secrets were struck out")
+            self.add(name, path, content=content)
+        job = self.manifest.job
+        places = [folder.path / JOB_FILE, *([Path(job.file)] if job.file else [])]
+        for place in [each for each in places if job.sha256 and is_here(each)][:1]:
+            if self.hasher.file(place) == job.sha256:
+                self.add(JOB_FILE, place)
+            else:
+                told = f"the job file was changed since, so it is left out: {place.name}"
+                self.notes.append(told)
+
+    def add(self, name: str, source: Path, *, content: bytes | None = None) -> Member:
+        if problem := name_problem(name):
+            raise RefusedError(
+                f"{source} can't go into a bundle: its name {problem}: {name!a}",
+                "give it a plain name and run anew, or leave it out of --with",
+            )
+        if content is None:
+            size, digest = source.stat().st_size, self.hasher.file(source)
+        else:
+            size, digest = len(content), hashlib.sha256(content).hexdigest()
+        member = Member(
+            path=name,
+            size_bytes=size,
+            sha256=digest,
+            executable=os.access(source, os.X_OK),
+        )
+        self.items[name] = Item(member, source, content)
+        return member
+
+    def part(self, part: Part, *, wanted: bool) -> None:
+        """Take a part along, or say what is lacking of it."""
+        if part.what.endswith(IMAGES):
+            if isinstance(self.plan, Plan):
+                self.images(part, wanted=wanted)
+            return
+        record = _record(self.manifest, part.what)
+        optional = record is None and part.what.startswith("infer.")
+        if part.path is None or not wanted:
+            if not (optional and part.path and not is_here(part.path)):
+                self.lack(part)
+            return
+        path = Path(part.path)
+        if not is_here(path):
+            if optional:
+                return
+            if part.group == "code" and self.plan.container is not None:
+                return  # it lies in the image
+            raise RefusedError(
+                f"{part.what}: {path} is not here",
+                f"put it back, or leave {part.group} out of --with",
+            )
+        folder = self.slot(part.what)
+        of_model = [each for each in self.manifest.files if each.what.startswith(part.what + "/")]
+        kind = "folder" if path.is_dir() else "file"
+        known = self._known.get((str(path.resolve()), kind))
+        if known is not None:
+            self.places[part.what] = known
+            return
+        if of_model:
+            if isinstance(self.plan, MgmPlan):
+                # the toolkit tells classes by words in its paths, so that their ends are kept
+                folder = "/".join([folder, *path.parts[-2:]])
+            for each in of_model:
+                name = each.what.removeprefix(part.what + "/")
+                if not (path / name).is_file():
+                    raise RefusedError(
+                        f"{each.what}: {path / name} is not here",
+                        f"put it back, or leave {part.group} out of --with",
+                    )
+                self.require(each, self.add(f"{folder}/{name}", path / name).sha256)
+            place = Placed(path=folder, kind="folder")
+        elif kind == "folder":
+            self.whole_folder(part, path, folder, record)
+            place = Placed(path=folder, kind="folder")
+        else:
+            _refuse_secrets(part, path, path.parent)
+            member = self.add(f"{folder}/{path.name}", path)
+            if record is not None:
+                self.require(record, member.sha256)
+            place = Placed(path=member.path, kind="file")
+        self._known[str(path.resolve()), kind] = self.places[part.what] = place
+
+    def whole_folder(self, part: Part, path: Path, folder: str, record: FileRecord | None) -> None:
+        files = sorted(files_in(path))
+        whole = hashlib.sha256()
+        for file in files:
+            _refuse_secrets(part, file, path)
+            name = file.relative_to(path).as_posix()
+            member = self.add(f"{folder}/{name}", file)
+            whole.update(f"{name}\0{member.sha256}\n".encode())
+        if record is not None:
+            self.require(record, whole.hexdigest())
+
+    def images(self, part: Part, *, wanted: bool) -> None:
+        """Those that rows name, by their names as written; all of a training in one folder."""
+        assert isinstance(self.plan, Plan)  # noqa: S101 - the caller has looked
+        phase = part.what.removesuffix(IMAGES).removesuffix(": ")
+        record = _record(self.manifest, part.what)
+        if record is None and not wanted:
+            return
+        if not wanted:
+            self.lack(part)
+            return
+        found = sorted(images.named(self.plan, phase).items())
+        if not found:
+            return
+        if record is not None and record.sha256 is not None:
+            digest, _, _ = self.hasher.files((" ".join(key), file) for key, file in found)
+            self.require(record, digest)
+        roots = sorted({str(file)[: -len(name)] for (_, name), file in found})
+        known = self._known.get(("\0".join(roots), "images"))
+        place = known or Placed(path=self.slot("images"), kind="folder")
+        self._known["\0".join(roots), "images"] = self.places[part.what] = place
+        for (_, name), file in found:
+            _refuse_secrets(part, file, file)
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise RefusedError(
+                    f"{part.what}: rows name an image {name}, by which no other machine can find "
+                    "it: only names below data.image_folder can be bundled",
+                    "name images so in the rows and run anew, or leave data out of --with",
+                )
+            inside = f"{place.path}/{os.path.normpath(name)}"
+            earlier = self.items.get(inside)
+            member = self.add(inside, file)
+            if earlier is not None and earlier.member.sha256 != member.sha256:
+                raise RefusedError(
+                    f"two sources of rows have another image under one name: {earlier.source} and "
+                    f"{file}",
+                    "give them one data.image_folder, or leave data out of --with",
+                )
+
+    def result(self, folder: RunFolder) -> None:
+        """The adapter, or the model of method full."""
+        name = self.manifest.results.result if self.manifest.results else None
+        place = folder.path / name if name else None
+        if place is None or place not in (folder.adapter, folder.model) or not place.is_dir():
+            raise RefusedError(
+                f"{self.manifest.run} has no adapter here", "leave adapter out of --with"
+            )
+        for file in sorted(files_in(place)):
+            self.add(file.relative_to(folder.path).as_posix(), file)
+
+    def lack(self, part: Part) -> None:
+        record, files = _record(self.manifest, part.what), []
+        if record is not None:
+            name = part.id or (Path(part.path).name if part.path else record.what)
+            if record.kind == "images":
+                name = "images that rows name"
+            files = [Known(name=_plain(name), sha256=record.sha256, size_bytes=record.size_bytes)]
+        files += [
+            Known(
+                name=_plain(each.what.removeprefix(part.what + "/")),
+                sha256=each.sha256,
+                size_bytes=each.size_bytes,
+            )
+            for each in self.manifest.files
+            if each.what.startswith(part.what + "/")
+        ]
+        self.lacks.append(
+            Lacking(
+                what=part.what,
+                group=part.group,
+                id=part.id,
+                revision=part.revision,
+                files=files,
+            )
+        )
+
+    def remarks(self) -> None:
+        """What a person should know before this leaves the machine."""
+        record = self.plan.model_dump(mode="json")
+        if self.plan.on_end:
+            self.notes.append(
+                "on_end stands in plan.yaml as the job says it; a replay leaves it out"
+            )
+        named: dict[str, str] = dict(record.get("environment") or {}) if "script" in record else {}
+        for name in named:
+            if looks_secret(name):
+                self.notes.append(f"environment.{name} stands in plan.yaml with its value")
+        texts = {f"environment.{name}": text for name, text in named.items()}
+        if "script" in record:
+            texts |= {f"arguments.{i}": text for i, text in enumerate(record["arguments"])}
+            script = Path(record["script"]["path"])
+            beside = script.suffix == ".py" and any(
+                each != script for each in script.parent.glob("*.py")
+            )
+            if (
+                record["workdir"] == "source"
+                or beside
+                or any("{source}" in t for t in texts.values())
+            ):
+                self.notes.append(
+                    f"of the script's folder only {script.name} is in it; what it reads beside "
+                    "itself belongs in inputs"
+                )
+        for what, text in texts.items():
+            if (path := _ABSOLUTE.search(text)) is not None:
+                self.notes.append(f"{what} names {path[1]}, a path of this machine")
+        if self.plan.container is not None:
+            for mount in self.plan.container.mounts:
+                self.notes.append(f"container.mounts names {mount.source}, a path of this machine")
+
+    def slot(self, what: str) -> str:
+        """A new folder of the bundle for an input."""
+        base = f"{INPUTS}/{_UNSAFE.sub('_', what.replace(': ', '.')).strip('._-') or 'input'}"
+        taken = {"/".join(PurePosixPath(name).parts[:2]) for name in self.items}
+        number, name = 1, base
+        while name in taken:
+            number += 1
+            name = f"{base}-{number}"
+        return name
+
+    def require(self, record: FileRecord, digest: str) -> None:
+        """That a file is the one that the run read, where that is known."""
+        if record.sha256 is None:
+            self.notes.append(
+                f"{record.what} was not hashed by the run; it is bundled as it is now"
+            )
+        elif record.sha256 != digest:
+            raise RefusedError(
+                f"{record.what}: {record.path} is another file than the run read: sha256 "
+                f"{record.sha256[:12]} → {digest[:12]}",
+                "put the file back as it was, or leave it out of --with",
+            )
+
+
+def _record(manifest: Manifest, what: str) -> FileRecord | None:
+    return next((each for each in manifest.files if each.what == what), None)
+
+
+def _plain(text: str) -> str:
+    """A text that a terminal shows and does not obey."""
+    return text if text.isprintable() else ascii(text)
+
+
+def _refuse_secrets(part: Part, path: Path, root: Path) -> None:
+    steps = [*path.parent.relative_to(root).parts] if path != root and root.is_dir() else []
+    bad = _SECRET_FILES.fullmatch(path.name) and not _HARMLESS.fullmatch(path.name)
+    if bad or _SECRET_FOLDERS & set(steps):
+        raise RefusedError(
+            f"{part.what}: {path} looks like a file of secrets, and is not bundled",
+            f"move it out of the job's inputs and run anew, or leave {part.group} out of --with",
+        )

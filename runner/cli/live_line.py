@@ -1,0 +1,39 @@
+"""One line on a terminal that is redrawn while something large is copied. Standard library only."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+from runner.units import format_bytes
+
+_REDRAW_SECONDS = 0.2
+
+
+class LiveLine:
+    """One line on a terminal that is redrawn; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._drawn = 0.0
+
+    def draw(self, text: str) -> None:
+        now = time.monotonic()
+        if self._live and now - self._drawn >= _REDRAW_SECONDS:
+            width = shutil.get_terminal_size().columns - 1
+            shown = "".join(letter if letter.isprintable() else " " for letter in text)
+            sys.stderr.write(f"\r\x1b[K{shown[:width]}")
+            sys.stderr.flush()
+            self._drawn = now
+
+    def clear(self) -> None:
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def bytes(self, what: str, whole: int | None) -> Callable[[int], None]:
+        """A progress function that tells bytes handled, of how many where that is known."""
+        of = f" of {format_bytes(whole)}" if whole else ""
+        return lambda done: self.draw(f"{what}  {format_bytes(done)}{of}")

@@ -1,0 +1,74 @@
+"""`runner unbundle`: a bundle as a run of this machine. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from runner.bundle import unpack
+from runner.bundle.index import Index
+from runner.cli.bundle import what_is_lacking
+from runner.cli.live_line import LiveLine
+from runner.cli.output import Output, field
+from runner.errors import UsageError
+from runner.folder import RunFolder, default_root, is_run_name, job_folder
+from runner.units import format_bytes
+
+
+def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json: bool) -> int:
+    """0 once the run is there, every file of it checked.
+
+    Raises:
+        UsageError: the file is no whole bundle, or the folder is there already.
+        RefusedError: the disk refuses.
+    """
+    out = Output(as_json=as_json)
+    root = runs or default_root()
+    target = folder if folder is not None else root / _own_name(unpack.read_index(file), file)
+    target = target.absolute()
+    line = LiveLine()
+    try:
+        index = unpack.unpack(file, target, lambda done, whole: line.bytes("checking", whole)(done))
+    finally:
+        line.clear()
+    run = RunFolder(target)
+    named = run.name if target.parent.parent == root.absolute() else str(target)
+    commands = [f"runner reproduce {shlex.quote(named)}", f"runner report {shlex.quote(named)}"]
+    record: dict[str, Any] = {
+        "schema_version": 1,
+        "run": index.run,
+        "folder": str(target),
+        "plan_hash": index.plan_hash,
+        "contains": list(index.contains),
+        "files": len(index.members),
+        "size_bytes": index.size_bytes,
+        "image": index.image,
+        "lacks": [lacking.model_dump(mode="json") for lacking in index.lacks],
+        "notes": list(index.notes),
+        "next": commands[0],
+    }
+    size = format_bytes(index.size_bytes)
+    lines = [
+        field("unbundled", f"{index.run}, plan {index.plan_hash[:7]}, made by {index.made_by}"),
+        field("checked", f"{len(index.members)} files, {size}, each by its sha256"),
+        field("run", str(target)),
+        *what_is_lacking(index),
+        *(field("note", note) for note in index.notes),
+        field("next", " · ".join(commands)),
+    ]
+    if index.lacks:
+        lines.append(field("", "--at PART=PATH says where something lies that it lacks"))
+    out.result(record, lines)
+    return 0
+
+
+def _own_name(index: Index, file: Path) -> Path:
+    """Where a run lies under --runs; a name that runner does not give goes by the file's."""
+    job, _, name = index.run.partition("/")
+    if job_folder(job) == job and is_run_name(name) and "/" not in name:  # and so no way out
+        return Path(job, name)
+    raise UsageError(
+        f"{file} has no run's name: {index.run!a}",
+        "name a folder: runner unbundle FILE FOLDER",
+    )
