@@ -39,6 +39,19 @@ class Source(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+class Counted:
+    """A source that knows how much was read of it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self.bytes_read = source, 0
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+        block = self._source.read(size)
+        self.bytes_read += len(block)
+        return block
+
+
 @dataclass(frozen=True)
 class Header:
     """What is said of the file that follows."""
@@ -122,14 +135,11 @@ def require_zeros(block: bytes, after: str) -> None:
         raise BadArchive(f"something stands behind {after} that belongs to no file")
 
 
-def require_end(source: Source, after: str) -> None:
-    """What follows the first block of zeros is zeros too, and ends. Raises BadArchive."""
+def require_end(source: Counted, after: str) -> None:
+    """What follows the first block of zeros is zeros, to the end of a record. Raises BadArchive."""
     rest = read_exactly(source, BLOCK, "its end")
-    while block := source.read(RECORD + 1 - len(rest)):
-        rest += block
-        if len(rest) > RECORD:
-            break
-    if any(rest) or len(rest) > RECORD:
+    rest += read_exactly(source, -source.bytes_read % RECORD, "its end")
+    if any(rest) or source.read(1):
         raise BadArchive(f"something follows the end, after {after}")
 
 

@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 from runner import durable
 from runner.bundle import tar
@@ -81,7 +81,7 @@ def unpack(path: Path, folder: Path, progress: Progress) -> Index:
     return index
 
 
-def _index(stream: IO[bytes], path: Path) -> Index:
+def _index(stream: tar.Counted, path: Path) -> Index:
     first = tar.next_header(stream, "the start")
     if first is None or first.name != NAME:
         found = "is empty" if first is None else f"begins with {first.name!a}"
@@ -100,7 +100,7 @@ def _index(stream: IO[bytes], path: Path) -> Index:
 _WHAT_IT_IS = "a bundle is what `runner bundle RUN` writes"
 
 
-def _unpack_all(stream: IO[bytes], index: Index, folder: Path, progress: Progress) -> None:
+def _unpack_all(stream: tar.Counted, index: Index, folder: Path, progress: Progress) -> None:
     done, after, whole = 0, NAME, index.size_bytes
     for placed in index.places.values():
         if placed.kind == "folder":
@@ -132,7 +132,7 @@ def _unpack_all(stream: IO[bytes], index: Index, folder: Path, progress: Progres
     _settle(index, folder)
 
 
-def _copy(stream: IO[bytes], member: Member, place: Path) -> Iterator[int]:
+def _copy(stream: tar.Counted, member: Member, place: Path) -> Iterator[int]:
     """Write one file; yields the sizes of its blocks. Raises BadArchive."""
     digest, left = hashlib.sha256(), member.size_bytes
     mode = 0o777 if member.executable else 0o666
@@ -200,7 +200,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[tar.Counted]:
     """The archive's bytes, unpacked where they are packed. Raises UsageError."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder", _WHAT_IT_IS)
@@ -217,6 +217,6 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             )
         if start[:2] == _GZIP:
             with gzip.GzipFile(fileobj=file, mode="rb") as stream:
-                yield cast(IO[bytes], stream)
+                yield tar.Counted(cast(tar.Source, stream))
         else:
-            yield file
+            yield tar.Counted(file)

@@ -1,7 +1,8 @@
 """Where a plan's inputs lie, by the part each plays; the same plan with them elsewhere.
 
-Pure, but for `is_here`. Imports the plans. A part is named as the manifest names its file (`data.train`, `model`,
-`inputs.0`), with its training's name before it where there are several (`align: data.train`).
+Pure, but for `is_here`. Imports the plans. A part is named as the manifest names its file
+(`data.train`, `model`, `inputs.0`), with its training's name before it where there are several
+(`align: data.train`).
 """
 
 from __future__ import annotations
