@@ -12,6 +12,7 @@ from runner.bundle.index import Index, Lacking
 from runner.bundle.index import Part as Asked
 from runner.cli.live_line import LiveLine
 from runner.cli.output import Output, field
+from runner.cli.reproduce import placed_inputs
 from runner.cli.verify import manifest_folder
 from runner.errors import RefusedError, UsageError, nearest
 from runner.folder import RunFolder, default_root
@@ -43,7 +44,7 @@ def bundle_run(
     packed = contents(
         folder,
         manifest,
-        plan_of(manifest),
+        placed_inputs(folder, plan_of(manifest), {}),
         asked,
         hasher,
         made_by=f"runner {__version__}",

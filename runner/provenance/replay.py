@@ -150,7 +150,7 @@ def _missing(manifest: Manifest, part: Part) -> Wrong:
     ]
     largest = max(files, key=lambda each: each.size_bytes or 0)
     named = f"{Path(largest.path).name} " if len(files) > 1 else ""
-    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     revision = f"@{part.revision}" if part.revision else ""
     name = f"{part.id}{revision}" if part.id else part.path
     known = f"{named}sha256 {str(largest.sha256)[:12]}{more}"

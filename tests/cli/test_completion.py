@@ -57,7 +57,8 @@ def test_jobs_are_completed(command: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["report", "stop", "attach", "logs", "wait", "rm", "chat", "monitor", "evaluate"]
+    "command",
+    ["report", "stop", "attach", "logs", "wait", "rm", "chat", "monitor", "evaluate", "bundle"],
 )
 def test_runs_are_completed(command: str, place: Path) -> None:
     assert complete(place, f"runner {command} ") == []

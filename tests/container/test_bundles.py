@@ -1,0 +1,67 @@
+"""A bundle made in one folder, reproduced to the bit in a fresh container without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runner.container.images import Image
+from tests.testbed.docker import Daemon
+
+pytestmark = pytest.mark.slow
+
+
+def inside(image: Image, script: str, *shown: Path, writable: Path) -> str:
+    """What a script prints in a new container that sees the folders `shown` and no network."""
+    argv = ["docker", "run", "--rm", "--network", "none", "--env", "OMP_NUM_THREADS=1"]
+    argv += ["--user", f"{os.geteuid()}:{os.getegid()}", "--workdir", str(writable)]
+    argv += ["--mount", f"type=bind,source={writable},target={writable}"]
+    for folder in shown:
+        argv += ["--mount", f"type=bind,source={folder},target={folder},readonly"]
+    done = subprocess.run(
+        [*argv, image.id, "bash", "-euc", script], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_bundle_is_reproduced_to_the_bit_in_a_fresh_container(
+    docker_daemon: Daemon,
+    train_image: Image,
+    small_job: list[str],
+    stories: Path,
+    identity_rows: Path,
+    tmp_path: Path,
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    job = shlex.join([*small_job, "--set", "training.max_steps=2", "--on", "local"])
+    made = inside(
+        train_image,
+        f"runner train {job} --json; runner bundle @last --with data,model -o b.tar >&2",
+        stories,
+        identity_rows.parent,
+        writable=first,
+    )
+    end = json.loads(made)
+    (first / "b.tar").rename(second / "moved.tar")
+    shutil.rmtree(first)
+    told = inside(
+        train_image,
+        "runner unbundle moved.tar >&2; runner reproduce @last --json",
+        writable=second,
+    )
+    answer = json.loads(told)
+    assert answer["identical"] is True, answer["differences"]
+    replay = json.loads((Path(answer["folder"]) / "termination.json").read_text())
+    assert replay["reason"] == "completed" and replay["steps"] == 2
+    assert replay["adapter_sha256"] == end["adapter_sha256"]
+    weights = Path(answer["folder"]) / "adapter" / "adapter_model.safetensors"
+    assert weights.is_file()
