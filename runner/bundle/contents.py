@@ -30,6 +30,8 @@ ASKED: tuple[Asked, ...] = ("data", "model", "adapter")
 """What --with can ask for."""
 INPUTS = "inputs"
 JOB_FILE = "job.yaml"
+_PROJECTOR = "projector.safetensors"
+"""What a training of an image-text model hands on, beside or before an adapter."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _SECRET_FILES = re.compile(
     r"\.env(\..+)?|[._]netrc|\.git-credentials|\.pypirc|\.npmrc|\.htpasswd|credentials(\.json)?"
@@ -216,7 +218,7 @@ class _Gathered:
             self.whole_folder(part, path, folder, record)
             place = Placed(path=folder, kind="folder")
         else:
-            _refuse_secrets(part, path, path.parent)
+            _refuse_secrets(part.what, part.group, path, path.parent)
             member = self.add(f"{folder}/{path.name}", path)
             if record is not None:
                 self.require(record, member.sha256)
@@ -227,7 +229,7 @@ class _Gathered:
         files = sorted(files_in(path))
         whole = hashlib.sha256()
         for file in files:
-            _refuse_secrets(part, file, path)
+            _refuse_secrets(part.what, part.group, file, path)
             name = file.relative_to(path).as_posix()
             member = self.add(f"{folder}/{name}", file)
             whole.update(f"{name}\0{member.sha256}\n".encode())
@@ -244,18 +246,17 @@ class _Gathered:
         if not wanted:
             self.lack(part)
             return
-        found = sorted(images.named(self.plan, phase).items())
-        if not found:
+        sources = images.named(self.plan, phase)
+        if not any(each.names for each in sources):
             return
         if record is not None and record.sha256 is not None:
-            digest, _, _ = self.hasher.files((" ".join(key), file) for key, file in found)
-            self.require(record, digest)
-        roots = sorted({str(file)[: -len(name)] for (_, name), file in found})
+            self.require(record, self.hasher.files(images.labelled(sources))[0])
+        roots = sorted({str(each.root) for each in sources})
         known = self._known.get(("\0".join(roots), "images"))
         place = known or Placed(path=self.slot("images"), kind="folder")
         self._known["\0".join(roots), "images"] = self.places[part.what] = place
-        for (_, name), file in found:
-            _refuse_secrets(part, file, file)
+        for name, file in ((name, each.root / name) for each in sources for name in each.names):
+            _refuse_secrets(part.what, part.group, file, file)
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise RefusedError(
                     f"{part.what}: rows name an image {name}, by which no other machine can find "
@@ -273,14 +274,20 @@ class _Gathered:
                 )
 
     def result(self, folder: RunFolder) -> None:
-        """The adapter, or the model of method full."""
+        """What was trained: adapter, model of method full, a script's output, projectors."""
         name = self.manifest.results.result if self.manifest.results else None
-        place = folder.path / name if name else None
-        if place is None or place not in (folder.adapter, folder.model) or not place.is_dir():
+        place = folder.path / (name or "")
+        inside = folder.path in place.parents and place.is_dir()
+        files = [*sorted(files_in(place))] if inside else []
+        files += folder.path.glob(_PROJECTOR)
+        files += folder.phases.glob(f"*/{_PROJECTOR}")
+        if not files:
             raise RefusedError(
-                f"{self.manifest.run} has no adapter here", "leave adapter out of --with"
+                f"{self.manifest.run} has nothing here that it trained",
+                "leave adapter out of --with",
             )
-        for file in sorted(files_in(place)):
+        for file in files:
+            _refuse_secrets("adapter", "adapter", file, place)
             self.add(file.relative_to(folder.path).as_posix(), file)
 
     def lack(self, part: Part) -> None:
@@ -376,11 +383,12 @@ def _plain(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _refuse_secrets(part: Part, path: Path, root: Path) -> None:
-    steps = [*path.parent.relative_to(root).parts] if path != root and root.is_dir() else []
+def _refuse_secrets(what: str, group: str, path: Path, root: Path) -> None:
+    inside = root in path.parents and root.is_dir()
+    steps = path.parent.relative_to(root).parts if inside else ()
     bad = _SECRET_FILES.fullmatch(path.name) and not _HARMLESS.fullmatch(path.name)
-    if bad or _SECRET_FOLDERS & set(steps):
+    if bad or _SECRET_FOLDERS.intersection(steps):
         raise RefusedError(
-            f"{part.what}: {path} looks like a file of secrets, and is not bundled",
-            f"move it out of the job's inputs and run anew, or leave {part.group} out of --with",
+            f"{what}: {path} looks like a file of secrets, and is not bundled",
+            f"move it out of there and run anew, or leave {group} out of --with",
         )

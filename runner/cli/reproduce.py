@@ -115,7 +115,7 @@ def given_places(words: list[str], plan: PlanBase) -> dict[str, str]:
     known.append("python")
     places: dict[str, str] = {}
     for word in words:
-        name, equals, text = word.rpartition("=")
+        name, equals, text = word.partition("=")
         if not equals or not text:
             raise UsageError(f"--at {word}: expected PART=PATH", f"a PART: {', '.join(known)}")
         meant = [what for what in known if what == name or what.endswith(f": {name}")]

@@ -5,6 +5,8 @@ Imports the plan and runner.engine.data (no training library; pyarrow for rows i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -20,21 +22,43 @@ def first_root(training: Plan) -> Path | None:
     return image_root(training, own) if own.planned.path is not None else None
 
 
-def named(plan: Plan, phase: str) -> dict[tuple[str, str], Path]:
-    """(field of the source, name as its rows write it) -> the file, of all images of a training.
+@dataclass(frozen=True)
+class Named:
+    """The images of one source of rows."""
 
-    Those that are not there are left out: of rows without an answer nobody looks for them. Raises
-    RunnerError as read_rows.
-    """
+    field: str
+    """The source's, in the job."""
+    root: Path
+    names: list[str]
+    """As the rows write them, sorted; those that are not there are left out: of rows without an
+    answer nobody looks for them."""
+
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """(what tells an image among those of a training, the file)."""
+        for name in self.names:
+            yield f"{self.field} {name}", self.root / name
+
+
+def named(plan: Plan, phase: str) -> list[Named]:
+    """The images of a training, source by source. Raises RunnerError as read_rows."""
     (training,) = (each for each in plan.trainings if each.phase == phase)
-    found: dict[tuple[str, str], Path] = {}
+    found = []
     for source in sources_of(training):
         if source.planned.path is None:
             continue
         root = image_root(training, source)
         rows = read_rows(Path(source.planned.path), source.field)
-        for _, row in islice(rows, training.data.max_rows):
-            for name in image_names(row) or ():
-                if (place := root / name).is_file():
-                    found[source.field, name] = place
+        names = {
+            name
+            for _, row in islice(rows, training.data.max_rows)
+            for name in image_names(row) or ()
+        }
+        there = [name for name in sorted(names) if (root / name).is_file()]
+        found.append(Named(source.field, root, there))
     return found
+
+
+def labelled(found: list[Named]) -> Iterator[tuple[str, Path]]:
+    """All of them, in the order in which they are hashed."""
+    for each in found:
+        yield from each.files()

@@ -55,8 +55,8 @@ def hashed(record: FileRecord, hasher: Hasher, plan: PlanBase | None = None) -> 
         if record.kind == "images":
             assert isinstance(plan, Plan)  # noqa: S101 - only such a plan has any
             phase = record.what.removesuffix(places.IMAGES).removesuffix(": ")
-            found = sorted(images.named(plan, phase).items())
-            digest, count, size = hasher.files((" ".join(key), file) for key, file in found)
+            found = images.labelled(images.named(plan, phase))
+            digest, count, size = hasher.files(found)
         else:
             digest, count, size = hasher.folder(path)
         return record.model_copy(update={"sha256": digest, "files": count, "size_bytes": size})

@@ -12,9 +12,28 @@ from pathlib import Path
 import pytest
 
 from runner.container.images import Image
+from tests.container.conftest import Bench
 from tests.testbed.docker import Daemon
 
-pytestmark = pytest.mark.slow
+
+def test_a_run_in_a_container_goes_on_in_its_image_from_other_paths(bench: Bench) -> None:
+    rows = bench.place.folder / "rows.txt"
+    rows.write_text("3.0\n2.5\n")
+    more = {"inputs": [rows.name], "arguments": ["{inputs.0}"]}
+    job = bench.script('sort "$1" > result.txt\n', **more)
+    done = bench.place.call("train", job, "--json")
+    assert done.code == 0, done.err
+    packed = bench.place.call("bundle", "@last", "--with", "data", "-o", "b.tar", "--json")
+    assert packed.code == 0, packed.err
+    assert bench.image in packed.json["image"]
+    shutil.rmtree(bench.place.folder / "runs")
+    rows.unlink()
+    (bench.place.folder / "job.sh").unlink()
+    unpacked = bench.place.call("unbundle", "b.tar")
+    assert unpacked.code == 0 and "runner image save and load bring it" in unpacked.out
+    again = bench.place.call("reproduce", "@last", "--json")
+    assert again.code == 0, again.out + again.err
+    assert again.json["identical"] is True
 
 
 def inside(image: Image, script: str, *shown: Path, writable: Path) -> str:
@@ -31,6 +50,7 @@ def inside(image: Image, script: str, *shown: Path, writable: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_bundle_is_reproduced_to_the_bit_in_a_fresh_container(
     docker_daemon: Daemon,
     train_image: Image,
