@@ -9,6 +9,7 @@ end.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import hashlib
 import os
@@ -26,6 +27,7 @@ from runner.errors import RefusedError, UsageError
 from runner.units import format_bytes
 
 _BLOCK = 1 << 20
+_HIDDEN = ".unbundling-"
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SPARE_BYTES = 16 << 20
@@ -59,7 +61,9 @@ def unpack(path: Path, folder: Path, progress: Progress) -> Index:
         with _told(path), _opened(path) as stream:
             index = _index(stream, path)
             _require_room(index, folder.parent)
-            hidden = Path(tempfile.mkdtemp(prefix=".unbundling-", dir=folder.parent))
+            _sweep(folder.parent)
+            hidden = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=folder.parent))
+            held = _held(hidden)
             try:
                 _unpack_all(stream, index, hidden, progress)
                 hidden.chmod(0o777 & ~_umask())
@@ -67,6 +71,8 @@ def unpack(path: Path, folder: Path, progress: Progress) -> Index:
             except BaseException:
                 shutil.rmtree(hidden, ignore_errors=True)
                 raise
+            finally:
+                os.close(held)
         durable.fsync_folder(folder.parent)
     except BaseException as error:
         for each in made:  # deepest first
@@ -162,6 +168,26 @@ def _settle(index: Index, folder: Path) -> None:
             os.close(descriptor)
     for root, _, _ in os.walk(folder):
         durable.fsync_folder(Path(root))
+
+
+def _held(folder: Path) -> int:
+    """A lock on a folder while the descriptor is open. Raises OSError where another has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what an unbundling that was killed has left: a hidden folder that nobody holds."""
+    for left in folder.glob(f"{_HIDDEN}*"):
+        with contextlib.suppress(OSError):
+            held = _held(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(held)
 
 
 def _require_room(index: Index, folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,8 @@ def bundle_run(
     write.require_path(path, force=force)
     line = LiveLine()
     try:
-        written = write.write(packed, path, line.bytes("bundling", packed.index.size_bytes))
+        with tidy_at_sigterm():
+            written = write.write(packed, path, line.bytes("bundling", packed.index.size_bytes))
     finally:
         line.clear()
     index = packed.index
@@ -80,6 +84,20 @@ def bundle_run(
     ]
     say.result(record, lines)
     return 0
+
+
+@contextlib.contextmanager
+def tidy_at_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the command as an error does: what was begun is removed."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parts_asked(text: str) -> list[Asked]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.bundle import unpack
 from runner.bundle.index import Index
-from runner.cli.bundle import what_is_lacking
+from runner.cli.bundle import tidy_at_sigterm, what_is_lacking
 from runner.cli.live_line import LiveLine
 from runner.cli.output import Output, field
 from runner.errors import UsageError
@@ -29,7 +29,10 @@ def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json
     target = target.absolute()
     line = LiveLine()
     try:
-        index = unpack.unpack(file, target, lambda done, whole: line.bytes("checking", whole)(done))
+        with tidy_at_sigterm():
+            index = unpack.unpack(
+                file, target, lambda done, whole: line.bytes("checking", whole)(done)
+            )
     finally:
         line.clear()
     run = RunFolder(target)

@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from runner.bundle import tar, unpack
 from runner.bundle.contents import Contents, Item
 from runner.bundle.index import Index, Member, Placed, name_problem
 from runner.bundle.write import write
+from runner.cli.bundle import tidy_at_sigterm
 from runner.errors import RefusedError, UsageError
 
 FILES = {"manifest.json": b"{}\n", "inputs/rows/a.jsonl": b'{"text": "a"}\n', "launch.sh": b"#!\n"}
@@ -327,3 +330,32 @@ def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="was changed while it was bundled"):
         write(Contents(index, [Item(index.members[0], source)]), tmp_path / "b.tar", lambda _: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+def test_what_a_killed_unbundling_left_is_swept_and_a_running_ones_is_not(
+    place: Path, tmp_path: Path
+) -> None:
+    path = bundle(FILES, tmp_path / "b.tar")
+    for name in ("dead", "alive"):
+        (place / f".unbundling-{name}").mkdir()
+        (place / f".unbundling-{name}" / "half").write_bytes(b"x")
+    held = unpack._held(place / ".unbundling-alive")
+    unpack.unpack(path, place / "run", lambda *_: None)
+    os.close(held)
+    assert sorted(each.name for each in place.iterdir()) == [".unbundling-alive", "run"]
+
+
+@pytest.mark.parametrize("command", ["bundle", "unbundle"])
+def test_a_sigterm_leaves_nothing(command: str, place: Path, tmp_path: Path) -> None:
+    def end_it(*_: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended, tidy_at_sigterm():
+        if command == "bundle":
+            index = index_of(FILES)
+            items = [Item(member, place, FILES[member.path]) for member in index.members]
+            write(Contents(index, items), place / "b.tar", end_it)
+        else:
+            unpack.unpack(bundle(FILES, tmp_path / "b.tar"), place / "run", end_it)
+    assert ended.value.code == 143
+    assert list(place.iterdir()) == []
