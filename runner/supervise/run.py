@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner import durable
+from runner import durable, unfinished
 from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.enforcer import become_subreaper
@@ -39,6 +40,9 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
     living = living_engines(folder)
     if living:
         raise RefusedError(f"pids {living} of an earlier start still train in {folder.path}")
+    cleared = unfinished.clear(folder)
+    if cleared:  # to supervisor.log; events.jsonl is of what this start does
+        print(f"cleared what a kill had left: {', '.join(cleared)}", file=sys.stderr, flush=True)
     cards.ask(plan)
     aside = folder.set_aside(folder.verdicts()) if resume else None
     reserve = folder.path / ".reserve"
