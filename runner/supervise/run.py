@@ -50,8 +50,7 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
         reserve.write_bytes(b"\0" * RESERVE_BYTES)
         return _supervised(folder, plan, stop, cards, started, resume=resume, reserve=reserve)
     except RefusedError:  # nothing was started: the folder is as it was, its old verdict too
-        for made in (folder.supervisor, folder.manifest, folder.project_diff):
-            made.unlink(missing_ok=True)
+        folder.supervisor.unlink(missing_ok=True)
         if aside is not None:
             _put_back(folder, aside)
         raise
@@ -90,7 +89,11 @@ def _supervised(
     keeper = Keeper(folder, lambda line: record.event("warning", line))
     keeper.begin(plan, resume=resume)
     began = time.monotonic()
-    outcome, last = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
+    try:
+        outcome, last = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
+    except RefusedError:
+        keeper.abandon()
+        raise
     elapsed = time.monotonic() - began
     outcome = replace(
         outcome,
