@@ -51,7 +51,10 @@ def facts_of(folder: Path) -> dict[str, Any]:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Rename a sealed staging folder to its final name; an older one of that name gives way."""
+    """Rename a sealed staging folder to its final name; an older one of that name gives way.
+
+    A kill between the two renames leaves the older one beside `staged`, for runner.unfinished.
+    """
     if final.exists():
         doomed = staged.parent / f"{final.name}.replaced"
         shutil.rmtree(doomed, ignore_errors=True)  # left by a kill between these lines

@@ -1,7 +1,7 @@
 """Runs and checkpoints removed: out of sight in one step, then deleted.
 
-Imports the standard library and runner.folder, state, liveness, errors. Who removes a run holds its
-lock, which a supervisor needs to start: so nobody goes on with what is being removed.
+Imports the standard library and runner.folder, state, liveness, temporary, errors. Who removes a
+run holds its lock, which a supervisor needs to start: so nobody goes on with what is being removed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from runner import durable
+from runner import durable, temporary
 from runner.errors import RefusedError, RunnerError, UsageError
 from runner.folder import RunFolder, is_run_name
 from runner.liveness import living_engines
@@ -60,10 +60,12 @@ def held(folder: RunFolder) -> Iterator[None]:
 
 
 def remove_run(folder: RunFolder) -> None:
-    """Remove the folder whole; only within `held`.
+    """Remove the folder whole, and its temporary files elsewhere; only within `held`.
 
     Raises RunnerError where something of it stays, out of sight.
     """
+    with contextlib.suppress(OSError):  # the run is what its user wants gone
+        temporary.clear(folder.path)
     _remove(folder.path)
 
 

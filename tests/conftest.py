@@ -89,13 +89,13 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer
 
 
 @pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def full_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Mounts a tmpfs of so many bytes, which soon is full; skips where mounting is not allowed."""
     place = tmp_path / "disk"
 
-    def mount(size_bytes: int) -> Path:
+    def mount(size_bytes: int, files: int = 100) -> Path:
         place.mkdir()
-        options = f"size={size_bytes},nr_inodes=100"
+        options = f"size={size_bytes},nr_inodes={files}"
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
         try:
             done = subprocess.run(command, capture_output=True, text=True)

@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from runner import durable
+from runner import durable, unfinished
 from runner.engine.control import STOPPED_EXIT_CODE, SUPERVISOR_VARIABLE, Control, Stopped
 from runner.engine.oom import keep_snapshot
 from runner.errors import EXIT_REFUSED, RunnerError
@@ -81,6 +81,7 @@ def _prepare(folder: RunFolder, *, resume: bool) -> int:
         if living:
             print(f"error: pids {living} train in {folder.path} already", file=sys.stderr)
             return EXIT_REFUSED
+        unfinished.clear(folder)
         moved = folder.set_aside(folder.verdicts() if resume else folder.results())
         if moved is not None:
             what = "verdict is" if resume else "results are"

@@ -21,6 +21,7 @@ from runner.engine.trained import result_folder
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.plan import Plan
+from runner.unfinished import replaced_of, staging_of
 
 Marks = Mapping[str, int]
 """A checksum of each trained tensor, by the name it is saved under."""
@@ -83,7 +84,7 @@ def require_moved(model: Any, start: Marks) -> None:
 
 
 def _staging(plan: Plan, folder: RunFolder) -> Path:
-    return folder.path / f".{result_folder(plan, folder).name}-staging"
+    return staging_of(result_folder(plan, folder))
 
 
 def _is_result(name: str, plan: Plan) -> bool:
@@ -109,9 +110,11 @@ def _publish(
     else:
         _name_base(staging / "adapter_config.json", plan)
     target = result_folder(plan, folder)
+    old = replaced_of(target)
     if target.exists():  # only in a folder resumed after its end
-        shutil.rmtree(target)
+        target.rename(old)
     publish_folder(staging, target)
+    shutil.rmtree(old, ignore_errors=True)
     return {"folder": target.name, **sums(target, [path.name for path in weights])}
 
 

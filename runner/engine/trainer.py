@@ -25,6 +25,7 @@ from runner.engine.control import Stopped
 from runner.engine.milestones import Milestones
 from runner.engine.recompute import Recompute
 from runner.engine.records import Records
+from runner.engine.rng import kept_random_state
 from runner.engine.schedule import learning_rate_at
 from runner.folder import RunFolder
 from runner.job_training import TrainingSettings
@@ -41,6 +42,7 @@ class RunTrainer(SFTTrainer):
     """
 
     lr_scheduler: Any
+    control: Any
     _longest_first = False
     _training: TrainingSettings | None = None
     _milestones: Milestones | None = None
@@ -134,14 +136,34 @@ class RunTrainer(SFTTrainer):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._make_up_evaluation()
         # From a checkpoint of the last step transformers would train one more.
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
+    def _make_up_evaluation(self) -> None:
+        """Evaluate the step that training goes on from, where a stop broke its evaluation off."""
+        every = self._training.eval_steps if self._training else None
+        step = self.state.global_step
+        due = bool(every and step and step % every == 0) and self.eval_dataset is not None
+        if not due or self.evaluated_last_step or self.control.should_training_stop:
+            return
+        self.evaluate()
+        if not self.evaluated_last_step:
+            self.control.should_save = False  # broken off again; its checkpoint is there
+        elif self.control.should_save:  # patience ended here, so this is a last step
+            self._save_checkpoint(self.model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the libraries do; asked to end in mid-training, save where training stands."""
+        """As the libraries do, but training goes on as if there had been no evaluation.
+
+        Whole or broken off, it draws nothing that training would have drawn. Asked to end in
+        mid-training, save where training stands.
+        """
         try:
-            return super().evaluate(*args, **kwargs)
+            with kept_random_state():
+                return super().evaluate(*args, **kwargs)
         except Stopped:
             if not self.is_in_train:
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
+from runner import temporary
 from runner.engine.control import SUPERVISOR_VARIABLE
 from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
@@ -25,7 +26,11 @@ class LocalExecutor:
 
     def start(self) -> None:
         """Start it. Raises OSError."""
-        supervisor = f"{os.getpid()}:{start_ticks(os.getpid())}"
+        own = {SUPERVISOR_VARIABLE: f"{os.getpid()}:{start_ticks(os.getpid())}"}
+        try:
+            own["TMPDIR"] = str(temporary.make(self._folder.path))
+        except OSError as error:
+            self.notes.append(f"temporary files go to everybody's TMPDIR: {error}")
         with self._folder.train_log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.argv,
@@ -34,7 +39,7 @@ class LocalExecutor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=self._folder.path,
-                env={**os.environ, SUPERVISOR_VARIABLE: supervisor},
+                env={**os.environ, **own},
             )
 
     @property
@@ -59,5 +64,9 @@ class LocalExecutor:
         return None
 
     def clear(self) -> list[str]:
-        """Nothing is left but processes, which the supervisor's hand clears."""
+        """Remove the temporary files; processes are cleared by the supervisor's hand."""
+        try:
+            temporary.clear(self._folder.path)
+        except OSError as error:
+            return [f"temporary files are left: {error}"]
         return []

@@ -59,9 +59,19 @@ class Keeper:
         except Exception as error:
             self._warn(f"the manifest could not be completed: {type(error).__name__}: {error}")
 
+    def abandon(self) -> None:
+        """Remove what was begun, of a start that was refused; nothing is written after it."""
+        self._end_hashing()
+        for made in (self._folder.manifest, self._folder.project_diff):
+            made.unlink(missing_ok=True)
+
+    def _end_hashing(self) -> None:
+        self._give_up.set()  # what is read now is the last
+        if self._thread is not None:
+            self._thread.join()
+        self._give_up.clear()
+
     def _begin(self, plan: PlanBase, *, resume: bool) -> None:
-        for left in self._folder.path.glob(f".{self._folder.manifest.name}.*.tmp"):
-            left.unlink(missing_ok=True)  # of a start that was killed while it wrote
         said: dict[str, Any] = durable.read_json(self._folder.sources) or {}
         named = {*(said.get("secrets") or ()), *(plan.container.secrets if plan.container else ())}
         self._secrets = secret_values(os.environ, named)
@@ -141,9 +151,7 @@ class Keeper:
         if self._thread is not None:
             while self._thread.is_alive() and not stopped():
                 self._thread.join(0.1)
-            self._give_up.set()  # what is read now is the last
-            self._thread.join()
-            self._give_up.clear()
+            self._end_hashing()
         changed: dict[str, Any] = {}
         if outcome.attempts:  # a recovery has put another plan in its place
             plan = read_any_plan(self._folder.plan)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner import durable
+from runner import durable, unfinished
 from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.enforcer import become_subreaper
@@ -39,6 +40,9 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
     living = living_engines(folder)
     if living:
         raise RefusedError(f"pids {living} of an earlier start still train in {folder.path}")
+    cleared = unfinished.clear(folder)
+    if cleared:  # to supervisor.log; events.jsonl is of what this start does
+        print(f"cleared what a kill had left: {', '.join(cleared)}", file=sys.stderr, flush=True)
     cards.ask(plan)
     aside = folder.set_aside(folder.verdicts()) if resume else None
     reserve = folder.path / ".reserve"
@@ -46,8 +50,7 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
         reserve.write_bytes(b"\0" * RESERVE_BYTES)
         return _supervised(folder, plan, stop, cards, started, resume=resume, reserve=reserve)
     except RefusedError:  # nothing was started: the folder is as it was, its old verdict too
-        for made in (folder.supervisor, folder.manifest, folder.project_diff):
-            made.unlink(missing_ok=True)
+        folder.supervisor.unlink(missing_ok=True)
         if aside is not None:
             _put_back(folder, aside)
         raise
@@ -86,7 +89,11 @@ def _supervised(
     keeper = Keeper(folder, lambda line: record.event("warning", line))
     keeper.begin(plan, resume=resume)
     began = time.monotonic()
-    outcome, last = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
+    try:
+        outcome, last = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
+    except RefusedError:
+        keeper.abandon()
+        raise
     elapsed = time.monotonic() - began
     outcome = replace(
         outcome,

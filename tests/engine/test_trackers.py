@@ -51,6 +51,8 @@ def wandb_records(path: Path) -> Iterator[Any]:
             at += 32768 - at % 32768
             continue
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        if at + 7 + length > len(content):
+            return  # the rest is not written yet
         whole += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last of several parts
@@ -113,28 +115,33 @@ def test_tensorboard_of_a_resumed_run_hides_the_steps_trained_again(folder: RunF
     assert tensorboard_series(folder, "train/loss") == {1: 5.0, 2: 4.0, 3: 3.5, 4: 2.0}
 
 
+def wandb_parts(folder: RunFolder) -> list[tuple[Any, dict[int, float]]]:
+    """What each part of an offline run says of itself, and its losses, as far as it is written."""
+    found = []
+    for file in sorted(folder.wandb.glob("offline-run-*/*.wandb")):
+        said = [r.run for r in wandb_records(file) if r.WhichOneof("record_type") == "run"]
+        losses = {h["train/global_step"]: h["train/loss"] for h in wandb_history(file)}
+        found += [(run, losses) for run in said[:1]]
+    return found
+
+
 def test_weights_and_biases_of_a_resumed_run_is_one_run_in_two_parts(folder: RunFolder) -> None:
     pytest.importorskip("wandb")
     told(folder, "wandb", {1: 5.0, 2: 4.0}, None)
     time.sleep(1.1)  # its folders are named by the second
     told(folder, "wandb", {2: 4.5, 3: 2.0}, 1)
-    parts = sorted(p for p in folder.wandb.glob("offline-run-*") if p.is_dir())
-    runs = [
-        next(r.run for r in wandb_records(file) if r.WhichOneof("record_type") == "run")
-        for part in parts
-        for file in part.glob("*.wandb")
-    ]
-    assert len(runs) == 2
+    wanted = [{1: 5.0, 2: 4.0}, {2: 4.5, 3: 2.0}]
+    end = time.monotonic() + 60
+    parts = wandb_parts(folder)
+    while [losses for _, losses in parts] != wanted and time.monotonic() < end:
+        time.sleep(0.2)  # its service writes on after finish()
+        parts = wandb_parts(folder)
+    assert [losses for _, losses in parts] == wanted
+    runs = [run for run, _ in parts]
     assert runs[0].run_id == runs[1].run_id
     assert runs[0].run_id.startswith(folder.path.name)
     assert {run.project for run in runs} == {"a project"}
     assert {run.display_name for run in runs} == {folder.path.name}
-    losses = [
-        {h["train/global_step"]: h["train/loss"] for h in wandb_history(file)}
-        for part in parts
-        for file in part.glob("*.wandb")
-    ]
-    assert losses == [{1: 5.0, 2: 4.0}, {2: 4.5, 3: 2.0}]
 
 
 def test_mlflow_of_a_resumed_run_is_one_run(

@@ -333,6 +333,42 @@ def test_a_stop_in_mid_evaluation_saves_where_training_stands(
     assert not control.checkpoint_requested
 
 
+@pytest.mark.parametrize("settings", [{}, {"early_stopping_patience": 1}])
+@pytest.mark.parametrize("at", [3, 6])
+def test_an_evaluation_that_was_broken_off_is_made_up_for_and_training_is_as_if_it_had_not_been(
+    tmp_path: Path, settings: dict[str, Any], at: int
+) -> None:
+    """A supervisor was killed while its trainer evaluated: found by tests.runs.kills."""
+    from runner.engine.control import Control
+
+    both = {"max_steps": 9, "eval_steps": 3, "save_steps": 3, "learning_rate": 0.5}
+    plan = plan_of({**both, **settings})
+    whole = run_folder(tmp_path / "whole")
+    undisturbed = make_trainer(plan, whole)
+    undisturbed.train()
+    folder = run_folder(tmp_path / "run")
+    control = Control(folder, 0)
+    trainer = make_trainer(plan, folder, control=control)
+    real = trainer.prediction_step
+
+    def asked_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == at:
+            control.checkpoint_requested = control.stop_requested = True
+        return real(*args, **kwargs)
+
+    trainer.prediction_step = asked_meanwhile
+    trainer.train()
+    assert saved(folder)[-1] == at and at not in metrics(folder, "eval_loss")
+    again = make_trainer(plan, folder, resumed_step=at)
+    again.train(resume_from_checkpoint=str(folder.checkpoints / f"checkpoint-{at}"))
+    for name in ("loss", "eval_loss", "learning_rate", "tokens"):
+        assert metrics(folder, name) == metrics(whole, name)
+    assert again.stopped_early == undisturbed.stopped_early
+    last = undisturbed.state.global_step
+    assert adapter_of(folder, last) == adapter_of(whole, last)
+    assert folder.best.read_text() == whole.best.read_text()
+
+
 def test_eight_bit_adamw_trains_or_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from runner.folder import RunFolder
 from runner.outcome import Outcome, Reason
 from runner.packages import package_version
+from runner.provenance.hashes import Hasher
 from runner.provenance.keeper import Keeper
 from runner.provenance.manifest import json_schema
 from runner.render import read_any_plan
@@ -213,3 +215,29 @@ def test_manifests_of_any_job_validate_and_hold_no_secret(
             # as it is, and as JSON would write it
             assert value.encode() not in text, path
             assert json.dumps(value)[1:-1].encode() not in text, path
+
+
+def test_what_was_begun_of_a_refused_start_does_not_come_back(
+    first: tuple[Bench, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its inputs were still being hashed, and the thread wrote the manifest once more."""
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(first[1], run.path)
+    shutil.rmtree(run.earlier, ignore_errors=True)
+    read = Hasher.file
+
+    def slowly(hasher: Hasher, path: Path) -> str:
+        time.sleep(0.5)
+        return read(hasher, path)
+
+    keeper = Keeper(run, pytest.fail)
+    plan = read_any_plan(run.plan)
+    keeper.begin(plan, resume=False)
+    assert run.manifest.is_file()
+    keeper.abandon()
+    monkeypatch.setattr(Hasher, "file", slowly)
+    keeper = Keeper(run, pytest.fail)
+    keeper.begin(plan, resume=False)
+    keeper.abandon()
+    time.sleep(1.0)
+    assert not list(run.path.glob("*manifest*")) and not list(run.path.glob(".*.tmp"))

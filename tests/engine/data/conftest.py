@@ -38,7 +38,7 @@ def _smollm2() -> Path:
     folder = cache_folder() / "models" / "smollm2-135m-instruct"
     if not (folder / "config.json").is_file():
         command = [sys.executable, "-m", "runner.engine.builtin", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         if done.returncode:
             pytest.skip(f"the demo model can't be fetched: {done.stderr.strip()[-200:]}")
     return folder
