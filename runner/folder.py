@@ -72,6 +72,14 @@ class RunFolder:
     def memory(self) -> Path:
         return self.path / "memory.jsonl"
 
+    def images(self, phase: str = "") -> Path:
+        """sha256 of each image that the rows of a training name, as sha256sum writes them."""
+        return self.path / f"images{f'-{phase}' if phase else ''}.sha256"
+
+    def engine_images(self, phase: str = "") -> Path:
+        """Which images these are, as the engine found them in the rows."""
+        return self.engine / f"images{f'-{phase}' if phase else ''}.json"
+
     @property
     def events(self) -> Path:
         """What the guard warned of and did, as it happens."""
@@ -266,6 +274,7 @@ class RunFolder:
             self.termination,
             self.manifest,
             self.project_diff,
+            *sorted(self.path.glob("images*.sha256")),
             self.data_report,
             self.row_hashes,
             self.checkpoints,
@@ -297,6 +306,7 @@ class RunFolder:
             self.termination,
             self.manifest,
             self.project_diff,
+            *sorted(self.path.glob("images*.sha256")),
             self.supervisor,
             self.queue,
             self.engine_failure,

@@ -21,6 +21,7 @@ from runner.engine.trained import PROJECTOR_FILE
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.plan import Plan
+from runner.provenance.images import write_list
 
 if TYPE_CHECKING:
     from runner.engine.result import Marks
@@ -148,6 +149,8 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
         hashes = rows.prepared.split_hashes()
         durable.write_json(folder.data_report, {**rows.report(), "split_sha256": hashes})
         rows.prepared.copy_hashes(_hashes_folder(folder, plan))
+        if plan.vision is not None:
+            write_list(folder.engine_images(plan.phase), rows.prepared.images())
         for line in [*notes, *rows.lines()]:
             _say(line)
     has_eval = len(rows.eval) > 0

@@ -41,7 +41,7 @@ class Hasher:
     ) -> None:
         """`cache` is the folder for what was hashed before; `gave_up` is asked every few MB."""
         self._cache, self._gave_up = cache, gave_up
-        self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._done_bytes, self._said = 0, time.monotonic()
 
     def file(self, path: Path) -> str:
@@ -86,7 +86,7 @@ class Hasher:
                 if time.monotonic() - self._said >= SAY_SECONDS:
                     self._said = time.monotonic()
                     told = f"{format_bytes(done)} of {format_bytes(size)}"
-                    self._say(f"hashing    {path.name}: {told}")
+                    self.say(f"hashing    {path.name}: {told}")
         return digest.hexdigest()
 
 

@@ -5,7 +5,8 @@ Imports the plans and runner.provenance.manifest/hashes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from runner.plan_script import ScriptPlan
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import FileRecord
 
+_COMMIT = re.compile(r"@[0-9a-f]{40}$")
 _MODEL_SUFFIXES = (
     *(".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja", ".gguf", ".tiktoken"),
 )
@@ -52,6 +54,17 @@ def hashed(record: FileRecord, hasher: Hasher) -> FileRecord:
         return record.model_copy(update={"sha256": digest, "files": count, "size_bytes": size})
     size = path.stat().st_size
     return record.model_copy(update={"sha256": hasher.file(path), "size_bytes": size})
+
+
+def moving(records: Iterable[FileRecord]) -> list[str]:
+    """A note for each data set or model on a hub that is named by a branch and not by a commit."""
+    return [
+        f"{each.what}: {each.path} names a branch, which can move; the rows that came of it are "
+        "known by rows.split_sha256"
+        for each in records
+        if each.kind == "remote" and each.what.rpartition(": ")[2].startswith("data.")
+        if not _COMMIT.search(each.path)
+    ]
 
 
 def seeds_of(record: Any, prefix: str = "") -> dict[str, int]:

@@ -17,8 +17,9 @@ from typing import Any
 from runner import durable
 from runner.folder import RunFolder
 from runner.outcome import Outcome
+from runner.plan import Plan
 from runner.plan_base import PlanBase
-from runner.provenance import inputs, machine, results, software
+from runner.provenance import images, inputs, machine, results, software
 from runner.provenance.environment import kept, secret_values, without_secrets
 from runner.provenance.hashes import GaveUp, Hasher
 from runner.provenance.manifest import FileRecord, JobFile, Manifest, Origin
@@ -26,6 +27,7 @@ from runner.render import read_any_plan, render
 from runner.sources import cache_folder
 
 DIFF_BYTES = 1 << 20
+_LIST_SECONDS = 0.5  # between looks for the engine's list of images
 _NICENESS = 10  # of the hashing thread: the trainer goes first
 
 
@@ -38,7 +40,7 @@ class Keeper:
         self._secrets: dict[str, str] = {}
         self._files: list[FileRecord] = []
         self._notes: list[str] = []
-        self._give_up = threading.Event()
+        self._give_up, self._trained = threading.Event(), threading.Event()
         self._hasher = Hasher(cache_folder() / "hashes", gave_up=self._give_up.is_set)
         self._thread: threading.Thread | None = None
 
@@ -107,7 +109,8 @@ class Keeper:
             secrets=sorted(named),
         )
         self._write()
-        self._thread = threading.Thread(target=self._hash, name="hashes", daemon=True)
+        self._notes += inputs.moving(self._files)
+        self._thread = threading.Thread(target=self._hash, args=(plan,), name="hashes", daemon=True)
         self._thread.start()
 
     def _rendered(self, plan: PlanBase) -> dict[str, str]:
@@ -115,7 +118,7 @@ class Keeper:
         names = [name for name in sorted(render(plan)) if (place / name).is_file()]
         return {name: self._hasher.file(place / name) for name in names}
 
-    def _hash(self) -> None:
+    def _hash(self, plan: PlanBase) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
@@ -128,13 +131,38 @@ class Keeper:
                     told = f"{record.what} could not be hashed: {error.strerror or error}"
                     self._notes.append(told)
             self._write()
+            if isinstance(plan, Plan) and plan.vision is not None:
+                for training in plan.trainings:
+                    self._hash_images(training.phase)
         except GaveUp:
             self._notes.append("the run was stopped before all of its inputs were hashed")
         except Exception as error:
             self._notes.append(f"hashing ended early: {type(error).__name__}: {error}")
 
+    def _hash_images(self, phase: str) -> None:
+        """Hash the images of a training once the engine has said which they are."""
+        listed, what = self._folder.engine_images(phase), images.WHAT
+        what = f"{phase}: {what}" if phase else what
+        while not listed.exists():
+            if self._trained.wait(_LIST_SECONDS) and not listed.exists():
+                self._notes.append(f"{what}: it ended before the rows that name them were ready")
+                return
+            if self._give_up.is_set():
+                raise GaveUp
+        out = self._folder.images(phase)
+        try:
+            found = images.hashed_images(listed, out, what, self._hasher, cache_folder() / "hashes")
+        except OSError as error:
+            name = error.filename or what
+            self._notes.append(f"{what} could not be hashed: {name}: {error.strerror or error}")
+            found = FileRecord(what=what, path="", kind="images")
+        if found is not None:
+            self._files.append(found)
+            self._write()
+
     def _complete(self, plan: PlanBase, outcome: Outcome, stopped: Callable[[], bool]) -> None:
         assert self._manifest is not None  # noqa: S101 - the caller has looked
+        self._trained.set()
         if self._thread is not None:
             while self._thread.is_alive() and not stopped():
                 self._thread.join(0.1)

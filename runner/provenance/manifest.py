@@ -24,12 +24,16 @@ class FileRecord(JobModel):
 
     what: str = Field(description="The field that named it (data.train), or part/NAME (model/...)")
     path: str = Field(description="Where it lay; hub:ID@REVISION where the trainer fetched it")
-    kind: Literal["file", "folder", "remote"]
+    kind: Literal["file", "folder", "remote", "images"] = Field(
+        description="images: all that rows name, listed with their hashes beside the manifest"
+    )
     sha256: str | None = Field(
-        None, description="Of a folder: over its files' names and hashes; None: was not hashed"
+        None,
+        description="Of a folder: over its files' names and hashes; of images: of their list; "
+        "None: was not hashed",
     )
     size_bytes: int | None = None
-    files: int | None = Field(None, description="How many files a folder has")
+    files: int | None = Field(None, description="How many files a folder has; how many images")
 
 
 class JobFile(JobModel):

@@ -92,6 +92,10 @@ def wrong_inputs(manifest: Manifest, plan: PlanBase, hasher: Hasher) -> Iterator
     for record in manifest.files:
         if record.kind == "remote" or record.sha256 is None:
             continue  # fetched by the trainer, or never known
+        if record.kind == "images":  # verify compares each, once the new run has hashed them
+            if not Path(record.path).is_dir():
+                yield f"{record.what}: {record.path}, where {record.files} images lay, is not here"
+            continue
         now = here.get(record.what, record)
         if not Path(now.path).exists():
             yield f"{record.what}: {now.path} is not here (sha256 {record.sha256[:12]})"

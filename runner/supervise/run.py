@@ -46,7 +46,8 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
         reserve.write_bytes(b"\0" * RESERVE_BYTES)
         return _supervised(folder, plan, stop, cards, started, resume=resume, reserve=reserve)
     except RefusedError:  # nothing was started: the folder is as it was, its old verdict too
-        for made in (folder.supervisor, folder.manifest, folder.project_diff):
+        lists = folder.path.glob("images*.sha256")
+        for made in (folder.supervisor, folder.manifest, folder.project_diff, *lists):
             made.unlink(missing_ok=True)
         if aside is not None:
             _put_back(folder, aside)

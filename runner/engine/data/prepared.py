@@ -96,6 +96,16 @@ class Prepared:
                 first = stop
         return picked
 
+    def images(self) -> Iterator[str]:
+        """The absolute path of every image that a row of any side names, as often as rows do."""
+        for side in SIDES:
+            if not self.counts[side]:
+                continue
+            with self._open(side) as table:
+                for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=["images"]):
+                    for paths in batch.column(0).to_pylist():
+                        yield from paths or ()
+
     def _open(self, side: Side) -> Any:
         import pyarrow.parquet
 
