@@ -34,6 +34,7 @@ from runner.render_base import comment
 from runner.resolve import make_plan
 from runner.sources import DataSource, ModelSource
 from runner.units import GIB
+from runner.vram.ask import Batch, key
 from tests.conftest import REPOSITORY, Answer
 
 JOBS = [  # of the native engine; the others' are rendered in tests/mgm and tests/test_script.py
@@ -331,6 +332,8 @@ def test_a_deterministic_plan_says_so_in_its_script_and_only_there(plans: dict[s
         assert sum(", deterministic" in line for line in after) == 1
         assert "deterministic" not in plan.deciding()  # hashes of earlier plans stay
         assert asked.hash != plan.hash
+        batches = [Batch(512, 0, "given")]  # predicted memory is the same, and so is its key
+        assert key(asked, batches, {}) == key(plan, batches, {})
 
 
 @given(TEXT)

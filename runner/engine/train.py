@@ -172,7 +172,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
         outside_bytes=run.outside_bytes,
     )
     inputs = _inputs(plan, tokenizer, rows)
-    set_seed(plan.training.seed)  # the adapter's draw, whatever loading drew or will once draw
+    set_seed(plan.training.seed)  # the adapter's draw; TRL 1.16 does so itself
     trainer = RunTrainer(
         model=model,
         args=arguments,

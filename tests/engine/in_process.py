@@ -120,8 +120,8 @@ class Interruptions:
 
     signals: dict[int, tuple[signal.Signals, ...]] = field(default_factory=dict)
     """Batch to the signals that arrive while it is computed."""
-    before_weights: Callable[[], None] | None = None
-    """Called once the engine is about to load weights."""
+    after_weights: Callable[[], None] | None = None
+    """Called when weights are loaded, and nothing is drawn on them yet."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ def _watched(meanwhile: Interruptions, batches: list[tuple[int, ...]]) -> Iterat
 
     def load_model(plan: Plan) -> Any:
         loaded = load(plan)
-        if meanwhile.before_weights is not None:
-            meanwhile.before_weights()
+        if meanwhile.after_weights is not None:
+            meanwhile.after_weights()
         return loaded
 
     RunTrainer.training_step, weights.load_model = training_step, load_model

@@ -81,7 +81,7 @@ def test_two_runs_of_a_plan_give_the_same_bits(
     import torch
 
     torch.rand(5)  # nothing that was drawn before counts
-    again = run(plan_of(*job), tmp_path / "run", meanwhile=Interruptions(before_weights=_noise))
+    again = run(plan_of(*job), tmp_path / "run", meanwhile=Interruptions(after_weights=_noise))
     assert_same(again, undisturbed)
 
 
