@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # What needs a GPU to be shown: smoke of every job, the monitor, a budget breach, the demo in bf16, and
-# every job at its architecture's real size (random weights in bf16) with peak memory and speed.
+# every job at its architecture's real size (random weights in bf16) with peak memory and speed; then
+# `deterministic: true` at 0.5B: equal hashes, and its cost (determinism.md in OUT).
 #
 #   benchmarks/gpu_battery.sh [OUT]     on a machine with an NVIDIA GPU and `runner[train]` installed
 #
 # Records go to OUT (default: gpu-battery/), a summary to stdout. Exit code 1 if anything differs from
-# what it should be. Takes about ten minutes on one card; the real sizes need 24 GiB of its memory and
+# what it should be. Takes about a quarter of an hour on one card; the real sizes need 24 GiB of its memory and
 # 16 GB of disk. FULL_SIZE=0 leaves them out.
 set -uo pipefail
 out=$(mkdir -p "${1:-gpu-battery}" && cd "${1:-gpu-battery}" && pwd)
@@ -73,6 +74,11 @@ PYTHON
   real emission-unified-lora --set "model=$models/qwen2.5-3b"
   real emission-column-mapping-lora --set "model=$models/qwen2.5-3b"
   real llava-gemma-10k-lora --set "model=$models/gemma-2b" --set "vision.model=$models/clip-l-336"
+fi
+# the same bits in each run and after a resume, and what that costs
+if [[ ${FULL_SIZE:-1} != 0 ]]; then
+  python3 "$(dirname "$0")/determinism.py" "$out/determinism" --table "$out/determinism.md"
+  expect "deterministic: equal hashes" 0 $?
 fi
 expect "processes left" 0 "$(pgrep -fc 'runner\.engine')"
 exit $failed

@@ -77,6 +77,10 @@ class RunFolder:
     def memory(self) -> Path:
         return self.path / "memory.jsonl"
 
+    def images(self, phase: str = "") -> Path:
+        """sha256 of each image that the rows of a training name, a line each."""
+        return self.path / f"images{f'-{phase}' if phase else ''}.sha256"
+
     @property
     def events(self) -> Path:
         """What the guard warned of and did, as it happens."""
@@ -271,6 +275,7 @@ class RunFolder:
             self.termination,
             self.manifest,
             self.project_diff,
+            *sorted(self.path.glob("images*.sha256")),
             self.data_report,
             self.row_hashes,
             self.checkpoints,
@@ -302,6 +307,7 @@ class RunFolder:
             self.termination,
             self.manifest,
             self.project_diff,
+            *sorted(self.path.glob("images*.sha256")),
             self.supervisor,
             self.queue,
             self.engine_failure,

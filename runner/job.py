@@ -129,6 +129,11 @@ class SftSettings(JobHead):
         EvaluationSettings(), description="What runner evaluate measures."
     )
     tracking: TrackingSettings = Field(TrackingSettings(), description="Where figures go.")
+    deterministic: bool = Field(
+        False,
+        description="The same bits in each run of a plan on a GPU, too: torch takes deterministic "
+        "kernels only, which costs speed, and a step that has none ends the run by its name.",
+    )
     on_oom: Literal["stop", "recover"] = Field(
         "stop",
         description="After CUDA OOM, or a stop over the budget: stop, or recover, that is, take "

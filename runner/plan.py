@@ -95,6 +95,7 @@ class SftPlanned(PlanHead):
     evaluation: EvaluationSettings
     tracking: TrackingSettings
     precision: Literal["bf16", "fp16", "fp32"]
+    deterministic: bool = Field(False, description="Of torch's kernels only those that repeat")
     on_oom: Literal["stop", "recover"] = "stop"
     recovered_from: str | None = Field(
         None, description="Hash of the plan that ran out of memory, of which this is a step down"
@@ -109,6 +110,8 @@ class Plan(PlanBase, SftPlanned):
         record = super().deciding()
         for key in ("evaluation", "tracking", "on_oom", "recovered_from"):
             record.pop(key)
+        if not self.deterministic:  # the plans of before there was a choice keep their hashes
+            record.pop("deterministic")
         for phase in (*record["earlier"], record):
             _forget_places(phase)
         unused = {"lora": ("quantization", "prefix"), "qlora": ("prefix",)}

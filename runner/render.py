@@ -190,7 +190,8 @@ def steps_line(plan: Plan) -> str:
         (f"{each.phase}: " if each.phase else "") + _training_text(each.training, plan.launch)
         for each in plan.trainings
     )
-    return f"{shown}, {plan.precision} on {plan.launch.device}"
+    kernels = ", deterministic" if plan.deterministic else ""
+    return f"{shown}, {plan.precision} on {plan.launch.device}{kernels}"
 
 
 def _training_text(training: TrainingSettings, launch: PlannedLaunch) -> str:

@@ -95,6 +95,7 @@ def make_plan(
         evaluation=job.evaluation,
         tracking=_tracking(job.tracking, variant),
         precision=precision,
+        deterministic=job.deterministic,
         on_oom=job.on_oom,
         launch=planned_launch(job, facts, device),
         budget=planned_budget(job, device, substitutions),

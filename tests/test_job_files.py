@@ -36,9 +36,8 @@ DATA = "data: {train: rows.jsonl}\n"
 BASE = MODEL + DATA  # two lines, so that what a case adds starts at line 3
 TOP = (
     "one of description, engine, model, vision, trust_remote_code, method, lora, quantization, "
-    "prefix, data, training, phases, evaluation, tracking, on_oom, fit, smoke, launch, container, "
-    "budget, "
-    "timeout_minutes, on_end"
+    "prefix, data, training, phases, evaluation, tracking, deterministic, on_oom, fit, smoke, "
+    "launch, container, budget, timeout_minutes, on_end"
 )
 SIZE = "a size with its unit, such as 12GiB, 900MiB or 16GB"
 Cli = Callable[..., Answer]

@@ -34,6 +34,7 @@ from runner.render_base import comment
 from runner.resolve import make_plan
 from runner.sources import DataSource, ModelSource
 from runner.units import GIB
+from runner.vram.ask import Batch, key
 from tests.conftest import REPOSITORY, Answer
 
 JOBS = [  # of the native engine; the others' are rendered in tests/mgm and tests/test_script.py
@@ -315,6 +316,26 @@ def test_the_trainer_gets_the_environment_that_the_script_says(
         assert got.get("ACCELERATE_USE_CPU") == (None if host == "gpu" else "true")
 
 
+def test_a_deterministic_plan_says_so_in_its_script_and_only_there(plans: dict[str, Plan]) -> None:
+    lines = {
+        "export CUBLAS_WORKSPACE_CONFIG=:4096:8": ("1-gpu", "2-gpu"),
+        "export FLASH_ATTENTION_DETERMINISTIC=1": ("1-gpu", "2-gpu"),
+        "export NCCL_ALGO=Ring": ("2-gpu",),
+    }
+    for count, host in itertools.product((1, 2), ("cpu", "gpu")):
+        plan = plans[f"demo-identity-{count}-none-train-{host}"]
+        asked = plan.model_copy(update={"deterministic": True})
+        before, after = (render(each)["launch.sh"].splitlines() for each in (plan, asked))
+        for line, where in lines.items():
+            assert line not in before
+            assert (line in after) == (f"{count}-{host}" in where), (line, count, host)
+        assert sum(", deterministic" in line for line in after) == 1
+        assert "deterministic" not in plan.deciding()  # hashes of earlier plans stay
+        assert asked.hash != plan.hash
+        batches = [Batch(512, 0, "given")]  # predicted memory is the same, and so is its key
+        assert key(asked, batches, {}) == key(plan, batches, {})
+
+
 @given(TEXT)
 def test_a_comment_is_one_line_for_any_reader(text: str) -> None:
     shown = comment(text)
@@ -465,6 +486,7 @@ CHANGES = {
     "lora.dtype": "bf16",
     "method": "full",
     "vision": "{model: n}",
+    "deterministic": "true",
     "phases": "[{name: only, trains: [adapter]}]",
     "training.stages": "[{max_steps: 3, learning_rate: 1e-4}]",
     "training.optim": "adamw_8bit",

@@ -23,6 +23,7 @@ from runner.plan_mgm import MgmPlan
 from runner.provenance import images
 from runner.provenance.environment import looks_secret, secret_values, without_secrets
 from runner.provenance.hashes import Hasher, files_in
+from runner.provenance.image_list import hash_images
 from runner.provenance.manifest import FileRecord, Manifest
 from runner.provenance.places import IMAGES, Part, is_here, parts
 
@@ -105,6 +106,7 @@ def record_files(folder: RunFolder, manifest: Manifest) -> Iterator[Path]:
     """The allow-list: what of a run folder goes into every bundle, as far as it is there."""
     names = [folder.manifest, folder.plan, folder.launch_script, folder.sources]
     names += [folder.path / name for name in manifest.rendered]
+    names += folder.path.glob("images*.sha256")
     names += [folder.project_diff, folder.metrics, folder.memory, folder.events]
     names += [folder.termination, folder.data_report, folder.prediction, folder.advice]
     names += [folder.container, folder.best, folder.train_log, folder.supervisor_log]
@@ -250,7 +252,7 @@ class _Gathered:
         if not any(each.names for each in sources):
             return
         if record is not None and record.sha256 is not None:
-            self.require(record, self.hasher.files(images.labelled(sources))[0])
+            self.require(record, hash_images(sources, self.hasher).sha256)
         roots = sorted({str(each.root) for each in sources})
         known = self._known.get(("\0".join(roots), "images"))
         place = known or Placed(path=self.slot("images"), kind="folder")

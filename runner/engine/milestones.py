@@ -7,7 +7,7 @@ trainer's events. transformers' own saving and best-model code is switched off.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -58,6 +58,17 @@ class Milestones(TrainerCallback):
     def eval_loss_at(self, step: int) -> float | None:
         """The eval_loss after `step` steps of the run; None where none was measured."""
         return self._evaluations[-1].eval_loss if self.is_evaluated(step) else None
+
+    def owes_evaluation(self, state: TrainerState, facts: Mapping[str, Any]) -> bool:
+        """Whether the step that a resume begins with was to be evaluated, and a stop came first.
+
+        `facts` are those of its checkpoint's seal. The last step's evaluation is not meant: it is
+        made up for after training.
+        """
+        every, step = self._training.eval_steps, state.global_step
+        due = bool(every) and 0 < step < state.max_steps and step % (every or 1) == 0
+        known = facts.get("eval_loss") is not None or self.is_evaluated(self._offset + step)
+        return due and not known
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -6,8 +6,10 @@ Imports torch when called. The supervisor, which has none, takes them into the r
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
+_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC", "NCCL_ALGO", "NCCL_PROTO")
 Plain = str | int | float | bool | None
 
 
@@ -25,6 +27,8 @@ def stack_record() -> dict[str, Any]:
         "cudnn.deterministic": backends.cudnn.deterministic,
         "cudnn.benchmark": backends.cudnn.benchmark,
     }
+    if torch.are_deterministic_algorithms_enabled():
+        switches["deterministic_fill"] = torch.utils.deterministic.fill_uninitialized_memory
     stack: dict[str, Plain] = {
         "torch": str(torch.__version__),
         "torch_git": torch.version.git_version,
@@ -38,6 +42,9 @@ def stack_record() -> dict[str, Any]:
             asked = getattr(backends.cuda, f"{name}_sdp_enabled", None)
             if asked is not None:
                 switches[f"sdp.{name}"] = bool(asked())
+        for name in _VARIABLES:  # as launch.sh left them, which the supervisor does not see
+            if name in os.environ:
+                switches[name] = os.environ[name]
         stack["cudnn"] = backends.cudnn.version()
         with contextlib.suppress(Exception):  # a build without NCCL has no version of it
             stack["nccl"] = ".".join(str(part) for part in torch.cuda.nccl.version())

@@ -68,11 +68,15 @@ def train(plan: Plan, folder: RunFolder, control: Control, *, resume: bool) -> i
     first = control.rank == 0
     checkpoint = _resume_point(folder, say=first) if resume else None
     outside = _ready_torch(plan)
+    from runner.engine.determinism import deterministic_or_named
     from runner.engine.trackers import open_trackers
 
     resumed = (checkpoints.step_of(checkpoint) if checkpoint else 0) if resume else None
     run = Run(plan, folder, control, time.monotonic(), outside)
-    with open_trackers(plan, folder, resumed_step=resumed, first=first) as trackers:
+    with (
+        deterministic_or_named(),
+        open_trackers(plan, folder, resumed_step=resumed, first=first) as trackers,
+    ):
         steps = _train_all(run, trackers, checkpoint, resume=resume)
         if steps is None:
             trackers.close("stopped")
@@ -149,7 +153,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     has_eval = len(rows.eval) > 0
     # the arguments come first: with ZeRO-3 they decide how weights are loaded
     arguments = training_arguments(plan, folder, has_eval=has_eval)
-    set_seed(plan.training.seed)  # what is drawn from here on depends on nothing before
+    set_seed(plan.training.seed)  # of weights that loading draws (a projector's)
     model = load_model(plan)
     if place.projector is not None:
         from runner.engine.vision import load_projector
@@ -165,6 +169,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
         outside_bytes=run.outside_bytes,
     )
     inputs = _inputs(plan, tokenizer, rows)
+    set_seed(plan.training.seed)  # the adapter's draw; TRL 1.16 does so itself
     trainer = RunTrainer(
         model=model,
         args=arguments,
@@ -377,6 +382,10 @@ def _ready_torch(plan: Plan) -> int | None:
     """
     import torch
 
+    from runner.engine.determinism import make_deterministic
+
+    if plan.deterministic:
+        make_deterministic(plan)
     if plan.launch.device == "cpu":
         torch.set_num_threads(plan.launch.threads_per_process)
         if plan.launch.deepspeed != "none":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -18,8 +19,12 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
-from runner import checkpoints
-from runner.engine.adapter import load_prefix_encoder, save_prefix_encoder
+from runner import checkpoints, durable
+from runner.engine.adapter import (
+    keep_full_precision,
+    load_prefix_encoder,
+    save_prefix_encoder,
+)
 from runner.engine.best import best_checkpoint
 from runner.engine.control import Stopped
 from runner.engine.milestones import Milestones
@@ -27,6 +32,7 @@ from runner.engine.recompute import Recompute
 from runner.engine.records import Records
 from runner.engine.rng import kept_random_state
 from runner.engine.schedule import learning_rate_at
+from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.job_training import TrainingSettings
 from runner.plan import Plan
@@ -49,6 +55,8 @@ class RunTrainer(SFTTrainer):
     _step_offset = 0
     _phase = ""
     _plan_hash: str | None = None
+    _plan: Plan | None = None
+    _gone_on_from: Path | None = None
 
     def prepare_run(
         self, plan: Plan, folder: RunFolder, *, step_offset: int = 0, plan_hash: str | None = None
@@ -61,7 +69,7 @@ class RunTrainer(SFTTrainer):
             step_offset: optimizer steps of the run's earlier trainings.
             plan_hash: of the whole run's plan, for the checkpoints' seals.
         """
-        self._training, self._phase = plan.training, plan.phase
+        self._plan, self._training, self._phase = plan, plan.training, plan.phase
         self._longest_first = plan.variant == "smoke"
         self._step_offset, self._plan_hash = step_offset, plan_hash
         self._milestones = Milestones(plan, folder, step_offset)
@@ -135,25 +143,52 @@ class RunTrainer(SFTTrainer):
         # rows were put in order of length before; a smoke meets the worst batch first
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As the libraries do. Raises RunnerError for a checkpoint that is no mere state."""
+        self._gone_on_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except pickle.UnpicklingError as error:  # torch loads these files with weights_only
+            name = Path(str(resume_from_checkpoint)).name
+            raise RunnerError(
+                f"{name} holds something else than tensors and numbers, and was not loaded: "
+                f"{str(error).splitlines()[0]}",
+                "it was not written by this run; delete it to go on from an earlier one",
+            ) from None
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        self._make_up_evaluation()
+        if self._gone_on_from is not None:
+            self._catch_up(self._gone_on_from)
+            self._gone_on_from = None
         # From a checkpoint of the last step transformers would train one more.
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
-    def _make_up_evaluation(self) -> None:
-        """Evaluate the step that training goes on from, where a stop broke its evaluation off."""
-        every = self._training.eval_steps if self._training else None
-        step = self.state.global_step
-        due = bool(every and step and step % every == 0) and self.eval_dataset is not None
-        if not due or self.evaluated_last_step or self.control.should_training_stop:
+    def _catch_up(self, checkpoint: Path) -> None:
+        """Before the first step of a resume: what the checkpoint's start had begun, and not ended.
+
+        The losses that its next line is the mean of, and the evaluation that a stop cut off. The
+        random state is put back after this, so nothing that is drawn here counts.
+        """
+        begun = durable.read_json(checkpoint / _losses_file(self.args.process_index))
+        if isinstance(begun, dict):
+            self._tr_loss.fill_(begun["sum"])
+            self._globalstep_last_logged = int(begun["since_step"])
+        if self.control.should_training_stop:
             return
-        self.evaluate()
-        if not self.evaluated_last_step:
-            self.control.should_save = False  # broken off again; its checkpoint is there
-        elif self.control.should_save:  # patience ended here, so this is a last step
-            self._save_checkpoint(self.model, None)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        owed = self._milestones is not None and self._milestones.owes_evaluation(
+            self.state, checkpoints.facts_of(checkpoint)
+        )
+        if owed and self.eval_dataset is not None:
+            self.evaluate()
+            self.control.should_save = False  # it is saved: training goes on from there
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        since = self._globalstep_last_logged
+        if since < self.state.global_step:  # a line's losses are not whole yet
+            place = Path(output_dir) / _losses_file(self.args.process_index)
+            durable.write_json(place, {"sum": self._tr_loss.item(), "since_step": since})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the libraries do, but training goes on as if there had been no evaluation.
@@ -168,6 +203,8 @@ class RunTrainer(SFTTrainer):
             if not self.is_in_train:
                 raise
             self.control.should_save = self.control.should_training_stop = True
+            # else it began again at the end of the epoch, and drew random numbers for it
+            self.control.should_evaluate = False
             return {}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -214,6 +251,8 @@ class RunTrainer(SFTTrainer):
         # what PEFT saves of a projected prefix can't be loaded to go on training
         if not load_prefix_encoder(model or self.model, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._plan is not None:  # PEFT makes fp32 of an adapter that trains in bf16
+            keep_full_precision(model or self.model, self._plan)
 
     def _facts(self, step: int) -> dict[str, Any]:
         """What a checkpoint's seal says of it; a resumed run goes on from these."""
@@ -234,6 +273,11 @@ class RunTrainer(SFTTrainer):
             return []
         protected = self._milestones.protected()
         return checkpoints.surplus(folder, keep, protected=protected, after=self._step_offset)
+
+
+def _losses_file(rank: int) -> str:
+    """Of a checkpoint: the sum of the losses since the last logged step, in one process."""
+    return f"losses_{rank}.json"
 
 
 def _barrier() -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runner.provenance.environment import decides
+from runner.provenance.image_list import first_other
 from runner.provenance.manifest import FileRecord, Manifest
 from runner.provenance.results import Step
 from runner.units import format_bytes, format_duration
@@ -33,6 +34,7 @@ _PLACES = re.compile(
 )
 _UNHASHED = ("evaluation.", "tracking.", "on_oom", "budget.oom_snapshot")
 _NOTHING = "(none)"
+_Images = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Side:
     manifest: Manifest
     steps: Sequence[Step] | None = None
     """From its metrics.jsonl; None where there is only the manifest."""
+    images: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What of the manifest's images -> path to sha256, where their list is beside it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,12 @@ class Difference:
 def differences(one: Side, other: Side, *, steps: int | None = None) -> list[Difference]:
     """All differences. With `steps`, losses are compared that far, and the results are not."""
     a, b = one.manifest, other.manifest
-    found = [*_files(a, b), *_versions(a, b), *_settings(a, b), *_rows(a, b)]
+    found = [
+        *_files(a, b, one.images, other.images),
+        *_versions(a, b),
+        *_settings(a, b),
+        *_rows(a, b),
+    ]
     found += _losses(one, other, steps)
     if steps is None:
         found += _results(a, b)
@@ -72,7 +81,9 @@ def first_of(found: Sequence[Difference]) -> Difference | None:
     return next((each for each in found if each.decides), None)
 
 
-def _files(a: Manifest, b: Manifest) -> Iterator[Difference]:
+def _files(
+    a: Manifest, b: Manifest, images: _Images | None = None, others: _Images | None = None
+) -> Iterator[Difference]:
     ours, theirs = ({each.what: each for each in side.files} for side in (a, b))
     for what in _in_order(ours, theirs):
         x, y = ours.get(what), theirs.get(what)
@@ -84,6 +95,10 @@ def _files(a: Manifest, b: Manifest) -> Iterator[Difference]:
         elif x.sha256 is None or y.sha256 is None:
             text = f"{what} was not hashed, so it can't be told whether it is the same: {_path(x)}"
             yield Difference("files", what, x.sha256, y.sha256, text)
+        elif x.sha256 != y.sha256 and x.kind == "images":
+            told = _first_image((images or {}).get(what), (others or {}).get(what))
+            counts = f" ({x.files} → {y.files} images)" if x.files != y.files else ""
+            yield Difference("files", what, x.sha256, y.sha256, f"{what}{counts}: {told}")
         elif x.sha256 != y.sha256:
             same = x.path == y.path
             place = f" ({x.path})" if same else ""
@@ -92,6 +107,17 @@ def _files(a: Manifest, b: Manifest) -> Iterator[Difference]:
             if x.size_bytes != y.size_bytes:
                 text += f", {x.size_bytes} → {y.size_bytes} bytes"
             yield Difference("files", what, x.sha256, y.sha256, text)
+
+
+def _first_image(ours: Mapping[str, str] | None, theirs: Mapping[str, str] | None) -> str:
+    """Which image is the first that is another, in words."""
+    if not ours or not theirs:
+        return "others; which can't be told, since a run's list of them is not here"
+    other = first_other(ours, theirs)
+    if other is None:
+        return "others"
+    name, one, two = other
+    return f"{name}: sha256 {one[:12] or _NOTHING} → {two[:12] or _NOTHING}"
 
 
 def _versions(a: Manifest, b: Manifest) -> Iterator[Difference]:

@@ -40,8 +40,8 @@ class Hasher:
         say: Callable[[str], None] | None = None,
     ) -> None:
         """`cache` is the folder for what was hashed before; `gave_up` is asked every few MB."""
-        self._cache, self._gave_up = cache, gave_up
-        self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.cache, self._gave_up = cache, gave_up
+        self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._done_bytes, self._said = 0, time.monotonic()
 
     def file(self, path: Path) -> str:
@@ -49,7 +49,7 @@ class Hasher:
         path = path.resolve()
         before = path.stat()
         key = [str(path), before.st_size, before.st_mtime_ns, before.st_ino]
-        place = self._cache / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+        place = self.cache / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
         large = before.st_size >= CACHED_BYTES
         if large:
             known = durable.read_json(place)
@@ -60,7 +60,7 @@ class Hasher:
         settled = time.time() - after.st_mtime_ns / 1e9 > SETTLED_SECONDS
         if large and settled and (after.st_size, after.st_mtime_ns) == (key[1], key[2]):
             with contextlib.suppress(OSError):  # a full disk costs time only
-                self._cache.mkdir(parents=True, exist_ok=True)
+                self.cache.mkdir(parents=True, exist_ok=True)
                 durable.write_json(place, {"schema_version": 1, "key": key, "sha256": digest})
         return digest
 
@@ -91,7 +91,7 @@ class Hasher:
                 if time.monotonic() - self._said >= SAY_SECONDS:
                     self._said = time.monotonic()
                     told = f"{format_bytes(done)} of {format_bytes(size)}"
-                    self._say(f"hashing    {path.name}: {told}")
+                    self.say(f"hashing    {path.name}: {told}")
         return digest.hexdigest()
 
 

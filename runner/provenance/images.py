@@ -56,9 +56,3 @@ def named(plan: Plan, phase: str) -> list[Named]:
         there = [name for name in sorted(names) if (root / name).is_file()]
         found.append(Named(source.field, root, there))
     return found
-
-
-def labelled(found: list[Named]) -> Iterator[tuple[str, Path]]:
-    """All of them, in the order in which they are hashed."""
-    for each in found:
-        yield from each.files()

@@ -5,7 +5,8 @@ Imports the plans and runner.provenance.manifest/hashes/images/places.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
 from runner.provenance import images, places
 from runner.provenance.hashes import Hasher
+from runner.provenance.image_list import ImageList, hash_images
 from runner.provenance.manifest import FileRecord
 
+_COMMIT = re.compile(r"@[0-9a-f]{40}$")
 _MODEL_SUFFIXES = (
     *(".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja", ".gguf", ".tiktoken"),
 )
@@ -50,18 +53,42 @@ def hashed(record: FileRecord, hasher: Hasher, plan: PlanBase | None = None) -> 
 
     Raises OSError, GaveUp, and of images RunnerError as images.named.
     """
+    if record.kind == "images":
+        assert isinstance(plan, Plan)  # noqa: S101 - only such a plan has any
+        return of_images(record, image_list(record, hasher, plan))
     path = Path(record.path)
-    if record.kind in ("folder", "images"):
-        if record.kind == "images":
-            assert isinstance(plan, Plan)  # noqa: S101 - only such a plan has any
-            phase = record.what.removesuffix(places.IMAGES).removesuffix(": ")
-            found = images.labelled(images.named(plan, phase))
-            digest, count, size = hasher.files(found)
-        else:
-            digest, count, size = hasher.folder(path)
+    if record.kind == "folder":
+        digest, count, size = hasher.folder(path)
         return record.model_copy(update={"sha256": digest, "files": count, "size_bytes": size})
     size = path.stat().st_size
     return record.model_copy(update={"sha256": hasher.file(path), "size_bytes": size})
+
+
+def image_list(record: FileRecord, hasher: Hasher, plan: Plan) -> ImageList:
+    """The images of a training, each hashed. Raises as `hashed`."""
+    return hash_images(images.named(plan, phase_of(record)), hasher)
+
+
+def of_images(record: FileRecord, found: ImageList) -> FileRecord:
+    """The record of a training's images, once they are hashed."""
+    told = {"sha256": found.sha256, "files": found.files, "size_bytes": found.size_bytes}
+    return record.model_copy(update=told)
+
+
+def phase_of(record: FileRecord) -> str:
+    """The training whose images a record is of; "" where the job has one alone."""
+    return record.what.removesuffix(places.IMAGES).removesuffix(": ")
+
+
+def moving(records: Iterable[FileRecord]) -> list[str]:
+    """A note for each data set or model on a hub that is named by a branch and not by a commit."""
+    return [
+        f"{each.what}: {each.path} names a branch, which can move; the rows that came of it are "
+        "known by rows.split_sha256"
+        for each in records
+        if each.kind == "remote" and each.what.rpartition(": ")[2].startswith("data.")
+        if not _COMMIT.search(each.path)
+    ]
 
 
 def seeds_of(record: Any, prefix: str = "") -> dict[str, int]:

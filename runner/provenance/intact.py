@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from runner.folder import RunFolder
 from runner.provenance.compare import Difference, Side
 from runner.provenance.hashes import Hasher
-from runner.provenance.manifest import Manifest, read_manifest
+from runner.provenance.image_list import read_hashes
+from runner.provenance.inputs import phase_of
+from runner.provenance.manifest import FileRecord, Manifest, read_manifest
 from runner.provenance.results import logged_steps, losses_of
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -18,7 +22,16 @@ def read_side(folder: RunFolder) -> Side:
     """
     manifest = read_manifest(folder.manifest)
     steps = logged_steps(folder.metrics) if folder.metrics.is_file() else None
-    return Side(manifest, steps)
+    images = {
+        each.what: read_hashes(_list_of(folder, each))
+        for each in manifest.files
+        if each.kind == "images"
+    }
+    return Side(manifest, steps, images)
+
+
+def _list_of(folder: RunFolder, images: FileRecord) -> Path:
+    return folder.images(phase_of(images))
 
 
 def changed_since(folder: RunFolder, side: Side, hasher: Hasher) -> list[Difference]:
@@ -42,6 +55,9 @@ def changed_since(folder: RunFolder, side: Side, hasher: Hasher) -> list[Differe
 def _promised(folder: RunFolder, manifest: Manifest) -> dict[str, str]:
     """Name in the run folder to sha256."""
     promised = dict(manifest.rendered)
+    for each in manifest.files:
+        if each.kind == "images" and each.sha256:
+            promised[_list_of(folder, each).name] = each.sha256
     results = manifest.results
     if results and results.adapter_sha256 and results.result == folder.adapter.name:
         promised[f"{folder.adapter.name}/{_WEIGHTS}"] = results.adapter_sha256

@@ -18,6 +18,7 @@ from runner import durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.outcome import Outcome
+from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.provenance import inputs, machine, results, software
 from runner.provenance.environment import kept, secret_values, without_secrets
@@ -62,7 +63,8 @@ class Keeper:
     def abandon(self) -> None:
         """Remove what was begun, of a start that was refused; nothing is written after it."""
         self._end_hashing()
-        for made in (self._folder.manifest, self._folder.project_diff):
+        lists = self._folder.path.glob("images*.sha256")
+        for made in (self._folder.manifest, self._folder.project_diff, *lists):
             made.unlink(missing_ok=True)
 
     def _end_hashing(self) -> None:
@@ -117,6 +119,7 @@ class Keeper:
             environment=kept(os.environ),
             secrets=sorted(named),
         )
+        self._notes += inputs.moving(self._files)
         self._write()
         self._thread = threading.Thread(target=self._hash, args=(plan,), name="hashes", daemon=True)
         self._thread.start()
@@ -134,9 +137,13 @@ class Keeper:
                 if record.sha256 is not None or record.kind == "remote":
                     continue
                 try:
-                    self._files[number] = inputs.hashed(record, self._hasher, plan)
+                    if record.kind == "images" and isinstance(plan, Plan):
+                        self._files[number] = self._images(record, plan)
+                    else:
+                        self._files[number] = inputs.hashed(record, self._hasher, plan)
                 except OSError as error:
-                    told = f"{record.what} could not be hashed: {error.strerror or error}"
+                    which = f"{error.filename}: " if error.filename else ""
+                    told = f"{record.what} could not be hashed: {which}{error.strerror or error}"
                     self._notes.append(told)
                 except (RunnerError, ImportError) as error:  # rows that name images
                     self._notes.append(f"{record.what} could not be hashed: {error}")
@@ -145,6 +152,12 @@ class Keeper:
             self._notes.append("the run was stopped before all of its inputs were hashed")
         except Exception as error:
             self._notes.append(f"hashing ended early: {type(error).__name__}: {error}")
+
+    def _images(self, record: FileRecord, plan: Plan) -> FileRecord:
+        """Hash the images of a training, and write the list of them beside the manifest."""
+        found = inputs.image_list(record, self._hasher, plan)
+        durable.write_text(self._folder.images(inputs.phase_of(record)), found.text)
+        return inputs.of_images(record, found)
 
     def _complete(self, plan: PlanBase, outcome: Outcome, stopped: Callable[[], bool]) -> None:
         assert self._manifest is not None  # noqa: S101 - the caller has looked

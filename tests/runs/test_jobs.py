@@ -144,6 +144,10 @@ def test_a_projector_is_trained_first_and_an_adapter_after_it(place: Workplace) 
     assert [line["step"] for line in steps] == list(range(1, 11))
     assert [line["phase"] for line in steps] == ["pretrain"] * 5 + ["finetune"] * 5
     assert "data.jsonl in place" not in done.err
+    files = json.loads((run / "manifest.json").read_text())["files"]
+    images = {each["what"]: each for each in files if each["kind"] == "images"}
+    assert list(images) == ["pretrain: data.image_folder", "finetune: data.image_folder"]
+    assert all(each["sha256"] and each["files"] == 200 for each in images.values()), images
     with safe_open(run / "phases" / "pretrain" / "projector.safetensors", "pt") as stream:
         first = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
     assert first
