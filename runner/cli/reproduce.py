@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from runner import durable
 from runner.cli.cards import preflight, with_free_cards
@@ -23,6 +22,7 @@ from runner.cli.train import start_and_follow
 from runner.cli.verify import compare, manifest_folder, verdict_lines
 from runner.errors import RefusedError, UsageError, nearest
 from runner.folder import RunFolder, create, default_root
+from runner.liveness import host_pid
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.provenance.environment import secret_values, without_secrets
@@ -31,6 +31,7 @@ from runner.provenance.manifest import Manifest, read_manifest, sha256_of
 from runner.provenance.replay import On, placed, plan_of, wrong_inputs
 from runner.provenance.results import logged_steps
 from runner.provenance.software import interpreter
+from runner.recorded import end_of, supervisor_of
 from runner.render import render
 from runner.sources import cache_folder
 
@@ -55,8 +56,10 @@ def reproduce_run(
     original = manifest_folder(run, root)
     manifest = read_manifest(original.manifest)
     if manifest.results is None:
+        never = manifest.never_began
+        why = "it has not ended, or was lost" if never is None else never.message
         raise RefusedError(
-            f"{manifest.run} has no results to compare with: it has not ended, or was lost",
+            f"{manifest.run} has no results to compare with: {why}",
             f"runner report {manifest.run}",
         )
     plan, facts = placed(plan_of(manifest), _place(on))
@@ -68,6 +71,8 @@ def reproduce_run(
     plan = with_free_cards(plan, wait=False)
     folder = _new_folder(original, manifest, plan, root)
     out.say(field("reproduces", f"{manifest.run}, plan {manifest.plan_hash[:7]}"))
+    for line in _recovered(manifest):
+        out.say(field("WARNING", line))
     _say_versions(manifest, plan, out)
     out.say(field("place", facts.place.line))
     out.say(preflight(plan))
@@ -76,7 +81,7 @@ def reproduce_run(
     short = steps is not None and (planned is None or steps < planned)
     with _ended_after(folder, steps if short else None):
         code = start_and_follow(folder, plan, out)
-    end: dict[str, Any] = durable.read_json(folder.termination) or {}
+    end = end_of(folder) or {}
     reached = (
         short and end.get("reason") == "stopped" and int(end.get("steps") or 0) >= (steps or 0)
     )
@@ -134,6 +139,18 @@ def _new_folder(original: RunFolder, manifest: Manifest, plan: PlanBase, root: P
     return folder
 
 
+def _recovered(manifest: Manifest) -> list[str]:
+    """That a run whose plan was changed on the way can't be had by its last plan alone."""
+    before = [each for each in manifest.attempts if each.checkpoint is not None]
+    if not before:
+        return []
+    names = ", ".join(dict.fromkeys(name for each in before for name in each.changed))
+    return [
+        f"it was recovered at step {before[-1].steps}: steps up to {before[-1].checkpoint} are of "
+        f"an earlier plan ({names}). All steps of this run are of the last one, so the bits differ"
+    ]
+
+
 def _say_versions(manifest: Manifest, plan: PlanBase, out: Output) -> None:
     """What is installed otherwise here: said and not refused, since it may give the same bits."""
     then, now = manifest.python.packages, interpreter(plan)[0].packages
@@ -163,10 +180,10 @@ def _ended_after(folder: RunFolder, steps: int | None) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(POLL_SECONDS):
             logged = logged_steps(folder.metrics)
-            record = durable.read_json(folder.supervisor)
-            if logged and logged[-1].step >= steps and isinstance(record, dict):
+            pid = host_pid(supervisor_of(folder))
+            if logged and logged[-1].step >= steps and pid is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(record["pid"]), signal.SIGTERM)
+                    os.kill(pid, signal.SIGTERM)
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -19,13 +19,24 @@ from runner.folder import RunFolder
 from runner.outcome import Outcome
 from runner.plan_base import PlanBase
 from runner.provenance import inputs, machine, results, software
+from runner.provenance.attempts import attempts_of
 from runner.provenance.environment import kept, secret_values, without_secrets
 from runner.provenance.hashes import GaveUp, Hasher
-from runner.provenance.manifest import FileRecord, JobFile, Manifest, Origin
-from runner.render import read_any_plan, render
+from runner.provenance.manifest import FileRecord, JobFile, Manifest, NeverBegan, Origin
+from runner.recorded import named_texts, object_at, plain, text, texts, told
+from runner.render import render
 from runner.sources import cache_folder
 
 DIFF_BYTES = 1 << 20
+_SOURCES = {
+    "job_file": text,
+    "job_sha256": text,
+    "command": texts,
+    "secrets": texts,
+    "sources": named_texts,
+    "reproduces": named_texts,
+}
+"""What is taken from sources.json, which lies where anybody may have edited it."""
 _NICENESS = 10  # of the hashing thread: the trainer goes first
 
 
@@ -49,8 +60,18 @@ class Keeper:
         except Exception as error:
             self._warn(f"the manifest could not be begun: {type(error).__name__}: {error}")
 
+    def never_began(self, plan: PlanBase, outcome: Outcome) -> None:
+        """Write the manifest of a run that was ended in the queue: its plan, and why it ended.
+
+        Nothing is hashed and nobody asked: who stops a run that waits does not wait for that.
+        """
+        try:
+            self._begin(plan, resume=False, bare=outcome)
+        except Exception as error:
+            self._warn(f"the manifest could not be written: {type(error).__name__}: {error}")
+
     def complete(self, plan: PlanBase, outcome: Outcome, stopped: Callable[[], bool]) -> None:
-        """Write the results; waits for the hashes unless `stopped` says not to."""
+        """Write the results, which are of `plan`; waits for the hashes unless `stopped`."""
         if self._manifest is None:
             return
         try:
@@ -58,11 +79,11 @@ class Keeper:
         except Exception as error:
             self._warn(f"the manifest could not be completed: {type(error).__name__}: {error}")
 
-    def _begin(self, plan: PlanBase, *, resume: bool) -> None:
+    def _begin(self, plan: PlanBase, *, resume: bool, bare: Outcome | None = None) -> None:
         for left in self._folder.path.glob(f".{self._folder.manifest.name}.*.tmp"):
             left.unlink(missing_ok=True)  # of a start that was killed while it wrote
-        said: dict[str, Any] = durable.read_json(self._folder.sources) or {}
-        named = {*(said.get("secrets") or ()), *(plan.container.secrets if plan.container else ())}
+        said = told(object_at(self._folder.sources), _SOURCES)
+        named = {*said.get("secrets", ()), *(plan.container.secrets if plan.container else ())}
         self._secrets = secret_values(os.environ, named)
         code, diff = software.code()
         if diff:
@@ -76,9 +97,8 @@ class Keeper:
                 self._hasher,
             ).sha256
             code = code.model_copy(update={"diff_sha256": digest})
-        python, notes = software.interpreter(plan)
-        image, lock, more = software.image_and_lock(plan)
-        self._notes += [*notes, *more]
+        python, image, lock, notes = software.of_plan(plan, asked=bare is None)
+        self._notes += notes
         origin = said.get("reproduces")
         dumped = plan.model_dump(mode="json")
         self._files = inputs.input_files(plan)
@@ -91,11 +111,11 @@ class Keeper:
                 name=plan.job,
                 file=said.get("job_file"),
                 sha256=said.get("job_sha256"),
-                command=said.get("command") or [],
+                command=said.get("command", []),
             ),
             plan_hash=plan.hash,
             plan=dumped,
-            sources=said.get("sources") or {},
+            sources=said.get("sources", {}),
             rendered=self._rendered(plan),
             code=code,
             image=image,
@@ -105,8 +125,11 @@ class Keeper:
             host=machine.host(plan),
             environment=kept(os.environ),
             secrets=sorted(named),
+            never_began=None if bare is None else _never_began(bare),
         )
         self._write()
+        if bare is not None:
+            return
         self._thread = threading.Thread(target=self._hash, name="hashes", daemon=True)
         self._thread.start()
 
@@ -142,8 +165,7 @@ class Keeper:
             self._thread.join()
             self._give_up.clear()
         changed: dict[str, Any] = {}
-        if outcome.attempts:  # a recovery has put another plan in its place
-            plan = read_any_plan(self._folder.plan)
+        if plan.hash != self._manifest.plan_hash:  # a recovery has put another in its place
             dumped = plan.model_dump(mode="json")
             changed = {
                 "plan": dumped,
@@ -151,7 +173,8 @@ class Keeper:
                 "rendered": self._rendered(plan),
                 "seeds": inputs.seeds_of(dumped),
             }
-        told: dict[str, Any] = durable.read_json(self._folder.engine_stack) or {}
+        attempts = attempts_of(self._folder, plan, self._notes)
+        stack = told(object_at(self._folder.engine_stack), {"switches": plain, "stack": plain})
         try:
             found = results.results_of(self._folder, plan, outcome, self._hasher, self._notes)
         except OSError as error:
@@ -161,10 +184,11 @@ class Keeper:
             update={
                 **changed,
                 "complete": True,
+                "attempts": attempts,
                 "argv": results.executed(self._folder),
                 "rows": results.rows_of(self._folder, plan),
-                "switches": told.get("switches") or {},
-                "stack": told.get("stack") or {},
+                "switches": stack.get("switches", {}),
+                "stack": stack.get("stack", {}),
                 "results": found,
             }
         )
@@ -180,3 +204,12 @@ class Keeper:
         plan = record.pop("plan")
         record = without_secrets(record, self._secrets)
         durable.write_json(self._folder.manifest, {**record, "plan": plan})
+
+
+def _never_began(outcome: Outcome) -> NeverBegan:
+    return NeverBegan(
+        reason=outcome.reason.value,
+        exit_code=outcome.exit_code,
+        message=outcome.message,
+        ended_unix_seconds=outcome.ended_unix_seconds,
+    )

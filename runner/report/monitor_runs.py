@@ -20,6 +20,8 @@ from runner import durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import host_pid, start_ticks
+from runner.metrics import time_of
+from runner.recorded import whole
 from runner.report.monitor_records import RunView, largest
 
 # The guard writes a sample each second; what is older than this says nothing of the present.
@@ -82,7 +84,7 @@ class MemoryTail:
                     if not line.endswith(b"\n"):
                         break
                     self._offset += len(line)
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(ValueError, RecursionError):
                         record = json.loads(line)
                         if isinstance(record, dict):
                             records.append(record)
@@ -131,9 +133,10 @@ class FollowedRun:
         if self.planned is None:
             return None
         ended = self.folder.termination.exists()
-        age = now_unix_seconds - float(self._last.get("time_unix_seconds") or 0)
+        age = now_unix_seconds - (time_of(self._last) or 0.0)
         current = not ended and age <= FRESH_SECONDS
-        own = self._last.get("own_bytes") if current else None
+        said = self._last.get("own_bytes") if current else None
+        own = said if whole(said) else None
         return RunView(
             name=self.name,
             device=self.planned.device,
