@@ -15,6 +15,9 @@ from runner.folder import RunFolder, all_runs, default_root
 from runner.outcome import Reason
 from runner.report.standing import HEADER, Standing, notes, row, standings
 
+GOING_ON = 3
+"""Of so many runs that have ended short, the newest, the command that goes on is shown."""
+
 
 def list_runs(*, everything: bool, runs: Path | None, as_json: bool) -> None:
     """Print a row for each run under the runs folder, oldest first."""
@@ -36,7 +39,9 @@ def _lines(
     if not found:
         return [f"no run lives under {root}; --all shows those that have ended"]
     lines = table(HEADER, [row(one, now) for one in found])
-    told = [text for one in found for text in notes(one, now)]
+    ended = [one.run for one in found if one.goes_on_by and one.state != Reason.LOST]
+    long_ago = set(ended[:-GOING_ON])
+    told = [text for one in found for text in notes(one, now, going_on=one.run not in long_ago)]
     told += [
         f"{one.run}: its container {left[one.folder]} is still there; runner doctor --fix ends it"
         for one in found

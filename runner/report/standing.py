@@ -237,8 +237,11 @@ def when(unix_seconds: float, now: float) -> str:
     return time.strftime("%b %d %H:%M" if then[0] == today[0] else "%Y-%m-%d", then)
 
 
-def notes(one: Standing, now: float) -> list[str]:
-    """What is to be said under the table: how a run goes on, and what could not be read."""
+def notes(one: Standing, now: float, *, going_on: bool = True) -> list[str]:
+    """What is to be said under the table: how a run goes on, and what could not be read.
+
+    Without `going_on` only a lost run is told how it goes on.
+    """
     out = []
     if one.state == Reason.LOST:
         last = one.last_sign_unix_seconds
@@ -252,7 +255,7 @@ def notes(one: Standing, now: float) -> list[str]:
             out.append(f"{at}; it left nothing to go on from: runner rm {one.run}")
         if one.living_processes:
             out.append(f"{one.run}: {still_alive(one.living_engines, one.living_processes)}")
-    elif one.goes_on_by and one.goes_on_from:
+    elif going_on and one.goes_on_by and one.goes_on_from:
         out.append(f"{one.run}: {_goes_on(one)}")
     out += [f"{one.run}: {text}" for text in one.damaged]
     if one.newer:
