@@ -136,7 +136,10 @@ RESULT: Mapping[str, Kind] = {
     "steps": whole,
     "max_steps": whole,
     "tokens": whole,
+    "eval_loss": number,
 }
+FAILURE: Mapping[str, Kind] = {"kind": text, "message": text, "step": whole, "exit_code": whole}
+ADAPTER: Mapping[str, Kind] = {"folder": text, "sha256": text, "size_bytes": whole}
 
 
 def told(record: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:

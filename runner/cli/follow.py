@@ -102,8 +102,9 @@ class Progress:
             if not is_loss_line(record):
                 continue
             now = time_of(record)
-            if now is not None and now >= self._started:
-                # an earlier start says nothing of today's speed
+            # an earlier start says nothing of today's speed; after the first line of this one all
+            # are of it, be the clock set back meanwhile
+            if now is not None and (self._paced or now >= self._started):
                 self._paced.append((now, record["step"]))
             self.last = record
         for record in self._memory.read():

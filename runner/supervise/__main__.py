@@ -37,7 +37,7 @@ def main() -> int:
         if not _locked(lock):
             print(f"error: {folder.name} already has a supervisor", file=sys.stderr)
             return 3
-        started = time.time()
+        started, began = time.time(), time.monotonic()
         try:
             plan = read_any_plan(folder.plan)
             outcome = supervise(folder, plan, resume=arguments.resume, cards=cards)
@@ -52,6 +52,7 @@ def main() -> int:
                 f"the supervisor failed: {error}",
                 started_unix_seconds=started,
                 ended_unix_seconds=time.time(),
+                elapsed_seconds=time.monotonic() - began,
             )
             ProcessTree().kill_all()  # a container ends by its lifeline
         try:

@@ -39,7 +39,7 @@ def attempt(
 
     `deadline`: of the run, by time.monotonic(), where it has one.
     """
-    started = time.time()
+    started, began = time.time(), time.monotonic()
     engines, peak = Engines(folder), Peak()
     executor = executor_for(folder, plan, resume=resume)
     tree = executor.tree
@@ -111,6 +111,7 @@ def attempt(
         signals=tuple(hand.signals),
         started_unix_seconds=round(started, 3),
         ended_unix_seconds=round(time.time(), 3),
+        elapsed_seconds=time.monotonic() - began,
     )
 
 
