@@ -138,6 +138,13 @@ RESULT: Mapping[str, Kind] = {
     "tokens": whole,
     "eval_loss": number,
 }
+MEMORY: Mapping[str, Kind] = {
+    "time_unix_seconds": moment,
+    "own_bytes": whole,
+    "attribution": text,
+    "devices": objects(index=whole, used_bytes=whole),
+}
+"""What others than the guard read of a line of memory.jsonl."""
 FAILURE: Mapping[str, Kind] = {"kind": text, "message": text, "step": whole, "exit_code": whole}
 ADAPTER: Mapping[str, Kind] = {"folder": text, "sha256": text, "size_bytes": whole}
 

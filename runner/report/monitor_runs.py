@@ -21,7 +21,7 @@ from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import host_pid, start_ticks
 from runner.metrics import time_of
-from runner.recorded import whole
+from runner.recorded import MEMORY, told
 from runner.report.monitor_records import RunView, largest
 
 # The guard writes a sample each second; what is older than this says nothing of the present.
@@ -87,7 +87,7 @@ class MemoryTail:
                     with contextlib.suppress(ValueError, RecursionError):
                         record = json.loads(line)
                         if isinstance(record, dict):
-                            records.append(record)
+                            records.append(told(record, MEMORY))
                 return records
         except OSError:
             return []
@@ -135,8 +135,7 @@ class FollowedRun:
         ended = self.folder.termination.exists()
         age = now_unix_seconds - (time_of(self._last) or 0.0)
         current = not ended and age <= FRESH_SECONDS
-        said = self._last.get("own_bytes") if current else None
-        own = said if whole(said) else None
+        own = self._last.get("own_bytes") if current else None
         return RunView(
             name=self.name,
             device=self.planned.device,

@@ -91,7 +91,7 @@ def test_the_speed_is_known_after_the_clock_was_set_back(tmp_path: Path) -> None
     class Plan:
         planned_steps = 104
 
-        class budget:  # noqa: N801
+        class budget:
             limit_bytes = None
 
     progress = Progress(folder, Plan(), 999.0)  # type: ignore[arg-type]
