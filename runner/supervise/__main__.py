@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TextIO
 
 from runner import durable
-from runner.errors import RunnerError
+from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
 from runner.outcome import Outcome, Reason
 from runner.plan_base import PlanBase
+from runner.recorded import newer_records
 from runner.render import read_any_plan
 from runner.supervise.cards import Cards
 from runner.supervise.notify import tell_end
@@ -39,6 +40,9 @@ def main() -> int:
             return 3
         started, began = time.time(), time.monotonic()
         try:
+            newer = newer_records(folder)
+            if newer is not None:
+                raise RefusedError(f"{folder.name} is left as it is: {newer}")
             plan = read_any_plan(folder.plan)
             outcome = supervise(folder, plan, resume=arguments.resume, cards=cards)
         except RunnerError as error:  # before anything was started; an old verdict stays as it is

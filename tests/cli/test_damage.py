@@ -23,6 +23,7 @@ import typer.main
 import runner.cli
 from runner import checkpoints
 from runner.folder import RunFolder
+from runner.supervise.__main__ import main as supervisor_main
 from tests.conftest import Answer, run_cli
 from tests.provenance.conftest import make_bench
 
@@ -229,3 +230,46 @@ def test_a_record_that_may_not_be_read_is_told_in_words(
             check(answer, list(command), name)
         if name in (VERDICT, "supervisor.json"):
             assert f"{name} can't be read" in answers["ps", "--all"].out
+
+
+# -- records of a newer runner
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name != "logs/train.log"])
+def test_a_newer_runners_record_is_told_and_never_changed(
+    name: str, place: Place, made: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unfinished, so that a resume would go on with it."""
+    end = json.loads(place.one.termination.read_text())
+    place.one.termination.write_text(json.dumps({**end, "reason": "stopped", "exit_code": 143}))
+    path = place.one.path / name
+    if name == "plan.yaml":
+        path.write_text(path.read_text().replace("schema_version: 1", "schema_version: 9"))
+    else:
+        text = path.read_text()
+        record = json.loads(text.splitlines()[0] if path.suffix == ".jsonl" else text)
+        path.write_text(json.dumps({**record, "schema_version": 9, "why": [{"new": 1}]}) + "\n")
+    before = contents(place.one.path)
+    answers = {tuple(command): run_cli(*command) for command in place.commands()}
+    for command, answer in answers.items():
+        if answer.code != 143:  # of the run itself
+            check(answer, list(command), name)
+    says_so = {VERDICT: "ps", "plan.yaml": "report", "manifest.json": "verify"}.get(name)
+    if says_so is not None:
+        told = next(each for command, each in answers.items() if command[0] == says_so)
+        assert "newer runner (schema_version 9" in told.out + told.err
+    if name in (VERDICT, "supervisor.json", "manifest.json"):
+        assert place.one.name not in run_cli("prune", "--older-than", "0m", "--dry-run").out
+        shutil.rmtree(place.other.path)  # the latest of this plan
+        job = str(made.root.parent / "job.yaml")
+        refused = run_cli("train", job, "--resume")
+        assert refused.code == 3 and "newer runner (schema_version 9" in refused.err, refused
+        monkeypatch.setattr("sys.argv", ["supervise", str(place.one.path), "--resume"])
+        assert supervisor_main() == 3
+    if name == f"{place.one.checkpoints.name}/checkpoint-2/seal.json":
+        assert "nothing here falls" in run_cli("prune", "--keep-checkpoints", "1", "--yes").out
+    assert contents(place.one.path) == before
