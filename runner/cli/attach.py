@@ -27,8 +27,8 @@ def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:
     if not is_over(folder, state):
         started = supervisor_of(folder).get("started_unix_seconds")
         view = View(Progress(folder, read_any_plan(folder.plan), float(started or 0.0)), out)
-        out.say(field("attached", f"{folder.name}; Ctrl-C leaves it and the run goes on"))
         try:
+            out.say(field("attached", f"{folder.name}; Ctrl-C leaves it and the run goes on"))
             for state in states(folder):
                 view.look(ended=is_over(folder, state))
         except KeyboardInterrupt:

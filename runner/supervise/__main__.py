@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import sys
 import time
@@ -10,7 +11,6 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
-from runner import durable
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
@@ -19,6 +19,7 @@ from runner.plan_base import PlanBase
 from runner.recorded import newer_records
 from runner.render import read_any_plan
 from runner.supervise.cards import Cards
+from runner.supervise.last_word import LastWord
 from runner.supervise.notify import tell_end
 from runner.supervise.run import supervise
 
@@ -34,10 +35,13 @@ def main() -> int:
     folder = RunFolder(arguments.folder.absolute())
     cards = Cards(folder, wait=arguments.wait, share=arguments.share)
     plan: PlanBase | None = None
-    with folder.lock.open("w") as lock, cards:  # held until the verdict is written
+    with contextlib.ExitStack() as stack:  # all is held until the verdict is written
+        lock = stack.enter_context(folder.lock.open("w"))
+        stack.enter_context(cards)
         if not _locked(lock):
             print(f"error: {folder.name} already has a supervisor", file=sys.stderr)
             return 3
+        last_word = stack.enter_context(LastWord(folder))
         started, began = time.time(), time.monotonic()
         try:
             newer = newer_records(folder)
@@ -59,10 +63,7 @@ def main() -> int:
                 elapsed_seconds=time.monotonic() - began,
             )
             ProcessTree().kill_all()  # a container ends by its lifeline
-        try:
-            durable.write_json(folder.termination, outcome.to_record())
-        except OSError as error:
-            print(f"error: termination.json can't be written: {error}", file=sys.stderr)
+        last_word.say(outcome)
     if plan is not None:  # cards and lock are free again: who is told has no hold on them
         tell_end(folder, plan, outcome)
     return outcome.exit_code
