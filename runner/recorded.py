@@ -47,6 +47,11 @@ def flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def status(value: Any) -> bool:
+    """What a process can exit with."""
+    return whole(value) and 0 <= value <= 255
+
+
 def texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(text, value))
 
@@ -82,7 +87,7 @@ def objects(**needed: Kind) -> Kind:
     return fits
 
 
-COMMON: Mapping[str, Kind] = {"exit_code": whole, "message": text}
+COMMON: Mapping[str, Kind] = {"exit_code": status, "message": text}
 """What of a verdict every runner, however new, is taken at its word for, beside the reason."""
 END: Mapping[str, Kind] = {
     **COMMON,

@@ -62,7 +62,11 @@ def reproduce_run(
             f"{manifest.run} has no results to compare with: {why}",
             f"runner report {manifest.run}",
         )
-    plan, facts = placed(plan_of(manifest), _place(on))
+    then = plan_of(manifest)
+    plan, facts = placed(then, _place(on))
+    if then.container is None and plan.container is not None:  # what its job wants to be told
+        box = plan.container.model_copy(update={"secrets": manifest.secrets})
+        plan = plan.model_copy(update={"container": box})
     if isinstance(plan, Plan):
         require_run_stack(plan)
         make_stand_in(plan, out)
@@ -71,6 +75,8 @@ def reproduce_run(
     plan = with_free_cards(plan, wait=False)
     folder = _new_folder(original, manifest, plan, root)
     out.say(field("reproduces", f"{manifest.run}, plan {manifest.plan_hash[:7]}"))
+    if (moved := _moved(then, plan)) is not None:
+        out.say(field("SUBSTITUTE", moved))
     for line in _recovered(manifest):
         out.say(field("WARNING", line))
     _say_versions(manifest, plan, out)
@@ -137,6 +143,21 @@ def _new_folder(original: RunFolder, manifest: Manifest, plan: PlanBase, root: P
         },
     )
     return folder
+
+
+def _moved(then: PlanBase, now: PlanBase) -> str | None:
+    """What stands in place of what the run had, where it goes into an image or out of one."""
+    if then.container is None and now.container is not None:
+        return (
+            f"the image {now.container.image} and what is in it, in place of {then.python}; "
+            "variables of this machine do not reach it, but secrets of the job"
+        )
+    if then.container is not None and now.container is None:
+        return (
+            f"this machine and {now.python}, in place of the image {then.container.image}; "
+            "nothing is closed to it"
+        )
+    return None
 
 
 def _recovered(manifest: Manifest) -> list[str]:
