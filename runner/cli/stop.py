@@ -12,8 +12,10 @@ from runner.cli.report import verdict_lines
 from runner.errors import RefusedError
 from runner.folder import RunFolder, default_root, find_run
 from runner.liveness import host_pid, is_living
+from runner.outcome import Reason
 from runner.recorded import end_of, supervisor_of
 from runner.state import LIVING, state_of
+from runner.survivors import living_processes
 
 POLL_SECONDS = 0.2
 
@@ -35,6 +37,12 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
             f"{folder.name} is {state}, but its supervisor.json does not say by which process: "
             "it only starts, is of another container, or its record is damaged",
             f"fuser {folder.lock} names who holds it; SIGTERM to that pid ends the run in order",
+        )
+    left = living_processes(folder) if state == Reason.LOST else []
+    if left:
+        raise RefusedError(
+            f"{folder.name} is lost: nobody can end it in order, but pids {left} still live",
+            f"kill {' '.join(map(str, left))} ends them; trainers among them save first",
         )
     if state not in LIVING:
         raise RefusedError(

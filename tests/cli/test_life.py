@@ -384,6 +384,11 @@ def test_a_log_that_is_not_there_is_explained(cli: Cli, runs: Runs) -> None:
     assert "waits for a GPU" in answer.err
 
 
+def test_watching_a_lost_run_ends(cli: Cli, runs: Runs) -> None:
+    told = cli("monitor", runs.lost().name, "--interval", "0.1", "--json")
+    assert told.code == 0 and len(told.out.splitlines()) <= 2
+
+
 def test_attach_to_what_is_over_gives_its_verdict(cli: Cli, runs: Runs) -> None:
     run = runs.make(reason="over_budget", exit_code=75)
     answer = cli("attach", run.name)

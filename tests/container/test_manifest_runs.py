@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from runner.container.images import default_name
+from runner.container.images import Image
 from runner.plan_script import ScriptPlan
 from tests.container.conftest import Bench
 from tests.provenance.test_manifest import validate
@@ -63,32 +61,38 @@ def test_another_place_is_another_version_and_an_image_that_is_gone_is_named(ben
     assert len(list(run.parent.iterdir())) == 1
 
 
-@contextlib.contextmanager
-def default_image(bench: Bench) -> Iterator[str]:
-    """runner's own image, or for the time being the bare one under its name."""
-    name = default_name("train")
-    had = bench.docker("images", "--quiet", name).strip()
-    if not had:
-        bench.docker("tag", bench.image, name)
-    try:
-        yield name
-    finally:
-        if not had:
-            bench.docker("rmi", "--no-prune", name)
+LOCAL = "[[ $MY_LICENCE ]] && seq 3 > result.txt\n"
+
+
+def local_run(bench: Bench) -> Path:
+    secrets = {"secrets": ["MY_LICENCE"]}
+    job = bench.script(LOCAL, launch={"on": "local"}, container=secrets)
+    done = bench.place.call("train", job, "--json")
+    assert done.code == 0, done.err
+    return Path(done.json["folder"])
 
 
 def test_a_run_of_this_machine_is_reproduced_in_an_image_and_said_to_be_moved(
+    bench: Bench,
+    train_image: Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MY_LICENCE", "licence-of-1234")
+    run = local_run(bench)
+    moved = bench.place.call("reproduce", str(run), "--on", "docker")
+    assert moved.code == 1, moved.out + moved.err
+    assert f"SUBSTITUTE the image {train_image.name} and what is in it" in moved.err
+    head = f"different  versions: image: no image (none) → {train_image.name}"
+    assert moved.out.startswith(head)
+    assert "the same all the same" in moved.out
+
+
+def test_without_an_image_of_ours_it_is_not_moved(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_LICENCE", "licence-of-1234")
-    body = "[[ $MY_LICENCE ]] && seq 3 > result.txt\n"
-    job = bench.script(body, launch={"on": "local"}, container={"secrets": ["MY_LICENCE"]})
-    done = bench.place.call("train", job, "--json")
-    assert done.code == 0, done.err
-    run = Path(done.json["folder"])
-    with default_image(bench) as image:
-        moved = bench.place.call("reproduce", str(run), "--on", "docker")
-    assert moved.code == 1, moved.out + moved.err
-    assert f"SUBSTITUTE the image {image} and what is in it" in moved.err
-    assert moved.out.startswith(f"different  versions: image: no image (none) → {image}")
-    assert "the same all the same" in moved.out
+    run = local_run(bench)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{bench.place.folder}/nobody.sock")
+    refused = bench.place.call("reproduce", str(run), "--on", "docker")
+    assert refused.code == 3 and "Docker daemon" in refused.err, refused.err
+    assert len(list(run.parent.iterdir())) == 1

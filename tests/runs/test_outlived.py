@@ -76,6 +76,8 @@ def test_what_outlived_the_supervisor_is_named_and_the_folder_stays(
     refused = cli("rm", run.name, "--yes")
     assert (refused.code, f"of {run.name} still live" in refused.err) == (3, True)
     assert all(str(pid) in refused.err for pid in pids)
+    stopped = cli("stop", run.name)
+    assert (stopped.code, "still live" in stopped.err) == (3, True)
     for rule in (["--failed"], ["--older-than", "0m"]):
         assert "nothing here falls under" in cli("prune", *rule, "--yes").out
     # nor does anybody go on with it beside them
