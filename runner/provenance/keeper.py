@@ -60,6 +60,12 @@ class Keeper:
         except Exception as error:
             self._warn(f"the manifest could not be begun: {type(error).__name__}: {error}")
 
+    def abandon(self) -> None:
+        """Write nothing any more: the start was refused, and its folder becomes what it was."""
+        self._give_up.set()
+        if self._thread is not None:
+            self._thread.join()
+
     def never_began(self, plan: PlanBase, outcome: Outcome) -> None:
         """Write the manifest of a run that was ended in the queue: its plan, and why it ended.
 
@@ -150,7 +156,8 @@ class Keeper:
                 except OSError as error:
                     told = f"{record.what} could not be hashed: {error.strerror or error}"
                     self._notes.append(told)
-            self._write()
+            if not self._give_up.is_set():
+                self._write()
         except GaveUp:
             self._notes.append("the run was stopped before all of its inputs were hashed")
         except Exception as error:

@@ -88,7 +88,11 @@ def _supervised(
     plan, started = cards.settle(plan, record), time.time()
     keeper.begin(plan, resume=resume)
     began = time.monotonic()
-    outcome, last = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
+    try:
+        outcome, last = _attempts(folder, plan, stop, record, resume=resume, reserve=reserve)
+    except RefusedError:
+        keeper.abandon()
+        raise
     elapsed = time.monotonic() - began
     outcome = replace(
         outcome,
