@@ -87,7 +87,7 @@ class MemoryTail:
                     with contextlib.suppress(ValueError, RecursionError):
                         record = json.loads(line)
                         if isinstance(record, dict):
-                            records.append(told(record, MEMORY))
+                            records.append(record)
                 return records
         except OSError:
             return []
@@ -123,7 +123,7 @@ class FollowedRun:
 
     def update(self) -> list[dict[str, Any]]:
         """Take in the guard's new samples; returns them."""
-        records = self._tail.read()
+        records = [told(record, MEMORY) for record in self._tail.read()]
         if records:
             self._last = records[-1]
         return records
