@@ -21,7 +21,7 @@ from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import host_pid, start_ticks
 from runner.metrics import time_of
-from runner.recorded import MEMORY, told
+from runner.recorded import MEMORY, STATUS, told
 from runner.report.monitor_records import RunView, largest
 
 # The guard writes a sample each second; what is older than this says nothing of the present.
@@ -241,17 +241,16 @@ class HostPids:
 
     def of(self, record: Any) -> int | None:
         """As liveness.host_pid, of what a record file held; None for a damaged one."""
-        if not isinstance(record, dict):
+        record = told(record, STATUS)
+        if not record:
             return None
         key = (record.get("pid"), record.get("start_ticks"), record.get("pid_namespace"))
         if key in self._found:
             pid = self._found[key]
-            alive = pid is not None and start_ticks(pid) == record["start_ticks"]
+            alive = pid is not None and start_ticks(pid) == record.get("start_ticks")
             return pid if alive else None
-        with contextlib.suppress(TypeError, ValueError):
-            self._found[key] = host_pid(record)
-            return self._found[key]
-        return None
+        self._found[key] = host_pid(record)
+        return self._found[key]
 
 
 def _folders(parent: Path | str) -> list[str]:
