@@ -67,7 +67,7 @@ def read_json(path: Path) -> Any | None:
     """The JSON document at `path`, or None where there is none or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -107,14 +107,17 @@ class JsonlWriter:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file; a torn last line (a kill in mid-write) is passed over."""
+    """The records of a JSONL file; a torn last line (a kill in mid-write) is passed over.
+
+    None where it can't be read.
+    """
     try:
         stream = path.open(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return
     with stream:
         for line in stream:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 if isinstance(record, dict):
                     yield record
@@ -133,7 +136,7 @@ def last_jsonl(path: Path, having: str | None = None) -> dict[str, Any] | None:
     except OSError:
         return None
     for line in reversed(tail):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict) and (having is None or having in record):
                 return record

@@ -58,8 +58,10 @@ def host_pid(record: dict[str, Any]) -> int | None:
     A process in a container writes the pid that it has inside. Its start time is the same on both
     sides, and the kernel lists its pids, outermost first, in /proc/PID/status (NSpid).
     """
-    pid, ticks = int(record.get("pid", 0)), record.get("start_ticks")
-    if ticks is None or record.get("boot_id") not in (None, boot_id()):
+    pid, ticks = record.get("pid"), record.get("start_ticks")
+    if type(pid) is not int or type(ticks) is not int or not 0 < pid < 2**31:
+        return None  # a damaged record names nobody
+    if record.get("boot_id") not in (None, boot_id()):
         return None
     if start_ticks(pid) == ticks:
         return pid
@@ -85,5 +87,6 @@ def is_living(record: dict[str, Any]) -> bool:
 
 def living_engines(folder: RunFolder) -> list[int]:
     """pids of the training processes of this run that live, as seen from here."""
-    records = (durable.read_json(path) or {} for path in folder.engine.glob("rank-*.json"))
-    return sorted(pid for record in records if (pid := host_pid(record)) is not None)
+    records = (durable.read_json(path) for path in folder.engine.glob("rank-*.json"))
+    found = (host_pid(record) for record in records if isinstance(record, dict))
+    return sorted(pid for pid in found if pid is not None)

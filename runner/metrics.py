@@ -6,29 +6,42 @@ no such line is passed over by every reader alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from runner import durable
 
+_LARGEST = 2**63
+_LATEST = 253_000_000_000  # unix seconds that a clock can show
+
 
 def is_loss_line(record: Mapping[str, Any]) -> bool:
     """Whether a record has a step, and a loss that is a number or None (not finite)."""
-    loss = record.get("loss")
+    step, loss = record.get("step"), record.get("loss")
     return (
         "loss" in record
-        and isinstance(record.get("step"), int)
-        and (loss is None or isinstance(loss, int | float))
+        and type(step) is int
+        and abs(step) < _LARGEST
+        and (loss is None or type(loss) is float or (type(loss) is int and abs(loss) < _LARGEST))
     )
 
 
 def loss_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl that say a step's loss; none where there is no file."""
-    return (record for record in durable.read_jsonl(path) if is_loss_line(record))
+    """The records of a metrics.jsonl that say a step's loss; none where there is no file.
+
+    A loss that is not a number (JSON has no NaN, but Python writes one) is None.
+    """
+    for record in durable.read_jsonl(path):
+        if is_loss_line(record):
+            loss = record["loss"]
+            yield record if loss is None or math.isfinite(loss) else {**record, "loss": None}
 
 
 def time_of(record: Mapping[str, Any]) -> float | None:
     """When a record was written, in unix seconds; None where it doesn't say."""
     when = record.get("time_unix_seconds")
-    return float(when) if isinstance(when, int | float) else None
+    if not isinstance(when, int | float) or not 0 <= when < _LATEST:
+        return None
+    return float(when)

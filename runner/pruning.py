@@ -38,6 +38,7 @@ class Candidate:
     run: str
     state: str
     over: bool
+    """Nothing of it lives, and its records can be read: a rule may judge it."""
     variant: str
     age_seconds: float
     """Since it ended, or since its last sign; never negative."""

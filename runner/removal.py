@@ -1,6 +1,6 @@
 """Runs and checkpoints removed: out of sight in one step, then deleted.
 
-Imports the standard library and runner.folder, state, liveness, temporary, errors. Who removes a
+Imports the standard library and runner.folder, state, survivors, temporary, errors. Who removes a
 run holds its lock, which a supervisor needs to start: so nobody goes on with what is being removed.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from runner import durable, temporary
 from runner.errors import RefusedError, RunnerError, UsageError
 from runner.folder import RunFolder, is_run_name
-from runner.liveness import living_engines
 from runner.state import LIVING, state_of
+from runner.survivors import living_processes
 
 HIDDEN = ".removed-"
 """What begins so is deleted by the next `rm` or `prune`, where one was killed in its midst."""
@@ -42,9 +42,12 @@ def held(folder: RunFolder) -> Iterator[None]:
             f"{folder.name} is {state}; it is left alone",
             f"runner stop {folder.name} ends it first",
         )
-    living = living_engines(folder)
+    living = living_processes(folder)
     if living:
-        raise RefusedError(f"pids {living} still train in {folder.name}; it is left alone")
+        raise RefusedError(
+            f"pids {living} of {folder.name} still live, without a supervisor; it is left alone",
+            f"kill {' '.join(map(str, living))} ends them",
+        )
     try:
         lock = folder.lock.open("ab")
     except FileNotFoundError:

@@ -101,15 +101,19 @@ def read_any_plan(path: Path) -> PlanBase:
     """
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise RunnerError(f"{path} is damaged: there is no plan in it")
         other = durable.newer(record, PLAN_VERSION)
         if other is not None:
             raise RunnerError(f"{path} was {other}", "the runner that started it reads it")
         stated = record.pop("plan_hash")
         plan = PLANS[record["engine"]].model_validate(record)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunnerError(f"{path} can't be read: {error}") from None
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except OSError as error:
+        raise RunnerError(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RunnerError(f"{path} is damaged: it is no text") from None
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise RunnerError(f"{path} is not a plan of this runner: {reason}") from None
     if plan.hash != stated:
         raise RunnerError(

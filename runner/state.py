@@ -1,15 +1,15 @@
 """What state a run is in, from its folder, a pid with its start time, and a lock.
 
-Imports the standard library and runner.durable, folder, liveness, outcome. No server is asked, and
+Imports the standard library and runner.folder, liveness, outcome, recorded. No server is asked, and
 nothing is remembered: who looks, looks anew.
 """
 
 from __future__ import annotations
 
-from runner import durable
 from runner.folder import RunFolder
 from runner.liveness import is_living, living_engines
 from runner.outcome import Reason
+from runner.recorded import RESULT, end_of, object_at, started, supervisor_of, told
 
 GONE = "gone"
 """There is no such folder (any more)."""
@@ -38,11 +38,9 @@ def live_state(folder: RunFolder) -> str:
     A supervisor is known by pid and start time, so a reused pid is not taken for it; and by the
     lock that it holds, where its pid means nothing here, or as long as it has not said its own.
     """
-    supervisor = durable.read_json(folder.supervisor)
-    living = isinstance(supervisor, dict) and is_living(supervisor)
-    if living or folder.is_supervised():
+    if is_living(supervisor_of(folder)) or folder.is_supervised():
         return QUEUED if folder.queue.exists() else RUNNING
-    if isinstance(supervisor, dict):
+    if started(folder):
         return Reason.LOST.value
     if any(folder.engine.glob("rank-*.json")):
         return BY_HAND
@@ -57,13 +55,11 @@ def is_over(folder: RunFolder, state: str) -> bool:
 def exit_code_of(folder: RunFolder, state: str) -> int:
     """The exit code of a run that is over; 1 where it left none (lost, or gone)."""
     if state == BY_HAND:
-        result = durable.read_json(folder.engine_result)
-        return 0 if isinstance(result, dict) and result.get("completed") else 1
-    end = durable.read_json(folder.termination)
-    code = end.get("exit_code") if isinstance(end, dict) else None
-    return code if isinstance(code, int) else 1
+        return 0 if told(object_at(folder.engine_result), RESULT).get("completed") else 1
+    end = end_of(folder)
+    return 1 if end is None else int(end["exit_code"])
 
 
 def _reason(folder: RunFolder) -> str | None:
-    end = durable.read_json(folder.termination)
-    return str(end.get("reason")) if isinstance(end, dict) else None
+    end = end_of(folder)
+    return None if end is None else str(end["reason"])

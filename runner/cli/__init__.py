@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from runner.cli.complete import complete_jobs, complete_runs
+from runner.cli.complete import ASKED, complete_jobs, complete_runs, rejoin_words
 
 app = typer.Typer(
     name="runner",
@@ -754,6 +754,8 @@ def main() -> None:
     """Entry point: errors become a few lines and an exit code, never a traceback."""
     from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
 
+    if ASKED in os.environ:
+        rejoin_words()
     try:
         app()
     except RunnerError as error:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner import durable
 from runner.cli.follow import Progress, View
 from runner.cli.output import Output, field
 from runner.cli.report import verdict_lines
 from runner.cli.until_over import states
 from runner.folder import RunFolder, default_root, find_run
+from runner.recorded import end_of, supervisor_of
 from runner.render import read_any_plan
 from runner.state import exit_code_of, is_over, state_of
 
@@ -25,16 +25,16 @@ def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:
     folder = find_run(run, runs or default_root())
     state = state_of(folder)
     if not is_over(folder, state):
-        started = (durable.read_json(folder.supervisor) or {}).get("started_unix_seconds")
+        started = supervisor_of(folder).get("started_unix_seconds")
         view = View(Progress(folder, read_any_plan(folder.plan), float(started or 0.0)), out)
-        out.say(field("attached", f"{folder.name}; Ctrl-C leaves it and the run goes on"))
         try:
+            out.say(field("attached", f"{folder.name}; Ctrl-C leaves it and the run goes on"))
             for state in states(folder):
                 view.look(ended=is_over(folder, state))
         except KeyboardInterrupt:
             view.clear()
             return _left(folder, out)
-    record = durable.read_json(folder.termination) or {}
+    record = end_of(folder) or {}
     out.result(
         {"run": folder.name, "folder": str(folder.path), "state": state, **record},
         verdict_lines(folder, record),

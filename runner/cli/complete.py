@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import typer
+
+ASKED = "_RUNNER_COMPLETE"
+"""Set where a shell asks for completions, by Typer's script."""
+
+
+def rejoin_words() -> None:
+    """Make one word of the two that bash hands over for "@la": "@" ends a word to it.
+
+    In COMP_WORDS and COMP_CWORD, before Typer reads them; what is completed then is "@last" as it
+    was typed, which is also what bash replaces.
+    """
+    text, place = os.environ.get("COMP_WORDS", ""), os.environ.get("COMP_CWORD", "")
+    if not place.isdigit():
+        return
+    gap, index = "\n" if "\n" in text else " ", int(place)
+    words = text.split(gap)
+    number = 0
+    while number + 1 < len(words):
+        if words[number] == "@" and words[number + 1] and number < index:
+            words[number : number + 2] = ["@" + words[number + 1]]
+            index -= 1
+        number += 1
+    os.environ |= {"COMP_WORDS": gap.join(words), "COMP_CWORD": str(index)}
 
 
 def complete_jobs(incomplete: str) -> list[str]:

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 
-from runner import durable
 from runner.cli.output import Output, field
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.plan_base import PlanBase
+from runner.recorded import supervisor_of
 from runner.state import state_of
 
 POLL_SECONDS = 0.05
@@ -84,8 +84,7 @@ def said_by_supervisor(folder: RunFolder) -> list[str]:
 
 
 def _took_over(folder: RunFolder, supervisor: subprocess.Popen[bytes]) -> bool:
-    record = durable.read_json(folder.supervisor)
-    return isinstance(record, dict) and record.get("pid") == supervisor.pid
+    return supervisor_of(folder).get("pid") == supervisor.pid
 
 
 def _refused(folder: RunFolder, code: int, out: Output) -> int:

@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from runner import durable
 from runner.cli.output import Output, field
 from runner.folder import RunFolder
 from runner.metrics import is_loss_line, time_of
 from runner.plan_base import PlanBase
+from runner.recorded import number, object_at, status_of, whole
 from runner.units import format_bytes, format_duration
 
 POLL_SECONDS = 0.2
@@ -43,7 +43,7 @@ class Tail:
     def read(self) -> list[dict[str, Any]]:
         """New whole lines; a line in mid-write waits for the next look."""
         out = []
-        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as stream:
+        with contextlib.suppress(OSError), self._path.open("rb") as stream:
             if self._path.stat().st_size < self._offset:
                 self._offset = 0  # a resumed run took lines out
             stream.seek(self._offset)
@@ -51,8 +51,10 @@ class Tail:
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
-                with contextlib.suppress(ValueError):
-                    out.append(json.loads(line))
+                with contextlib.suppress(ValueError, RecursionError):
+                    record = json.loads(line)
+                    if isinstance(record, dict):
+                        out.append(record)
         return out
 
 
@@ -100,20 +102,23 @@ class Progress:
             if not is_loss_line(record):
                 continue
             now = time_of(record)
-            if now is not None and now >= self._started:
-                # an earlier start says nothing of today's speed
+            # an earlier start says nothing of today's speed; after the first line of this one all
+            # are of it, be the clock set back meanwhile
+            if now is not None and (self._paced or now >= self._started):
                 self._paced.append((now, record["step"]))
             self.last = record
         for record in self._memory.read():
-            self.own_bytes = record.get("own_bytes")
-        queue = durable.read_json(self._folder.queue)
-        self.waiting = str(queue.get("text", "")) if isinstance(queue, dict) else ""
-        status = durable.read_json(self._folder.engine_status(0)) or {}
+            own = record.get("own_bytes")
+            self.own_bytes = own if whole(own) else None
+        self.waiting = str(object_at(self._folder.queue).get("text", ""))
+        status = status_of(self._folder)
         # an engine says what it does; a toolkit's losses say which training they are of
         self.phase = str(status.get("phase") or self.last.get("phase") or self.phase)
         self._total = self._total or status.get("planned_steps")
         return [
-            str(e["text"]) for e in self._events.read() if e.get("kind") in ("warning", "signal")
+            str(e.get("text"))
+            for e in self._events.read()
+            if e.get("kind") in ("warning", "signal")
         ]
 
     def line(self, width: int = 100) -> str:
@@ -131,12 +136,12 @@ class Progress:
                 filled = round(24 * min(1.0, step / total))
                 parts.append("━" * filled + "─" * (24 - filled))
             loss = self.last.get("loss")
-            parts.append("loss not finite" if loss is None else f"loss {loss:.3f}")
+            parts.append(f"loss {loss:.3f}" if number(loss) else "loss not finite")
             learning_rate, rate = (
-                value if isinstance(value := self.last.get(name), int | float) else 0
+                value if number(value := self.last.get(name)) else 0
                 for name in ("learning_rate", "tokens_per_second")
             )
-            if self.last.get("learning_rate") is not None:
+            if number(self.last.get("learning_rate")):
                 parts.append(f"lr {learning_rate:.2g}")
             if rate:
                 parts.append(f"{rate / 1000:.1f}k tok/s" if rate >= 1000 else f"{rate:.0f} tok/s")

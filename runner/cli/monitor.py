@@ -23,11 +23,13 @@ from runner.folder import RunFolder, default_root, find_run
 from runner.guard.health import XidWatch, read_health
 from runner.guard.nvml import Nvml, NvmlUnavailable
 from runner.guard.sampler import Schedule
+from runner.outcome import Reason
 from runner.report import monitor_csv, monitor_metrics
 from runner.report.monitor_records import Snapshot
 from runner.report.monitor_runs import LiveRuns
 from runner.report.monitor_view import render
 from runner.report.monitor_watch import Watch, samples_in
+from runner.state import state_of
 
 if TYPE_CHECKING:
     from runner.cli.follow import Progress
@@ -119,7 +121,9 @@ def _reports(
 
 
 def _has_ended(followed: RunFolder | None) -> bool:
-    return followed is not None and followed.termination.exists()
+    if followed is None:
+        return False
+    return followed.termination.exists() or state_of(followed) == Reason.LOST
 
 
 def _watch_machine(

@@ -6,6 +6,7 @@ Standard library only; rich is imported by the few views that draw.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from typing import Any
@@ -20,7 +21,7 @@ class Output:
     def result(self, record: Any, lines: list[str]) -> None:
         """The command's result: `record` as JSON, or `lines` for people."""
         if self.as_json:
-            print(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+            print(_document(record))
         else:
             print("\n".join(lines))
         sys.stdout.flush()
@@ -28,6 +29,23 @@ class Output:
     def say(self, line: str) -> None:
         """Progress or a note; never part of the data."""
         print(line, file=sys.stderr, flush=True)
+
+
+def _document(record: Any) -> str:
+    try:
+        return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # what others wrote is handed on; JSON knows no NaN, and Python writes one
+        return json.dumps(_without_nan(record), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return value
 
 
 def field(label: str, text: str) -> str:

@@ -13,6 +13,7 @@ from runner.engine import best
 from runner.errors import RefusedError, RunnerError, UsageError
 from runner.folder import RunFolder, all_runs, default_root
 from runner.pruning import Candidate, Doomed, Rules, doomed
+from runner.recorded import end_of, newer_records
 from runner.removal import disk_bytes, held, remove_checkpoints, remove_run, sweep
 from runner.report.standing import Standing, standing_of
 from runner.units import format_bytes, parse_age
@@ -67,15 +68,18 @@ def prune_runs(rules: Rules, *, yes: bool, dry_run: bool, runs: Path | None, as_
 
 
 def _candidate(folder: RunFolder, one: Standing, now: float, rules: Rules) -> Candidate:
-    end = durable.read_json(folder.termination)
-    ended = end.get("ended_unix_seconds") if isinstance(end, dict) else one.last_sign_unix_seconds
+    end = end_of(folder)
+    ended = one.last_sign_unix_seconds if end is None else end.get("ended_unix_seconds")
     # a clock that was set back makes it young, and young stays
-    age = max(0.0, now - ended) if isinstance(ended, int | float) else 0.0
-    looks = rules.keep_checkpoints is not None and one.over
+    age = 0.0 if ended is None else max(0.0, now - ended)
+    # what a newer runner wrote, or what can't be read, is not judged by a rule
+    over = one.over and not one.living_processes and not one.damaged
+    over = over and newer_records(folder) is None
+    looks = rules.keep_checkpoints is not None and over
     return Candidate(
         run=one.run,
         state=one.state,
-        over=one.over,
+        over=over,
         variant=one.variant,
         age_seconds=age,
         checkpoints=tuple(map(checkpoints.step_of, checkpoints.listed(folder.checkpoints))),
@@ -87,9 +91,12 @@ def _candidate(folder: RunFolder, one: Standing, now: float, rules: Rules) -> Ca
 def _protected(folder: RunFolder) -> frozenset[int]:
     """Steps whose checkpoints stay whatever the rule: the newest whole, the best of each training.
 
-    Where best.json can't be read, all stay: which is the best is not known.
+    Where best.json can't be read, or a newer runner sealed one, all stay: which is the best, or
+    whole, is not known.
     """
     steps = [checkpoints.step_of(path) for path in checkpoints.listed(folder.checkpoints)]
+    if any(_sealed_by_newer(path) for path in checkpoints.listed(folder.checkpoints)):
+        return frozenset(steps)
     whole, _ = checkpoints.newest_whole(folder.checkpoints)
     kept = set() if whole is None else {checkpoints.step_of(whole)}
     try:
@@ -100,6 +107,11 @@ def _protected(folder: RunFolder) -> frozenset[int]:
         found = best.best_saved(evaluations, phase, steps)
         kept |= set() if found is None else {found.step}
     return frozenset(kept)
+
+
+def _sealed_by_newer(path: Path) -> bool:
+    seal = durable.read_json(path / checkpoints.SEAL)
+    return durable.newer(seal, checkpoints.SCHEMA_VERSION) is not None
 
 
 def _frees(folder: RunFolder, gone: Doomed) -> int:

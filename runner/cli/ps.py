@@ -6,14 +6,17 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from runner import durable
 from runner.cli.output import Output, table
 from runner.container.cli import ContainerCli
 from runner.container.orphans import container_of_run
 from runner.errors import RunnerError
 from runner.folder import RunFolder, all_runs, default_root
 from runner.outcome import Reason
+from runner.recorded import object_at, texts, told
 from runner.report.standing import HEADER, Standing, notes, row, standings
+
+GOING_ON = 3
+"""Of so many runs that have ended short, the newest, the command that goes on is shown."""
 
 
 def list_runs(*, everything: bool, runs: Path | None, as_json: bool) -> None:
@@ -36,13 +39,15 @@ def _lines(
     if not found:
         return [f"no run lives under {root}; --all shows those that have ended"]
     lines = table(HEADER, [row(one, now) for one in found])
-    told = [text for one in found for text in notes(one, now)]
-    told += [
+    ended = [one.run for one in found if one.goes_on_by and one.state != Reason.LOST]
+    long_ago = set(ended[:-GOING_ON])
+    said = [text for one in found for text in notes(one, now, going_on=one.run not in long_ago)]
+    said += [
         f"{one.run}: its container {left[one.folder]} is still there; runner doctor --fix ends it"
         for one in found
         if one.folder in left
     ]
-    return [*lines, *([""] if told else []), *told]
+    return [*lines, *([""] if said else []), *said]
 
 
 def _containers_left(found: Iterable[Standing]) -> dict[str, str]:
@@ -50,11 +55,13 @@ def _containers_left(found: Iterable[Standing]) -> dict[str, str]:
     left = {}
     for one in found:
         folder = RunFolder(Path(one.folder))
-        record = durable.read_json(folder.container) if one.state == Reason.LOST else None
-        if not isinstance(record, dict) or not record.get("argv"):
+        if one.state != Reason.LOST:
+            continue
+        argv = told(object_at(folder.container), {"argv": texts}).get("argv")
+        if not argv:
             continue
         try:
-            container = container_of_run(ContainerCli(str(record["argv"][0])), folder.path)
+            container = container_of_run(ContainerCli(argv[0]), folder.path)
         except (RunnerError, OSError):
             break  # no daemon answers: what it runs can't be told
         if container is not None:

@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from runner import durable
 from runner.bundle.contents import JOB_FILE
@@ -26,6 +25,7 @@ from runner.cli.train import start_and_follow
 from runner.cli.verify import compare, manifest_folder, verdict_lines
 from runner.errors import RefusedError, UsageError, nearest
 from runner.folder import RunFolder, create, default_root
+from runner.liveness import host_pid
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
@@ -36,6 +36,7 @@ from runner.provenance.places import is_here, parts, relocated
 from runner.provenance.replay import On, found_here, placed, plan_of, wrong_inputs
 from runner.provenance.results import logged_steps
 from runner.provenance.software import interpreter
+from runner.recorded import end_of, supervisor_of
 from runner.render import render
 from runner.sources import cache_folder
 
@@ -67,13 +68,18 @@ def reproduce_run(
     original = manifest_folder(run, root)
     manifest = read_manifest(original.manifest)
     if manifest.results is None:
+        never = manifest.never_began
+        why = "it has not ended, or was lost" if never is None else never.message
         raise RefusedError(
-            f"{manifest.run} has no results to compare with: it has not ended, or was lost",
+            f"{manifest.run} has no results to compare with: {why}",
             f"runner report {manifest.run}",
         )
     asked = plan_of(manifest)
     given = given_places(at, asked)
     plan, facts = placed(placed_inputs(original, asked, given), _place(on))
+    if asked.container is None and plan.container is not None:  # what its job wants to be told
+        box = plan.container.model_copy(update={"secrets": manifest.secrets})
+        plan = plan.model_copy(update={"container": box})
     require_toolkits_python(plan)
     if isinstance(plan, Plan):
         require_run_stack(plan)
@@ -83,6 +89,10 @@ def reproduce_run(
     plan = with_free_cards(plan, wait=False)
     folder = _new_folder(original, manifest, plan, root)
     out.say(field("reproduces", f"{manifest.run}, plan {manifest.plan_hash[:7]}"))
+    if (moved := _moved(asked, plan)) is not None:
+        out.say(field("SUBSTITUTE", moved))
+    for line in _recovered(manifest):
+        out.say(field("WARNING", line))
     _say_versions(manifest, plan, out)
     out.say(field("place", facts.place.line))
     out.say(preflight(plan))
@@ -91,7 +101,7 @@ def reproduce_run(
     short = steps is not None and (planned is None or steps < planned)
     with _ended_after(folder, steps if short else None):
         code = start_and_follow(folder, plan, out)
-    end: dict[str, Any] = durable.read_json(folder.termination) or {}
+    end = end_of(folder) or {}
     reached = (
         short and end.get("reason") == "stopped" and int(end.get("steps") or 0) >= (steps or 0)
     )
@@ -214,6 +224,33 @@ def _new_folder(original: RunFolder, manifest: Manifest, plan: PlanBase, root: P
     return folder
 
 
+def _moved(then: PlanBase, now: PlanBase) -> str | None:
+    """What stands in place of what the run had, where it goes into an image or out of one."""
+    if then.container is None and now.container is not None:
+        return (
+            f"the image {now.container.image} and what is in it, in place of {then.python}; "
+            "variables of this machine do not reach it, but secrets of the job"
+        )
+    if then.container is not None and now.container is None:
+        return (
+            f"this machine and {now.python}, in place of the image {then.container.image}; "
+            "nothing is closed to it"
+        )
+    return None
+
+
+def _recovered(manifest: Manifest) -> list[str]:
+    """That a run whose plan was changed on the way can't be had by its last plan alone."""
+    before = [each for each in manifest.attempts if each.checkpoint is not None]
+    if not before:
+        return []
+    names = ", ".join(dict.fromkeys(name for each in before for name in each.changed))
+    return [
+        f"it was recovered at step {before[-1].steps}: steps up to {before[-1].checkpoint} are of "
+        f"an earlier plan ({names}). All steps of this run are of the last one, so the bits differ"
+    ]
+
+
 def _say_versions(manifest: Manifest, plan: PlanBase, out: Output) -> None:
     """What is installed otherwise here: said and not refused, since it may give the same bits."""
     then, now = manifest.python.packages, interpreter(plan)[0].packages
@@ -243,10 +280,10 @@ def _ended_after(folder: RunFolder, steps: int | None) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(POLL_SECONDS):
             logged = logged_steps(folder.metrics)
-            record = durable.read_json(folder.supervisor)
-            if logged and logged[-1].step >= steps and isinstance(record, dict):
+            pid = host_pid(supervisor_of(folder))
+            if logged and logged[-1].step >= steps and pid is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(record["pid"]), signal.SIGTERM)
+                    os.kill(pid, signal.SIGTERM)
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)

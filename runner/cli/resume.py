@@ -14,6 +14,7 @@ from runner.folder import RunFolder, runs_of
 from runner.outcome import Reason
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
+from runner.recorded import newer_records
 from runner.render import read_any_plan
 from runner.state import state_of
 
@@ -29,6 +30,8 @@ class Earlier:
     """queued, running, by_hand, not_started, or the reason of its end."""
     kept: str | None
     """What can be gone on from: its newest whole checkpoint, or the stages that are done."""
+    newer: str | None = None
+    """That a newer runner wrote its records, which this one does not touch."""
 
 
 def latest_of(plan: PlanBase, root: Path) -> Earlier | None:
@@ -40,7 +43,8 @@ def latest_of(plan: PlanBase, root: Path) -> Earlier | None:
             continue  # an edited or older plan is another plan
         if plan.hash not in (found.hash, getattr(found, "recovered_from", None)):
             continue
-        return Earlier(folder, state_of(folder), _kept(folder, found))
+        newer = newer_records(folder)
+        return Earlier(folder, state_of(folder), _kept(folder, found), newer)
     return None
 
 
@@ -76,6 +80,13 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
             f"this plan {doing} at this moment in {name}",
             f"runner attach {name} follows it; --fresh starts another beside it",
         )
+    if earlier.newer is not None:
+        if wanted == "resume":
+            raise RefusedError(
+                f"{name} is a newer runner's: {earlier.newer}", "the runner that wrote it goes on"
+            )
+        out.say(field("earlier", f"{name} stays, {earlier.newer}; this is a new run"))
+        return None
     if earlier.state == Reason.COMPLETED:
         if wanted == "resume":
             raise RefusedError(

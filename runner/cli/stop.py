@@ -6,15 +6,16 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
-from runner import durable
 from runner.cli.output import Output, field
 from runner.cli.report import verdict_lines
 from runner.errors import RefusedError
 from runner.folder import RunFolder, default_root, find_run
-from runner.liveness import is_living
-from runner.state import state_of
+from runner.liveness import host_pid, is_living
+from runner.outcome import Reason
+from runner.recorded import end_of, supervisor_of
+from runner.state import LIVING, state_of
+from runner.survivors import living_processes
 
 POLL_SECONDS = 0.2
 
@@ -30,10 +31,22 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
     """
     out = Output(as_json=as_json)
     folder = find_run(run, runs or default_root())
-    supervisor = durable.read_json(folder.supervisor) or {}
-    if folder.termination.exists() or not is_living(supervisor):
+    supervisor, state = supervisor_of(folder), state_of(folder)
+    if state in LIVING and not is_living(supervisor):
         raise RefusedError(
-            f"{folder.name} does not run: {state_of(folder)}",
+            f"{folder.name} is {state}, but its supervisor.json does not say by which process: "
+            "it only starts, is of another container, or its record is damaged",
+            f"fuser {folder.lock} names who holds it; SIGTERM to that pid ends the run in order",
+        )
+    left = living_processes(folder) if state == Reason.LOST else []
+    if left:
+        raise RefusedError(
+            f"{folder.name} is lost: nobody can end it in order, but pids {left} still live",
+            f"kill {' '.join(map(str, left))} ends them; trainers among them save first",
+        )
+    if state not in LIVING:
+        raise RefusedError(
+            f"{folder.name} does not run: {state}",
             f"runner report {folder.name}; runner doctor --fix removes containers left behind",
         )
     _ask(folder, supervisor, times=2 if now else 1)
@@ -43,17 +56,20 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
     out.say(field("stopping", f"{folder.name}: {what}"))
     while is_living(supervisor):
         time.sleep(POLL_SECONDS)
-    record: dict[str, Any] = durable.read_json(folder.termination) or {}
+    record = end_of(folder) or {}
     out.result({"run": folder.name, **record}, verdict_lines(folder, record))
     return 0
 
 
-def _ask(folder: RunFolder, supervisor: dict[str, Any], *, times: int) -> None:
+def _ask(folder: RunFolder, supervisor: dict[str, object], *, times: int) -> None:
     for number in range(times):
         if number:
             time.sleep(POLL_SECONDS)  # two signals at once would be one
         try:
-            os.kill(int(supervisor["pid"]), signal.SIGTERM)
+            pid = host_pid(supervisor)
+            if pid is None:
+                return
+            os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
             return
         except PermissionError:

@@ -40,6 +40,7 @@ from runner.plan import Plan
 from runner.plan_base import PlanBase, Variant
 from runner.plan_mgm import MgmPlan
 from runner.provenance.environment import secret_values, without_secrets
+from runner.recorded import end_of
 from runner.render import render, summary
 from runner.resolve import make_plan
 from runner.resolve_kinds import make_any_plan
@@ -96,7 +97,7 @@ def train_job(
     if detach:
         return leave(folder, supervisor, out, resumed=resume)
     code = follow(folder, plan, supervisor, out)
-    record = durable.read_json(folder.termination) or {}
+    record = end_of(folder) or {}
     if code and not record:
         for line in said_by_supervisor(folder):
             out.say(line)
@@ -135,6 +136,7 @@ def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunF
             "job_file": str(loaded.path),
             "job_sha256": loaded.sha256,
             "command": without_secrets(sys.argv, secret_values(os.environ, secrets)),
+            "folder": str(Path.cwd()),
             "secrets": secrets,
             "sources": dict(loaded.sources),
         },

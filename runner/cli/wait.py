@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner import durable
 from runner.cli.output import Output, field
 from runner.cli.until_over import states
 from runner.folder import RunFolder, default_root, find_run
+from runner.recorded import end_of
 from runner.state import exit_code_of
 
 
@@ -35,12 +35,12 @@ def _wait(folder: RunFolder) -> dict[str, Any]:
     state = ""
     for state in states(folder):  # noqa: B007 - the last one is what it ended in
         pass
-    end = durable.read_json(folder.termination)
+    end = end_of(folder)
     return {
         "run": folder.name,
         "state": state,
         "exit_code": exit_code_of(folder, state),
-        "message": end.get("message") if isinstance(end, dict) else None,
+        "message": None if end is None else end["message"],
     }
 
 

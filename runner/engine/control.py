@@ -16,7 +16,7 @@ from types import FrameType
 
 from runner import durable
 from runner.folder import RunFolder
-from runner.liveness import pid_namespace, start_ticks
+from runner.liveness import boot_id, pid_namespace, start_ticks
 
 SUPERVISOR_VARIABLE = "RUNNER_SUPERVISOR"
 """PID:START_TICKS of the supervisor; in a container, where that means nothing, LOCK_LIFELINE."""
@@ -64,6 +64,7 @@ class Control:
                 "rank": self.rank,
                 "pid": os.getpid(),
                 "start_ticks": start_ticks(os.getpid()),
+                "boot_id": boot_id(),
                 "pid_namespace": pid_namespace(),
                 "phase": phase,
                 "planned_steps": self.planned_steps,

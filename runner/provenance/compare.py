@@ -263,7 +263,7 @@ def _results(a: Manifest, b: Manifest) -> Iterator[Difference]:
         lacking = " and ".join(
             side.run for side, results in ((a, x), (b, y)) if results is None
         )  # two of them are not identical either: nobody knows
-        text = f"no results are known of {lacking}: not ended, or lost"
+        text = f"no results are known of {lacking}: not ended, never begun, or lost"
         yield Difference("results", "results", bool(x), bool(y), text)
         return
     if x.adapter_sha256 != y.adapter_sha256:

@@ -21,13 +21,24 @@ from runner.outcome import Outcome
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.provenance import inputs, machine, results, software
+from runner.provenance.attempts import attempts_of
 from runner.provenance.environment import kept, secret_values, without_secrets
 from runner.provenance.hashes import GaveUp, Hasher
-from runner.provenance.manifest import FileRecord, JobFile, Manifest, Origin
-from runner.render import read_any_plan, render
+from runner.provenance.manifest import FileRecord, JobFile, Manifest, NeverBegan, Origin
+from runner.recorded import named_texts, object_at, plain, text, texts, told
+from runner.render import render
 from runner.sources import cache_folder
 
 DIFF_BYTES = 1 << 20
+_SOURCES = {
+    "job_file": text,
+    "job_sha256": text,
+    "command": texts,
+    "secrets": texts,
+    "sources": named_texts,
+    "reproduces": named_texts,
+}
+"""What is taken from sources.json, which lies where anybody may have edited it."""
 _NICENESS = 10  # of the hashing thread: the trainer goes first
 
 
@@ -51,8 +62,18 @@ class Keeper:
         except Exception as error:
             self._warn(f"the manifest could not be begun: {type(error).__name__}: {error}")
 
+    def never_began(self, plan: PlanBase, outcome: Outcome) -> None:
+        """Write the manifest of a run that was ended in the queue: its plan, and why it ended.
+
+        Nothing is hashed and nobody asked: who stops a run that waits does not wait for that.
+        """
+        try:
+            self._begin(plan, resume=False, bare=outcome)
+        except Exception as error:
+            self._warn(f"the manifest could not be written: {type(error).__name__}: {error}")
+
     def complete(self, plan: PlanBase, outcome: Outcome, stopped: Callable[[], bool]) -> None:
-        """Write the results; waits for the hashes unless `stopped` says not to."""
+        """Write the results, which are of `plan`; waits for the hashes unless `stopped`."""
         if self._manifest is None:
             return
         try:
@@ -73,9 +94,9 @@ class Keeper:
             self._thread.join()
         self._give_up.clear()
 
-    def _begin(self, plan: PlanBase, *, resume: bool) -> None:
-        said: dict[str, Any] = durable.read_json(self._folder.sources) or {}
-        named = {*(said.get("secrets") or ()), *(plan.container.secrets if plan.container else ())}
+    def _begin(self, plan: PlanBase, *, resume: bool, bare: Outcome | None = None) -> None:
+        said = told(object_at(self._folder.sources), _SOURCES)
+        named = {*said.get("secrets", ()), *(plan.container.secrets if plan.container else ())}
         self._secrets = secret_values(os.environ, named)
         code, diff = software.code()
         if diff:
@@ -89,9 +110,8 @@ class Keeper:
                 self._hasher,
             ).sha256
             code = code.model_copy(update={"diff_sha256": digest})
-        python, notes = software.interpreter(plan)
-        image, lock, more = software.image_and_lock(plan)
-        self._notes += [*notes, *more]
+        python, image, lock, notes = software.of_plan(plan, asked=bare is None)
+        self._notes += notes
         origin = said.get("reproduces")
         dumped = plan.model_dump(mode="json")
         self._files = inputs.input_files(plan)
@@ -104,11 +124,11 @@ class Keeper:
                 name=plan.job,
                 file=said.get("job_file"),
                 sha256=said.get("job_sha256"),
-                command=said.get("command") or [],
+                command=said.get("command", []),
             ),
             plan_hash=plan.hash,
             plan=dumped,
-            sources=said.get("sources") or {},
+            sources=said.get("sources", {}),
             rendered=self._rendered(plan),
             code=code,
             image=image,
@@ -118,9 +138,12 @@ class Keeper:
             host=machine.host(plan),
             environment=kept(os.environ),
             secrets=sorted(named),
+            never_began=None if bare is None else _never_began(bare),
         )
         self._notes += inputs.moving(self._files)
         self._write()
+        if bare is not None:
+            return
         self._thread = threading.Thread(target=self._hash, args=(plan,), name="hashes", daemon=True)
         self._thread.start()
 
@@ -147,7 +170,8 @@ class Keeper:
                     self._notes.append(told)
                 except (RunnerError, ImportError) as error:  # rows that name images
                     self._notes.append(f"{record.what} could not be hashed: {error}")
-            self._write()
+            if not self._give_up.is_set():
+                self._write()
         except GaveUp:
             self._notes.append("the run was stopped before all of its inputs were hashed")
         except Exception as error:
@@ -166,8 +190,7 @@ class Keeper:
                 self._thread.join(0.1)
             self._end_hashing()
         changed: dict[str, Any] = {}
-        if outcome.attempts:  # a recovery has put another plan in its place
-            plan = read_any_plan(self._folder.plan)
+        if plan.hash != self._manifest.plan_hash:  # a recovery has put another in its place
             dumped = plan.model_dump(mode="json")
             changed = {
                 "plan": dumped,
@@ -175,7 +198,8 @@ class Keeper:
                 "rendered": self._rendered(plan),
                 "seeds": inputs.seeds_of(dumped),
             }
-        told: dict[str, Any] = durable.read_json(self._folder.engine_stack) or {}
+        attempts = attempts_of(self._folder, plan, self._notes)
+        stack = told(object_at(self._folder.engine_stack), {"switches": plain, "stack": plain})
         try:
             found = results.results_of(self._folder, plan, outcome, self._hasher, self._notes)
         except OSError as error:
@@ -185,10 +209,11 @@ class Keeper:
             update={
                 **changed,
                 "complete": True,
+                "attempts": attempts,
                 "argv": results.executed(self._folder),
                 "rows": results.rows_of(self._folder, plan),
-                "switches": told.get("switches") or {},
-                "stack": told.get("stack") or {},
+                "switches": stack.get("switches", {}),
+                "stack": stack.get("stack", {}),
                 "results": found,
             }
         )
@@ -204,3 +229,12 @@ class Keeper:
         plan = record.pop("plan")
         record = without_secrets(record, self._secrets)
         durable.write_json(self._folder.manifest, {**record, "plan": plan})
+
+
+def _never_began(outcome: Outcome) -> NeverBegan:
+    return NeverBegan(
+        reason=outcome.reason.value,
+        exit_code=outcome.exit_code,
+        message=outcome.message,
+        ended_unix_seconds=outcome.ended_unix_seconds,
+    )

@@ -6,6 +6,7 @@ Imports pydantic, the parts' common ground and runner.durable/errors. Holds no s
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,6 +149,30 @@ class Results(JobModel):
     seconds: float
 
 
+class Attempt(JobModel):
+    """An attempt that ran out of memory; the next went on by another plan."""
+
+    number: int = Field(description="Of its folder, attempts/N")
+    plan_hash: str
+    changed: dict[str, list[Any]] = Field(
+        description="Dotted field of the plan to [what it was, what the next attempt had]"
+    )
+    reason: str
+    message: str
+    steps: int = Field(description="Optimizer steps that were done when it ended")
+    checkpoint: str | None = Field(None, description="What the next attempt went on from")
+    peak_bytes: int | None = None
+
+
+class NeverBegan(JobModel):
+    """How a run ended that never left the queue for a GPU; it has no results."""
+
+    reason: str
+    exit_code: int
+    message: str
+    ended_unix_seconds: float
+
+
 class Origin(JobModel):
     """The run that this one was made to repeat."""
 
@@ -160,13 +185,18 @@ class Manifest(JobModel):
 
     schema_version: Literal[1] = 1
     run: str = Field(description="JOB/TIME-HASH")
-    complete: bool = Field(False, description="The run has ended and all of this is final")
+    complete: bool = Field(
+        False, description="The run has trained and ended, and all of this is final"
+    )
     resumed: bool = Field(False, description="Went on from a checkpoint of an earlier start")
     reproduces: Origin | None = None
     created_unix_seconds: float
     job: JobFile
     plan_hash: str
-    plan: dict[str, Any] = Field(description="As plan.yaml holds it")
+    plan: dict[str, Any] = Field(
+        description="As plan.yaml holds it; after a recovery, the plan that the results are of"
+    )
+    attempts: list[Attempt] = Field([], description="What was tried before that plan, in order")
     sources: dict[str, str] = Field({}, description="Field to where its value came from")
     rendered: dict[str, str] = Field(description="Name to sha256 of every rendered file")
     argv: list[str] = Field([], description="What was executed; known once it was started")
@@ -186,6 +216,9 @@ class Manifest(JobModel):
     secrets: list[str] = Field([], description="Names of the secrets the job asks for, that is all")
     notes: list[str] = Field([], description="What could not be recorded, and why")
     results: Results | None = None
+    never_began: NeverBegan | None = Field(
+        None, description="Of a run that was ended while it waited for a GPU"
+    )
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -194,14 +227,18 @@ def read_manifest(path: Path) -> Manifest:
     Raises RunnerError where it is missing, damaged, or of another version of its schema.
     """
     record = durable.read_json(path)
-    if record is None:
-        raise RunnerError(
-            f"there is no manifest at {path}" if not path.exists() else f"{path} is damaged",
-            None
-            if path.exists()
-            else "a run that never began has none, nor has one from before manifests were written",
-        )
-    version = record.get("schema_version") if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        if not os.path.lexists(path):
+            raise RunnerError(
+                f"there is no manifest at {path}",
+                "a run that was never started has none, nor has one from before manifests were "
+                "written",
+            )
+        raise RunnerError(f"{path} is damaged{_why(path)}", "a copy of the run may have it whole")
+    version = record.get("schema_version")
+    newer = durable.newer(record, SCHEMA_VERSION)
+    if newer is not None:
+        raise RunnerError(f"{path} was {newer}", "take the runner that wrote it")
     if version != SCHEMA_VERSION:
         raise RunnerError(
             f"{path} has schema_version {version!r}, this runner reads {SCHEMA_VERSION}",
@@ -209,10 +246,20 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         return Manifest.model_validate(record)
-    except ValidationError as error:
+    except (ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            raise RunnerError(f"{path} is no manifest: it is nested without end") from None
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RunnerError(f"{path} is no manifest: {place}: {first['msg']}") from None
+
+
+def _why(path: Path) -> str:
+    try:
+        with path.open("rb"):
+            return ""
+    except OSError as error:
+        return f" or can't be read: {error.strerror}"
 
 
 def sha256_of(path: Path) -> str:

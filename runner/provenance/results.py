@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner import durable
 from runner.folder import RunFolder
@@ -18,6 +17,7 @@ from runner.plan_base import PlanBase
 from runner.plan_script import ScriptPlan
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import FileRecord, Losses, Results, Rows
+from runner.recorded import RESULT, named_texts, object_at, told, whole
 
 OUTPUT_BYTES = 4 << 30
 """What a script wrote is hashed up to this size, so that no verdict waits for minutes."""
@@ -54,16 +54,16 @@ def results_of(
     folder: RunFolder, plan: PlanBase, outcome: Outcome, hasher: Hasher, notes: list[str]
 ) -> Results:
     """What the run gave. Raises OSError, GaveUp."""
-    result: dict[str, Any] = durable.read_json(folder.engine_result) or {}
+    result = object_at(folder.engine_result)
     best = result.get("best")
-    tokens = result.get("tokens")
+    tokens = told(result, RESULT).get("tokens")
     return Results(
         reason=outcome.reason.value,
         exit_code=outcome.exit_code,
         message=outcome.message,
         steps=outcome.steps,
         max_steps=outcome.max_steps,
-        tokens=tokens if isinstance(tokens, int) else None,
+        tokens=tokens,
         losses=losses_of(logged_steps(folder.metrics)),
         first_loss=outcome.first_loss,
         last_loss=outcome.last_loss,
@@ -92,14 +92,13 @@ def rows_of(folder: RunFolder, plan: PlanBase) -> dict[str, Rows]:
         place = folder.data_report
         if training.phase != plan.phase:
             place = folder.phase(training.phase) / folder.data_report.name
-        report = durable.read_json(place)
-        if not isinstance(report, dict):
+        report = object_at(place)
+        if not report:
             continue
-        counts = {side: report.get(f"{side}_rows") for side in ("train", "eval", "test")}
-        hashes = report.get("split_sha256")
+        sides = {side: report.get(f"{side}_rows") for side in ("train", "eval", "test")}
         found[training.phase] = Rows(
-            counts={side: count for side, count in counts.items() if isinstance(count, int)},
-            split_sha256=hashes if isinstance(hashes, dict) else {},
+            counts={side: rows for side, rows in sides.items() if whole(rows)},
+            split_sha256=told(report, {"split_sha256": named_texts}).get("split_sha256", {}),
         )
     return found
 

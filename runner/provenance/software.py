@@ -56,6 +56,20 @@ def code() -> tuple[Code, str]:
     )
 
 
+def of_plan(
+    plan: PlanBase, *, asked: bool
+) -> tuple[Interpreter, ImageRecord | None, Lock | None, list[str]]:
+    """Interpreter, image and lock of a plan, and notes; without `asked` as the plan names them."""
+    if asked:
+        python, notes = interpreter(plan)
+        image, lock, more = image_and_lock(plan)
+        return python, image, lock, [*notes, *more]
+    box = plan.container
+    bare = None if box is None else ImageRecord(name=box.image, id=box.image_id)
+    told = "it never began: nothing was hashed, and what is installed was not asked"
+    return Interpreter(path=plan.python), bare, None, [told]
+
+
 def interpreter(plan: PlanBase) -> tuple[Interpreter, list[str]]:
     """The Python that trains and its packages; notes on what could not be found out."""
     if plan.container is not None:

@@ -64,7 +64,7 @@ def peak_step(folder: RunFolder, end: dict[str, Any]) -> tuple[int | None, str |
     for line in durable.read_jsonl(folder.memory):
         own = line.get("own_bytes")
         if isinstance(own, int) and own > highest:
-            highest, when = own, line.get("time_unix_seconds")
+            highest, when = own, time_of(line)
     if when is None:
         return None, None
     source = str(end.get("peak_source"))

@@ -20,6 +20,8 @@ from runner import durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import host_pid, start_ticks
+from runner.metrics import time_of
+from runner.recorded import MEMORY, STATUS, told
 from runner.report.monitor_records import RunView, largest
 
 # The guard writes a sample each second; what is older than this says nothing of the present.
@@ -82,7 +84,7 @@ class MemoryTail:
                     if not line.endswith(b"\n"):
                         break
                     self._offset += len(line)
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(ValueError, RecursionError):
                         record = json.loads(line)
                         if isinstance(record, dict):
                             records.append(record)
@@ -121,7 +123,7 @@ class FollowedRun:
 
     def update(self) -> list[dict[str, Any]]:
         """Take in the guard's new samples; returns them."""
-        records = self._tail.read()
+        records = [told(record, MEMORY) for record in self._tail.read()]
         if records:
             self._last = records[-1]
         return records
@@ -131,7 +133,7 @@ class FollowedRun:
         if self.planned is None:
             return None
         ended = self.folder.termination.exists()
-        age = now_unix_seconds - float(self._last.get("time_unix_seconds") or 0)
+        age = now_unix_seconds - (time_of(self._last) or 0.0)
         current = not ended and age <= FRESH_SECONDS
         own = self._last.get("own_bytes") if current else None
         return RunView(
@@ -239,17 +241,16 @@ class HostPids:
 
     def of(self, record: Any) -> int | None:
         """As liveness.host_pid, of what a record file held; None for a damaged one."""
-        if not isinstance(record, dict):
+        record = told(record, STATUS)
+        if not record:
             return None
         key = (record.get("pid"), record.get("start_ticks"), record.get("pid_namespace"))
         if key in self._found:
             pid = self._found[key]
-            alive = pid is not None and start_ticks(pid) == record["start_ticks"]
+            alive = pid is not None and start_ticks(pid) == record.get("start_ticks")
             return pid if alive else None
-        with contextlib.suppress(TypeError, ValueError):
-            self._found[key] = host_pid(record)
-            return self._found[key]
-        return None
+        self._found[key] = host_pid(record)
+        return self._found[key]
 
 
 def _folders(parent: Path | str) -> list[str]:

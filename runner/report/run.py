@@ -13,16 +13,21 @@ from runner import checkpoints, durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import living_engines
-from runner.metrics import loss_lines
+from runner.metrics import loss_lines, time_of
 from runner.outcome import SCHEMA_VERSION, Reason
 from runner.plan import Plan
 from runner.plan_base import PlanBase
+from runner.recorded import end_of, number, object_at, status_of, text, told, trouble, whole
 from runner.render import read_any_plan, read_plan, summary
+from runner.report.going_on import going_on
 from runner.report.memory_report import attempts_lines, memory_lines, read_memory
+from runner.report.standing import kept_in, still_alive
 from runner.state import BY_HAND, state_of
+from runner.survivors import living_processes
 from runner.units import format_bytes, format_duration
 
 _LABEL = 12
+UNFINISHED = tuple(reason for reason in Reason if reason is not Reason.COMPLETED)
 
 
 def read_report(folder: RunFolder) -> dict[str, Any]:
@@ -32,9 +37,12 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     """
     plan = read_any_plan(folder.plan)
     losses = list(loss_lines(folder.metrics))
-    evaluations = [line for line in durable.read_jsonl(folder.metrics) if "eval_loss" in line]
+    evaluations = [
+        line for line in durable.read_jsonl(folder.metrics) if number(line.get("eval_loss"))
+    ]
     state = state_of(folder)
-    termination = durable.read_json(folder.termination)
+    termination = end_of(folder)
+    kept = state in (Reason.LOST, *UNFINISHED) and kept_in(folder) is not None
     report: dict[str, Any] = {
         "schema_version": 1,
         "run": folder.name,
@@ -49,19 +57,23 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
             "substitutions": list(plan.substitutions),
         },
         "data": durable.read_json(folder.data_report),
-        "result": durable.read_json(folder.engine_result),
-        "failure": durable.read_json(folder.engine_failure),
-        "queue": durable.read_json(folder.queue),
+        "result": object_at(folder.engine_result),
+        "failure": object_at(folder.engine_failure) or None,
+        "queue": object_at(folder.queue) or None,
         "losses": _losses(losses),
         "eval_loss": evaluations[-1].get("eval_loss") if evaluations else None,
         "events": [
             event
             for event in durable.read_jsonl(folder.events)
             if event.get("kind") in ("warning", "notice", "signal")
+            and time_of(event) is not None
+            and isinstance(event.get("text"), str)
         ],
-        "memory": read_memory(folder, termination if isinstance(termination, dict) else {}),
+        "memory": read_memory(folder, termination or {}),
         "checkpoints": [path.name for path in checkpoints.listed(folder.checkpoints)],
         "termination": termination,
+        "goes_on_by": going_on(folder) if kept else None,
+        "damaged": trouble(folder),
     }
     if state in (Reason.LOST, BY_HAND):
         report |= _traces(folder, plan, losses)
@@ -73,9 +85,8 @@ def _traces(folder: RunFolder, plan: PlanBase, losses: list[dict[str, Any]]) -> 
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
     step = int(losses[-1]["step"]) if losses else 0
     saved = checkpoints.step_of(checkpoint) if checkpoint else 0
-    status = durable.read_json(folder.engine_status(0)) or {}
     return {
-        "last_phase": status.get("phase"),
+        "last_phase": status_of(folder).get("phase"),
         "last_sign_unix_seconds": max(
             (
                 p.stat().st_mtime
@@ -89,6 +100,7 @@ def _traces(folder: RunFolder, plan: PlanBase, losses: list[dict[str, Any]]) -> 
         "steps_logged": step,
         "steps_lost": max(0, step - saved),
         "living_engines": living_engines(folder),
+        "living_processes": living_processes(folder),
         "max_steps": plan.planned_steps,
     }
 
@@ -96,7 +108,8 @@ def _traces(folder: RunFolder, plan: PlanBase, losses: list[dict[str, Any]]) -> 
 def _losses(losses: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not losses:
         return None
-    rates = sorted(float(line.get("tokens_per_second") or 0) for line in losses)
+    said = (line.get("tokens_per_second") for line in losses)
+    rates = sorted(float(rate) if number(rate) else 0.0 for rate in said)
     return {
         "logged_steps": len(losses),
         "first": losses[0]["loss"],
@@ -140,18 +153,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     out += [_line("SUBSTITUTE", text) for text in plan["substitutions"]]
     data = report["data"]
     if data:
-        train = data["train"]
-        ending = train["end_of_turn"]
-        out.append(
-            _line(
-                "data",
-                f"{data['rows_read']:,} rows read ({data['format']}) · "
-                f"{data['train_rows']:,} train / {data['eval_rows']:,} eval · "
-                f"{train['supervised_share']:.0%} of tokens supervised · "
-                f"longest {train['longest']['tokens']} tokens · end of turn "
-                + (f"{ending['text']!r} trained" if ending["trained"] else "NOT trained"),
-            )
-        )
+        out.append(_line("data", _data(data)))
     losses = report["losses"]
     if losses:
         out.append(
@@ -163,13 +165,14 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             speed = f"{losses['median_tokens_per_second']:,.0f} tokens/s (median)"
             out.append(_line("speed", speed))
     result = report["result"] or {}
-    if result.get("best"):
-        best = result["best"]
+    best = told(result.get("best"), {"eval_loss": number, "step": whole})
+    if len(best) == 2:
         out.append(_line("best", f"eval {best['eval_loss']:.4g} at step {best['step']}"))
-    if result.get("stopped_early"):
+    if text(result.get("stopped_early")):
         out.append(_line("early end", result["stopped_early"]))
-    if result.get("times"):
-        out.append(_line("times", _times(result["times"])))
+    times = _times(told(result.get("times"), dict.fromkeys(_TIMES, number)))
+    if times:
+        out.append(_line("times", times))
     if report["checkpoints"]:
         names = report["checkpoints"]
         out.append(_line("checkpoints", f"{len(names)}: {', '.join(names[-3:])}"))
@@ -180,12 +183,38 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     return [*out, "", *verdict(report)]
 
 
+def _data(data: dict[str, Any]) -> str:
+    """What was made of the rows, as data.json has it."""
+    try:
+        train = data["train"]
+        ending = train["end_of_turn"]
+        return (
+            f"{data['rows_read']:,} rows read ({data['format']}) · "
+            f"{data['train_rows']:,} train / {data['eval_rows']:,} eval · "
+            f"{train['supervised_share']:.0%} of tokens supervised · "
+            f"longest {train['longest']['tokens']} tokens · end of turn "
+            + (f"{ending['text']!r} trained" if ending["trained"] else "NOT trained")
+        )
+    except (KeyError, TypeError, ValueError, IndexError):
+        return "data.json is damaged"
+
+
+_TIMES = (
+    "seconds_per_step_median",
+    "seconds_per_step_p95",
+    "evaluation_seconds",
+    "saving_seconds",
+)
+
+
 def _times(times: dict[str, Any]) -> str:
     """Where the seconds went, of the statistics in result.json."""
     step = times.get("seconds_per_step_median")
     slow = times.get("seconds_per_step_p95")
     parts = (
-        [] if step is None else [f"{step:.3g} s a step (median), {slow:.3g} s (95th percentile)"]
+        []
+        if step is None or slow is None
+        else [f"{step:.3g} s a step (median), {slow:.3g} s (95th percentile)"]
     )
     for name, what in (("evaluation_seconds", "evaluating"), ("saving_seconds", "saving")):
         if times.get(name):
@@ -197,7 +226,8 @@ def verdict(report: dict[str, Any]) -> list[str]:
     """How it ended, in a few lines that could be pasted into a chat."""
     state, termination = report["state"], report.get("termination")
     if isinstance(termination, dict):
-        return _ended(report["run"], report["folder"], termination)
+        lines = _ended(report["run"], report["folder"], termination, report.get("goes_on_by"))
+        return [*lines, *(_line("damaged", text) for text in report.get("damaged", ()))]
     if state == "running":
         return [
             _line("running", "no verdict yet"),
@@ -234,21 +264,19 @@ def verdict(report: dict[str, Any]) -> list[str]:
     checkpoint = report.get("whole_checkpoint")
     lines.append(_line("kept", f"{checkpoint} is whole" if checkpoint else "no whole checkpoint"))
     lines.append(_line("lost work", f"{report.get('steps_lost')} steps"))
-    lines += [_line("damaged", text) for text in report.get("damaged_checkpoints", [])]
-    if report.get("living_engines"):
-        lines.append(
-            _line(
-                "STILL ALIVE",
-                f"pids {report['living_engines']}: they save and end by "
-                "themselves within two minutes",
-            )
-        )
+    damaged = (*report.get("damaged", ()), *report.get("damaged_checkpoints", ()))
+    lines += [_line("damaged", text) for text in damaged]
+    if report.get("living_processes"):
+        alive = still_alive(report.get("living_engines") or [], report["living_processes"])
+        lines.append(_line("alive", alive))
     if checkpoint:
         lines.append(_line("next", f"the same runner train command goes on from {checkpoint}"))
+    if report.get("goes_on_by"):
+        lines.append(_line("resume", report["goes_on_by"]))
     return lines
 
 
-def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
+def _ended(run: str, folder: str, end: dict[str, Any], by: str | None = None) -> list[str]:
     other = durable.newer(end, SCHEMA_VERSION)
     if other is not None:
         said = f"{end.get('message') or 'no message'} (exit code {end.get('exit_code')})"
@@ -267,10 +295,10 @@ def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
         budget = f" of {format_bytes(end['budget_bytes'])}" if end.get("budget_bytes") else ""
         guess = end.get("predicted_bytes")
         predicted = f", predicted {format_bytes(guess)}" if guess else ""
-        source = end["peak_source"]
+        source = end.get("peak_source") or "its source is not known"
         figures.append(f"peak {format_bytes(end['peak_bytes'])}{budget} ({source}{predicted})")
     if end.get("adapter_sha256"):
-        size, digest = format_bytes(end["adapter_bytes"]), end["adapter_sha256"][:12]
+        size, digest = format_bytes(end.get("adapter_bytes")), end["adapter_sha256"][:12]
         figures.append(f"{end.get('result') or 'adapter'} {size} sha256 {digest}…")
     lines = [_line(end["reason"], " · ".join(figures))]
     if end["reason"] != Reason.COMPLETED:
@@ -287,6 +315,8 @@ def _ended(run: str, folder: str, end: dict[str, Any]) -> list[str]:
             lines.append(
                 _line("resume", f"the same runner train command goes on from {end['checkpoint']}")
             )
+        if by is not None:
+            lines.append(_line("resume" if not end.get("checkpoint") else "", by))
         lines.append(_line("next", f"runner report {run} · log {folder}/logs/train.log"))
     return lines
 

@@ -1,22 +1,26 @@
 """Where each run stands, in a row of `runner ps`.
 
-Reads run folders only; imports runner.folder, state, liveness, durable, checkpoints and, of a run
-that lives, the plan's reader. A folder that vanishes meanwhile is no run.
+Reads run folders only; imports runner.folder, state, liveness, survivors, recorded, durable,
+checkpoints and, of a run that lives, the plan's reader. A folder that vanishes meanwhile is no run.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from runner import checkpoints, durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
-from runner.liveness import age_seconds, living_engines, start_ticks
+from runner.liveness import age_seconds, host_pid, living_engines
 from runner.metrics import is_loss_line
 from runner.outcome import SCHEMA_VERSION, Reason
+from runner.recorded import end_of, number, status_of, supervisor_of, trouble, whole
+from runner.report.going_on import going_on
 from runner.state import GONE, is_over, state_of
+from runner.survivors import living_processes
 from runner.units import format_bytes, format_duration
 
 _VARIANTS = {"-smoke": "smoke", "-dry": "dry_run"}
@@ -52,13 +56,20 @@ class Standing:
     message: str | None = None
     goes_on_from: str | None = None
     """What the same command goes on from: a checkpoint (its files' sizes fit), or stages."""
+    goes_on_by: str | None = None
+    """The command for that, for a shell."""
     living_engines: tuple[int, ...] = ()
+    living_processes: tuple[int, ...] = ()
+    """All that outlived the supervisor of a lost run, its engines among them."""
     newer: str | None = None
     """That a newer runner wrote its records, of which only what is common is shown."""
+    damaged: tuple[str, ...] = ()
+    """Which of its records can't be read as they should be."""
 
     def to_record(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {**asdict(self), "gpus": list(self.gpus), "living_engines": [*self.living_engines]}
+        lists = ("gpus", "living_engines", "living_processes", "damaged")
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in lists}}
 
 
 def standing_of(folder: RunFolder, now: float) -> Standing | None:
@@ -74,19 +85,23 @@ def standing_of(folder: RunFolder, now: float) -> Standing | None:
         "state": state,
         "over": is_over(folder, state),
     }
-    end = durable.read_json(folder.termination)
-    if isinstance(end, dict):
+    end = end_of(folder)
+    known["damaged"] = tuple(trouble(folder))
+    if end is not None:
         return Standing(**known, **_of_end(folder, end))
     known |= _of_progress(folder)
     if known["over"]:
-        last = _last_sign(folder)
+        last, kept = _last_sign(folder), kept_in(folder)
+        lost = state == Reason.LOST
         return Standing(
             **known,
-            max_steps=_planned_steps(folder),
-            since_unix_seconds=_recorded_start(folder),
+            max_steps=status_of(folder).get("planned_steps"),
+            since_unix_seconds=supervisor_of(folder).get("started_unix_seconds"),
             last_sign_unix_seconds=None if last is None else min(last, now),
-            goes_on_from=kept_in(folder),
+            goes_on_from=kept,
+            goes_on_by=going_on(folder) if kept and lost else None,
             living_engines=tuple(living_engines(folder)),
+            living_processes=tuple(living_processes(folder)) if lost else (),
         )
     return Standing(**known, **_of_start(folder, now), **_of_plan(folder))
 
@@ -110,41 +125,41 @@ def _of_end(folder: RunFolder, end: dict[str, Any]) -> dict[str, Any]:
     """From the verdict; a newer runner's is read as far as it goes."""
     newer = durable.newer(end, SCHEMA_VERSION)
     if newer is not None:
-        return {"message": _text(end.get("message")), "newer": newer}
+        return {"message": end["message"], "newer": newer}
+    kept = None if end["reason"] == Reason.COMPLETED else kept_in(folder)
     return {
-        "step": end.get("steps"),
-        "max_steps": end.get("max_steps"),
-        "loss": end.get("last_loss"),
-        "memory_bytes": end.get("peak_bytes"),
-        "budget_bytes": end.get("budget_bytes"),
-        "since_unix_seconds": end.get("started_unix_seconds"),
-        "seconds": end.get("seconds"),
-        "exit_code": end.get("exit_code"),
-        "message": _text(end.get("message")),
-        "goes_on_from": None if end.get("reason") == Reason.COMPLETED else kept_in(folder),
+        "step": end["steps"],
+        "max_steps": end["max_steps"],
+        "loss": end["last_loss"],
+        "memory_bytes": end["peak_bytes"],
+        "budget_bytes": end["budget_bytes"],
+        "since_unix_seconds": end["started_unix_seconds"],
+        "seconds": end["seconds"],
+        "exit_code": end["exit_code"],
+        "message": end["message"],
+        "goes_on_from": kept,
+        "goes_on_by": None if kept is None else going_on(folder),
     }
 
 
 def _of_progress(folder: RunFolder) -> dict[str, Any]:
     last = durable.last_jsonl(folder.metrics, having="loss") or {}
     last = last if is_loss_line(last) else {}
-    memory = durable.last_jsonl(folder.memory) or {}
+    own = (durable.last_jsonl(folder.memory) or {}).get("own_bytes")
+    loss = last.get("loss")
     return {
         "step": last.get("step"),
-        "loss": last.get("loss"),
-        "memory_bytes": memory.get("own_bytes"),
+        "loss": loss if number(loss) else None,
+        "memory_bytes": own if whole(own) else None,
     }
 
 
 def _of_start(folder: RunFolder, now: float) -> dict[str, Any]:
     """How long it has lived, by its process's start time."""
-    record = durable.read_json(folder.supervisor) or durable.read_json(folder.engine_status(0))
-    if not isinstance(record, dict):
+    record = supervisor_of(folder) or status_of(folder)
+    if host_pid(record) is None:
         return {}
-    ticks = record.get("start_ticks")
-    if not isinstance(ticks, int) or start_ticks(int(record.get("pid", 0))) != ticks:
-        return {}
-    seconds = age_seconds(ticks)
+    seconds = age_seconds(record["start_ticks"])
     return {"since_unix_seconds": round(now - seconds, 3), "seconds": round(seconds, 3)}
 
 
@@ -152,7 +167,7 @@ def _of_plan(folder: RunFolder) -> dict[str, Any]:
     """What it is to come to, and where."""
     from runner.render import read_any_plan
 
-    said = _planned_steps(folder)
+    said = status_of(folder).get("planned_steps")
     try:
         plan = read_any_plan(folder.plan)
     except RunnerError as error:
@@ -163,18 +178,6 @@ def _of_plan(folder: RunFolder) -> dict[str, Any]:
         "device": plan.launch.device,
         "gpus": tuple(plan.launch.gpu_indices),
     }
-
-
-def _planned_steps(folder: RunFolder) -> int | None:
-    """As the trainer said."""
-    status = durable.read_json(folder.engine_status(0))
-    return status.get("planned_steps") if isinstance(status, dict) else None
-
-
-def _recorded_start(folder: RunFolder) -> float | None:
-    """By the clock of that time."""
-    record = durable.read_json(folder.supervisor)
-    return record.get("started_unix_seconds") if isinstance(record, dict) else None
 
 
 def _last_sign(folder: RunFolder) -> float | None:
@@ -188,13 +191,10 @@ def _last_sign(folder: RunFolder) -> float | None:
     return max(times, default=None)
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
 def row(one: Standing, now: float) -> list[str]:
     """The cells under HEADER."""
-    return [one.run, one.state, _step(one), _loss(one), _memory(one), _gpu(one), _since(one, now)]
+    state = f"{one.state}, alive" if one.living_processes else one.state
+    return [one.run, state, _step(one), _loss(one), _memory(one), _gpu(one), _since(one, now)]
 
 
 def _step(one: Standing) -> str:
@@ -237,25 +237,45 @@ def when(unix_seconds: float, now: float) -> str:
     return time.strftime("%b %d %H:%M" if then[0] == today[0] else "%Y-%m-%d", then)
 
 
-def notes(one: Standing, now: float) -> list[str]:
-    """What is to be said under the table: how a lost run goes on, and what could not be read."""
+def notes(one: Standing, now: float, *, going_on: bool = True) -> list[str]:
+    """What is to be said under the table: how a run goes on, and what could not be read.
+
+    Without `going_on` only a lost run is told how it goes on.
+    """
     out = []
     if one.state == Reason.LOST:
         last = one.last_sign_unix_seconds
         seen = "" if last is None else f", {when(last, now)}"
         at = f"{one.run}: last sign at step {one.step or 0}{seen}"
         if one.goes_on_from:
-            out.append(f"{at}; the same runner train command goes on from {one.goes_on_from}")
+            out.append(f"{at}; {_goes_on(one)}")
+        elif one.living_processes:
+            out.append(at)
         else:
             out.append(f"{at}; it left nothing to go on from: runner rm {one.run}")
-        if one.living_engines:
-            out.append(
-                f"{one.run}: pids {list(one.living_engines)} STILL LIVE; they save and end within "
-                "two minutes"
-            )
+        if one.living_processes:
+            out.append(f"{one.run}: {still_alive(one.living_engines, one.living_processes)}")
+    elif going_on and one.goes_on_by and one.goes_on_from:
+        out.append(f"{one.run}: {_goes_on(one)}")
+    out += [f"{one.run}: {text}" for text in one.damaged]
     if one.newer:
         out.append(f"{one.run}: {one.newer}")
     return out
+
+
+def _goes_on(one: Standing) -> str:
+    if one.goes_on_by is None:
+        return f"the same runner train command goes on from {one.goes_on_from}"
+    return f"from {one.goes_on_from} it goes on by\n  {one.goes_on_by}"
+
+
+def still_alive(engines: Sequence[int], processes: Sequence[int]) -> str:
+    """What outlived a supervisor, and what becomes of it."""
+    told = f"pids {list(processes)} STILL LIVE"
+    if engines:
+        return f"{told}; the trainers save and end within two minutes"
+    ends = f"kill {' '.join(map(str, processes))}"
+    return f"{told} without a guard; what is left after two minutes nobody ends but you: {ends}"
 
 
 def shown_by_default(one: Standing) -> bool:
@@ -266,11 +286,11 @@ def shown_by_default(one: Standing) -> bool:
 def standings(folders: list[RunFolder], *, all_runs: bool, now: float) -> list[Standing]:
     """Those of `folders`, in their order; without `all_runs` only what shown_by_default says.
 
-    A run with a verdict is left out by that file alone, so that a thousand of them cost nothing.
+    A run with a verdict is left out by that file alone, so that a thousand of them cost little.
     """
     found = []
     for folder in folders:
-        if not all_runs and folder.termination.exists():
+        if not all_runs and end_of(folder) is not None:
             continue
         one = standing_of(folder, now)
         if one is not None and (all_runs or shown_by_default(one)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import sys
 import time
@@ -10,14 +11,15 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
-from runner import durable
-from runner.errors import RunnerError
+from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
 from runner.outcome import Outcome, Reason
 from runner.plan_base import PlanBase
+from runner.recorded import newer_records
 from runner.render import read_any_plan
 from runner.supervise.cards import Cards
+from runner.supervise.last_word import LastWord
 from runner.supervise.notify import tell_end
 from runner.supervise.run import supervise
 
@@ -33,12 +35,18 @@ def main() -> int:
     folder = RunFolder(arguments.folder.absolute())
     cards = Cards(folder, wait=arguments.wait, share=arguments.share)
     plan: PlanBase | None = None
-    with folder.lock.open("w") as lock, cards:  # held until the verdict is written
+    with contextlib.ExitStack() as stack:  # all is held until the verdict is written
+        lock = stack.enter_context(folder.lock.open("w"))
+        stack.enter_context(cards)
         if not _locked(lock):
             print(f"error: {folder.name} already has a supervisor", file=sys.stderr)
             return 3
-        started = time.time()
+        last_word = stack.enter_context(LastWord(folder))
+        started, began = time.time(), time.monotonic()
         try:
+            newer = newer_records(folder)
+            if newer is not None:
+                raise RefusedError(f"{folder.name} is left as it is: {newer}")
             plan = read_any_plan(folder.plan)
             outcome = supervise(folder, plan, resume=arguments.resume, cards=cards)
         except RunnerError as error:  # before anything was started; an old verdict stays as it is
@@ -52,12 +60,10 @@ def main() -> int:
                 f"the supervisor failed: {error}",
                 started_unix_seconds=started,
                 ended_unix_seconds=time.time(),
+                elapsed_seconds=time.monotonic() - began,
             )
             ProcessTree().kill_all()  # a container ends by its lifeline
-        try:
-            durable.write_json(folder.termination, outcome.to_record())
-        except OSError as error:
-            print(f"error: termination.json can't be written: {error}", file=sys.stderr)
+        last_word.say(outcome)
     if plan is not None:  # cards and lock are free again: who is told has no hold on them
         tell_end(folder, plan, outcome)
     return outcome.exit_code

@@ -10,6 +10,7 @@ from runner.execute import Executor, executor_for
 from runner.folder import RunFolder
 from runner.guard import policy
 from runner.guard.sampler import Schedule
+from runner.liveness import start_ticks
 from runner.outcome import Outcome
 from runner.plan_base import PlanBase
 from runner.supervise.engines import Engines
@@ -38,7 +39,7 @@ def attempt(
 
     `deadline`: of the run, by time.monotonic(), where it has one.
     """
-    started = time.time()
+    started, began = time.time(), time.monotonic()
     engines, peak = Engines(folder), Peak()
     executor = executor_for(folder, plan, resume=resume)
     tree = executor.tree
@@ -53,7 +54,11 @@ def attempt(
             raise
         enforcement = with_driver_limit(enforcement, plan, nvml, executor)
         record.event(
-            "started", f"launch.sh is pid {executor.pid}; memory: {enforcement}", argv=executor.argv
+            "started",
+            f"launch.sh is pid {executor.pid}; memory: {enforcement}",
+            argv=executor.argv,
+            pid=executor.pid,
+            start_ticks=start_ticks(executor.pid),
         )
         state = policy.initial(
             plan.budget.limit_bytes, policy.Thresholds(grace_seconds=plan.budget.grace_seconds)
@@ -106,6 +111,7 @@ def attempt(
         signals=tuple(hand.signals),
         started_unix_seconds=round(started, 3),
         ended_unix_seconds=round(time.time(), 3),
+        elapsed_seconds=time.monotonic() - began,
     )
 
 

@@ -105,7 +105,7 @@ class Cards:
                     "known, and no lease was taken",
                 )
             return None
-        began, failing = time.time(), 0.0
+        began, asked, failing = time.time(), time.monotonic(), 0.0
         shown, shown_at = "", 0.0
         while self._blocked is not None:
             text, now = self._blocked.line(), time.monotonic()
@@ -119,7 +119,7 @@ class Cards:
             end = time.monotonic() + POLL_SECONDS
             while time.monotonic() < end:
                 if stop.level:
-                    return _stopped(stop, began)
+                    return _stopped(stop, asked)
                 time.sleep(_STOP_SECONDS)
             try:
                 answer = self._turn.ask(wait=True)
@@ -127,7 +127,7 @@ class Cards:
             except (NvmlFailed, RefusedError) as error:
                 failing = failing or time.monotonic()
                 if time.monotonic() - failing > _STUCK_SECONDS:
-                    return _failed(f"it could not wait any longer: {error}", began)
+                    return _failed(f"it could not wait any longer: {error}", asked)
                 continue
             match answer:
                 case Chosen(cards):
@@ -135,11 +135,12 @@ class Cards:
                 case Blocked():
                     self._blocked = answer
                 case Never(why, hint):
-                    return _failed(f"{why}; {hint}", began)
+                    return _failed(f"{why}; {hint}", asked)
         self._folder.queue.unlink(missing_ok=True)
         names = ", ".join(f"GPU {card.index}" for card in self._cards or ())
-        waited = format_duration(time.time() - began)
-        record.event("notice", f"waited {waited} for {names}", waited_seconds=time.time() - began)
+        waited = time.monotonic() - asked
+        text = f"waited {format_duration(waited)} for {names}"
+        record.event("notice", text, waited_seconds=round(waited, 3))
         return None
 
     def settle(self, plan: PlanBase, record: Record) -> PlanBase:
@@ -176,20 +177,23 @@ class Cards:
             )
 
 
-def _stopped(stop: Stop, began: float) -> Outcome:
+def _stopped(stop: Stop, asked: float) -> Outcome:
     code = EXIT_INTERRUPTED if stop.interrupted else 143
-    return _never_began(Reason.STOPPED, code, "stopped on request while it waited", began)
+    return _never_began(Reason.STOPPED, code, "stopped on request while it waited", asked)
 
 
-def _failed(why: str, began: float) -> Outcome:
-    return _never_began(Reason.FAILED, RefusedError.exit_code, why, began)
+def _failed(why: str, asked: float) -> Outcome:
+    return _never_began(Reason.FAILED, RefusedError.exit_code, why, asked)
 
 
-def _never_began(reason: Reason, code: int, why: str, began: float) -> Outcome:
+def _never_began(reason: Reason, code: int, why: str, asked: float) -> Outcome:
+    """`asked`: when it began to wait, by time.monotonic()."""
+    waited, now = time.monotonic() - asked, time.time()
     return Outcome(
         reason,
         code,
         f"{why}; nothing was started",
-        started_unix_seconds=round(began, 3),
-        ended_unix_seconds=round(time.time(), 3),
+        started_unix_seconds=round(now - waited, 3),
+        ended_unix_seconds=round(now, 3),
+        elapsed_seconds=waited,
     )

@@ -12,6 +12,7 @@ from runner.execute import Tree
 from runner.folder import RunFolder
 from runner.guard.sampler import Reported
 from runner.liveness import host_pid, start_ticks
+from runner.recorded import STATUS, told
 from runner.units import MIB
 
 FRESH_SECONDS = 30.0  # an older figure of the trainer's says nothing about now
@@ -33,7 +34,7 @@ class Engines:
             with contextlib.suppress(OSError):
                 changed = path.stat().st_mtime_ns
                 if self._known.get(path, (0, {}))[0] != changed:
-                    self._known[path] = (changed, durable.read_json(path) or {})
+                    self._known[path] = (changed, told(durable.read_json(path), STATUS))
                 status = self._known[path][1]
                 pid = self._pid_here(status)
                 if pid is not None:
@@ -42,7 +43,7 @@ class Engines:
 
     def _pid_here(self, status: dict[str, Any]) -> int | None:
         """The pid on this side; a container's is looked for once, since all processes are asked."""
-        key = (int(status.get("pid", 0)), int(status.get("start_ticks") or 0))
+        key = (status.get("pid", 0), status.get("start_ticks", 0))
         pid = self._here.get(key)
         if pid is None:
             pid = host_pid(status)
@@ -70,7 +71,8 @@ class Engines:
 def reported_bytes(folder: RunFolder, since_unix_seconds: float) -> Reported | None:
     """The trainer's own count with its overhead, and when; None where it says nothing of now.
 
-    What was said before `since_unix_seconds` is an earlier start's, whose processes are gone.
+    What was said before `since_unix_seconds` is an earlier start's, whose processes are gone; both
+    it and what is fresh are by the clock as it is set now, so after a jump the next line counts.
     """
     last = durable.last_jsonl(folder.metrics)
     if last is None or last.get("memory_source") != "torch_max_reserved":
@@ -80,6 +82,6 @@ def reported_bytes(folder: RunFolder, since_unix_seconds: float) -> Reported | N
         outside = int(last.get("memory_outside_bytes") or 0)
     except (KeyError, TypeError, ValueError):
         return None
-    if said < since_unix_seconds or time.time() - said >= FRESH_SECONDS:
+    if said < since_unix_seconds or abs(time.time() - said) >= FRESH_SECONDS:
         return None
     return held + max(OVERHEAD_BYTES, outside), said

@@ -69,7 +69,7 @@ def choose_sampler(
         )
         source = NoNvml(str(error))
         enforcement = f"unenforced but for what the trainer says (no NVML), {limit}"
-    since = time.time()
+    began = time.monotonic()
     baseline = take_baseline(source, plan.launch.gpu_indices)
     for index, reading in baseline.items():
         for process in reading.processes or ():
@@ -84,7 +84,7 @@ def choose_sampler(
         lambda: executor.tree.watched(SEARCH_SECONDS),
         baseline,
         container_id=lambda: executor.container_id,
-        reported=lambda: reported_bytes(folder, since),
+        reported=lambda: reported_bytes(folder, time.time() - (time.monotonic() - began)),
         member=executor.tree.member,
     )
     return sampler, nvml, enforcement

@@ -14,7 +14,7 @@ from runner import durable, unfinished
 from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.enforcer import become_subreaper
-from runner.liveness import boot_id, living_engines, start_ticks
+from runner.liveness import boot_id, start_ticks
 from runner.outcome import Outcome, Reason
 from runner.plan_base import PlanBase
 from runner.provenance.keeper import Keeper
@@ -24,6 +24,7 @@ from runner.supervise.attempt import attempt
 from runner.supervise.cards import Cards
 from runner.supervise.record import Record
 from runner.supervise.stop import StopRequests
+from runner.survivors import living_processes
 
 RESERVE_BYTES = 64 * 1024  # given back before the verdict, so that a full disk can't hide it
 
@@ -37,9 +38,9 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
     started = time.time()
     stop = StopRequests()
     become_subreaper()
-    living = living_engines(folder)
+    living = living_processes(folder)
     if living:
-        raise RefusedError(f"pids {living} of an earlier start still train in {folder.path}")
+        raise RefusedError(f"pids {living} of an earlier start still live in {folder.path}")
     cleared = unfinished.clear(folder)
     if cleared:  # to supervisor.log; events.jsonl is of what this start does
         print(f"cleared what a kill had left: {', '.join(cleared)}", file=sys.stderr, flush=True)
@@ -83,10 +84,11 @@ def _supervised(
     )
     record = Record(folder)
     never_began = cards.await_turn(stop, record)
+    keeper = Keeper(folder, lambda line: record.event("warning", line))
     if never_began is not None:
+        keeper.never_began(plan, never_began)
         return never_began
     plan, started = cards.settle(plan, record), time.time()
-    keeper = Keeper(folder, lambda line: record.event("warning", line))
     keeper.begin(plan, resume=resume)
     began = time.monotonic()
     try:
@@ -101,7 +103,7 @@ def _supervised(
         elapsed_seconds=elapsed,
         advice=() if stop.level else advise(folder, last, outcome, record),
     )
-    keeper.complete(plan, outcome, lambda: stop.level > 0)
+    keeper.complete(last, outcome, lambda: stop.level > 0)
     return outcome
 
 

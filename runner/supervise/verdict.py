@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner import checkpoints, durable
+from runner import checkpoints
 from runner.engine.mgm.command import merged_folder
 from runner.folder import RunFolder
 from runner.guard import policy
@@ -15,6 +15,7 @@ from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
+from runner.recorded import ADAPTER, FAILURE, RESULT, object_at, status_of, told
 from runner.supervise.record import Peak, Record
 from runner.vram.ask import read_prediction
 
@@ -40,7 +41,8 @@ def reach_verdict(
     `exit_code` is the launch script's, None where it was lost; `start_failure` says why nothing
     came to run; `oom_kills` counts the kernel's since the start.
     """
-    result = durable.read_json(folder.engine_result) or {}
+    result = object_at(folder.engine_result)
+    said = told(result, RESULT)
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
     for line in skipped:
         record.event("warning", line)
@@ -55,9 +57,9 @@ def reach_verdict(
     reason, code, message = judge(
         Evidence(
             exit_code=exit_code,
-            engine_failure=durable.read_json(folder.engine_failure),
-            engine_phase=(durable.read_json(folder.engine_status(0)) or {}).get("phase"),
-            engine_completed=bool(result.get("completed")),
+            engine_failure=told(object_at(folder.engine_failure), FAILURE) or None,
+            engine_phase=status_of(folder).get("phase"),
+            engine_completed=bool(said.get("completed")),
             cause=cause.value if cause else None,
             checkpoint=checkpoint.name if checkpoint else None,
             host_oom_kills=oom_kills,
@@ -69,7 +71,7 @@ def reach_verdict(
     )
     if record.dropped:
         record.warnings.append(f"{record.dropped} lines of the records were lost (disk full?)")
-    adapter = (result.get("adapter") or {}) if reason is Reason.COMPLETED else {}
+    adapter = told(result.get("adapter"), ADAPTER) if reason is Reason.COMPLETED else {}
     predicted = read_prediction(folder.prediction)
     return Outcome(
         reason=reason,
@@ -82,11 +84,11 @@ def reach_verdict(
         peaks=peak.by_source,
         peak_step=peak.steps,
         checkpoint=f"checkpoints/{checkpoint.name}" if checkpoint else None,
-        steps=int(result.get("steps") or (losses[-1]["step"] if losses else 0)),
-        max_steps=result.get("max_steps") or plan.planned_steps,
+        steps=said.get("steps") or (losses[-1]["step"] if losses else 0),
+        max_steps=said.get("max_steps") or plan.planned_steps,
         first_loss=losses[0]["loss"] if losses else None,
         last_loss=losses[-1]["loss"] if losses else None,
-        eval_loss=result.get("eval_loss"),
+        eval_loss=said.get("eval_loss"),
         result=_result(folder, plan, reason, adapter),
         adapter_sha256=adapter.get("sha256"),
         adapter_bytes=adapter.get("size_bytes"),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +98,42 @@ def test_bash_itself_completes_a_run(place: Path) -> None:
         check=True,
     )
     assert run.name in done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("attach @", "attach @last "),
+        ("attach @la", "attach @last "),
+        ("rm @last @l", "@last @last "),
+    ],
+)
+def test_an_interactive_bash_completes_at_last(typed: str, shown: str, place: Path) -> None:
+    """bash takes "@" for the end of a word: it hands over "@" and "la" apart."""
+    make(place, 1)
+    pid, terminal = pty.fork()
+    if not pid:
+        path = f"{RUNNER.parent}{os.pathsep}{os.environ['PATH']}"
+        own = {"PYTHONPATH": str(REPOSITORY), "PATH": path, "TERM": "dumb", "PS1": "> "}
+        os.chdir(place)
+        os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], {**os.environ, **own})  # noqa: S606
+    try:
+        os.write(terminal, b'eval "$(_RUNNER_COMPLETE=source_bash runner)"; echo re""ady\n')
+        read_until(terminal, "ready")
+        os.write(terminal, f"runner {typed}\t".encode())
+        assert "@@" not in read_until(terminal, shown)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def read_until(terminal: int, text: str, seconds: float = 20) -> str:
+    seen, end = "", time.monotonic() + seconds
+    while text not in seen:
+        assert select.select([terminal], [], [], max(0.0, end - time.monotonic()))[0], seen
+        seen += os.read(terminal, 4096).decode(errors="replace")
+    return seen
 
 
 def test_completing_imports_nothing_slow(place: Path) -> None:

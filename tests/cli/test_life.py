@@ -135,6 +135,54 @@ def test_ps_shows_what_lives_and_what_is_lost_and_all_the_rest(cli: Cli, runs: R
     assert rows[waiting.name][head.index("GPU") :].startswith("cpu")
 
 
+def typed(run: RunFolder, *words: str, folder: Path | None = None) -> None:
+    """sources.json as `runner train WORDS` leaves it."""
+    record = {"command": ["/bin/runner", "train", *words], "folder": str(folder or Path.cwd())}
+    run.sources.write_text(json.dumps(record))
+
+
+def test_the_command_that_goes_on_is_printed_for_a_shell(
+    cli: Cli, runs: Runs, tmp_path: Path
+) -> None:
+    lost, stopped = runs.lost(), runs.make(reason="stopped", exit_code=143)
+    words = ["my job.yaml", "--set", 'description=it\'s "a" $HOME', "--fresh", "--json"]
+    elsewhere = tmp_path / "a 'place'"
+    elsewhere.mkdir()
+    for run in (lost, stopped):
+        save(run, 5)
+    typed(lost, *words)
+    typed(stopped, "demo", folder=elsewhere)
+    told = {one["run"]: one for one in json.loads(cli("ps", "--all", "--json").out)["runs"]}
+    command = told[lost.name]["goes_on_by"]
+    assert command in cli("ps").out and command in cli("report", lost.name).out
+    show = 'runner() { printf "%s\\0" "$PWD" "$@"; }; ' + command
+    said = subprocess.run(["bash", "-c", show], capture_output=True, text=True, check=True)
+    *heard, _ = said.stdout.split("\0")
+    assert heard == [str(tmp_path), "train", *words[:3], "--resume"]
+    # from another folder, with the runs where they are
+    command = told[stopped.name]["goes_on_by"]
+    assert command in cli("ps", "--all").out and command in cli("report", stopped.name).out
+    assert json.loads(cli("report", stopped.name, "--json").out)["goes_on_by"] == command
+    show = 'runner() { printf "%s\\0" "$PWD" "$@"; }; ' + command
+    said = subprocess.run(["bash", "-c", show], capture_output=True, text=True, check=True)
+    runs_folder = str(tmp_path / "runs")
+    assert said.stdout.split("\0")[:-1] == [
+        *(str(elsewhere), "train", "demo", "--resume", "--runs", runs_folder)
+    ]
+
+
+def test_nothing_is_promised_where_nothing_can_be_gone_on_with(cli: Cli, runs: Runs) -> None:
+    done, bare, replay = runs.make(reason="completed"), runs.lost(), runs.lost()
+    for run in (done, replay):
+        save(run, 5)
+    for run in (done, bare):
+        typed(run, "demo")
+    replay.sources.write_text(json.dumps({"command": ["runner", "reproduce", "x"]}))
+    told = json.loads(cli("ps", "--all", "--json").out)["runs"]
+    assert [one["goes_on_by"] for one in told] == [None, None, None]
+    assert "runner train demo" not in cli("ps", "--all").out
+
+
 def test_no_run_at_all_is_said(cli: Cli, runs: Runs) -> None:
     assert "no run lives under runs" in cli("ps").out
     assert cli("ps", "--all").out == "there is no run under runs\n"
@@ -334,6 +382,11 @@ def test_a_log_that_is_not_there_is_explained(cli: Cli, runs: Runs) -> None:
     answer = cli("logs", waiting.name)
     assert (answer.code, answer.out) == (0, "")
     assert "waits for a GPU" in answer.err
+
+
+def test_watching_a_lost_run_ends(cli: Cli, runs: Runs) -> None:
+    told = cli("monitor", runs.lost().name, "--interval", "0.1", "--json")
+    assert told.code == 0 and len(told.out.splitlines()) <= 2
 
 
 def test_attach_to_what_is_over_gives_its_verdict(cli: Cli, runs: Runs) -> None:

@@ -668,6 +668,11 @@ def test_a_stop_while_it_waits_ends_it_with_nothing_started(node: Node, by: str)
     assert done.code == end["exit_code"] == (143 if by == "stop" else 130)
     assert end["reason"] == "stopped" and "nothing was started" in end["message"]
     assert not (run / "logs" / "train.log").exists() and not (run / "queue.json").exists()
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["complete"], manifest["results"]) == (False, None)
+    assert manifest["never_began"]["message"] == end["message"]
+    refused = node.call("reproduce", str(run))
+    assert refused.code == 3 and "while it waited; nothing was started" in refused.err
     assert len(list((node.folder / "leases").glob("*.json"))) == 1  # the first's
     node.release("first")
     assert ended(first).code == 0

@@ -170,4 +170,4 @@ def test_a_detached_start_that_is_refused_says_so(
     (run / "engine" / "rank-0.json").write_text(json.dumps(own))
     refused = place.call("train", *small_job, "--resume", "--detach")
     assert (refused.code, refused.out) == (3, "")
-    assert f"pids [{os.getpid()}] of an earlier start still train" in refused.err
+    assert f"pids [{os.getpid()}] of an earlier start still live" in refused.err

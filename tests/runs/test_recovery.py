@@ -106,6 +106,11 @@ def test_a_breach_is_recovered_from_and_the_losses_are_those_of_the_undisturbed_
     assert losses(place.last) == pytest.approx(losses(undisturbed), rel=1e-5)
     steps = [line["step"] for line in lines(place.last / "metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, STEPS + 1))
+    manifest = json.loads((place.last / "manifest.json").read_text())
+    assert manifest["plan"]["training"]["per_device_train_batch_size"] == 4
+    [told] = manifest["attempts"]
+    assert told["changed"]["training.per_device_train_batch_size"] == [8, 4]
+    assert (told["reason"], told["checkpoint"]) == ("over_budget", attempt["checkpoint"])
     assert "recovered" in done.out and "attempt 1 ended over_budget" in done.out
     assert "recovered" in place.call("report", "@last").out
     # the same command finds the run that was recovered, by the plan that it began as

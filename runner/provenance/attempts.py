@@ -1,0 +1,61 @@
+"""The attempts that a recovery left behind, as the manifest names them. Reads attempts/N only.
+
+Imports runner.folder, recorded, render and the manifest's records.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.errors import RunnerError
+from runner.folder import RunFolder
+from runner.plan_base import PlanBase
+from runner.provenance.compare import settings_of
+from runner.provenance.manifest import Attempt
+from runner.recorded import end_of
+from runner.render import read_any_plan
+
+
+def attempts_of(folder: RunFolder, last: PlanBase, notes: list[str]) -> list[Attempt]:
+    """Every attempt before the last, in order: its plan, what was changed after it, its end.
+
+    What of it can't be read becomes a note.
+    """
+    plans: list[tuple[int, PlanBase]] = []
+    for number in _numbers(folder):
+        try:
+            plans.append((number, read_any_plan(RunFolder(folder.attempt(number)).plan)))
+        except RunnerError as error:
+            notes.append(f"attempt {number} is not known: {error.message}")
+    nexts = [*(plan for _, plan in plans[1:]), last]
+    found = []
+    for (number, plan), then in zip(plans, nexts, strict=False):
+        end = end_of(RunFolder(folder.attempt(number))) or {}
+        found.append(
+            Attempt(
+                number=number,
+                plan_hash=plan.hash,
+                changed=_changed(plan, then),
+                reason=str(end.get("reason") or "not known"),
+                message=str(end.get("message") or ""),
+                steps=end.get("steps") or 0,
+                checkpoint=end.get("checkpoint"),
+                peak_bytes=end.get("peak_bytes"),
+            )
+        )
+    return found
+
+
+def _numbers(folder: RunFolder) -> list[int]:
+    return sorted(int(path.name) for path in folder.attempts.glob("[0-9]*") if path.name.isdigit())
+
+
+def _changed(plan: PlanBase, then: PlanBase) -> dict[str, list[Any]]:
+    """Dotted field to what it was and what it became."""
+    ours, theirs = (settings_of(each.model_dump(mode="json")) for each in (plan, then))
+    names = dict.fromkeys([*ours, *theirs])
+    return {
+        name: [ours.get(name), theirs.get(name)]
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    }
