@@ -68,6 +68,8 @@ def test_what_outlived_the_supervisor_is_named_and_the_folder_stays(
     outlived: tuple[RunFolder, list[int]], cli: Cli
 ) -> None:
     run, pids = outlived
+    told = json.loads(run.sources.read_text())
+    assert (told["folder"], told["command"][1]) == (str(Path.cwd()), "train")
     [seen] = json.loads(cli("ps", "--json").out)["runs"]
     assert seen["state"] == "lost" and set(pids) <= set(seen["living_processes"])
     listed = cli("ps").out
