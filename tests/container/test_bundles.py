@@ -44,7 +44,7 @@ def inside(image: Image, script: str, *shown: Path, writable: Path) -> str:
     for folder in shown:
         argv += ["--mount", f"type=bind,source={folder},target={folder},readonly"]
     done = subprocess.run(
-        [*argv, image.id, "bash", "-euc", script], capture_output=True, text=True, timeout=400
+        [*argv, image.id, "bash", "-euc", script], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
