@@ -14,7 +14,7 @@ from runner.provenance.environment import kept, looks_secret, secret_values, wit
 WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 NAME = st.from_regex(r"[A-Z_]{0,8}", fullmatch=True)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=30),
+    st.none() | st.booleans() | st.integers(-9999, 9999) | st.text(max_size=30),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
     max_leaves=12,
 )
