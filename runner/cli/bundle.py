@@ -11,11 +11,11 @@ from typing import Any
 from runner import __version__
 from runner.bundle import write
 from runner.bundle.contents import ASKED, Contents, contents
+from runner.bundle.here import placed_inputs
 from runner.bundle.index import Index, Lacking
 from runner.bundle.index import Part as Asked
 from runner.cli.live_line import LiveLine
 from runner.cli.output import Output, field
-from runner.cli.reproduce import placed_inputs
 from runner.cli.verify import manifest_folder
 from runner.errors import RefusedError, UsageError, nearest
 from runner.folder import RunFolder, default_root

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from runner import durable
 from runner.bundle.contents import JOB_FILE
-from runner.bundle.index import read_beside
+from runner.bundle.here import placed_inputs
 from runner.cli.cards import preflight, with_free_cards
 from runner.cli.output import Output, field
 from runner.cli.preflight import make_stand_in, require_place, require_run_stack
@@ -32,8 +32,8 @@ from runner.plan_mgm import MgmPlan
 from runner.provenance.environment import secret_values, without_secrets
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest, read_manifest, sha256_of
-from runner.provenance.places import is_here, parts, relocated
-from runner.provenance.replay import On, found_here, placed, plan_of, wrong_inputs
+from runner.provenance.places import is_here, parts
+from runner.provenance.replay import On, placed, plan_of, wrong_inputs
 from runner.provenance.results import logged_steps
 from runner.provenance.software import interpreter
 from runner.recorded import end_of, supervisor_of
@@ -140,23 +140,6 @@ def given_places(words: list[str], plan: PlanBase) -> dict[str, str]:
             raise UsageError(f"--at {word}: there is no {path}")
         places |= dict.fromkeys(meant, str(path))
     return places
-
-
-def placed_inputs(original: RunFolder, plan: PlanBase, given: dict[str, str]) -> PlanBase:
-    """The plan with its inputs where `given` says, else in the run's own folder, else in caches.
-
-    Of a run that came in a bundle the interpreter is this machine's, and nobody is told of its end:
-    whoever made it is not to hear of it here.
-    """
-    index = read_beside(original.bundle)
-    bundled = {
-        what: str(original.path / at.path) for what, at in (index.places if index else {}).items()
-    }
-    plan = found_here(relocated(plan, {**bundled, **given}))
-    if index is None:
-        return plan
-    here = {"python": sys.executable} if isinstance(plan, Plan) and plan.container is None else {}
-    return plan.model_copy(update={"on_end": None, **here})
 
 
 def require_toolkits_python(plan: PlanBase) -> None:

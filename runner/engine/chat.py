@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner.bundle.here import plan_here
 from runner.engine.data.masks import end_of_turn_ids
 from runner.engine.subjects import Active, load_subjects, placed
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.plan import Plan
-from runner.render import read_plan
 
 
 @dataclass
@@ -101,7 +101,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder)
     try:
-        plan = read_plan(folder.plan)
+        plan = plan_here(folder)
         quiet(plan)
         print("runner: loading the model", file=sys.stderr, flush=True)
         talker = Talker(folder, plan, base=arguments.base, max_new_tokens=arguments.max_new_tokens)

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from runner import durable
+from runner.bundle.here import plan_here
 from runner.engine.chat import quiet
 from runner.engine.result import publish_folder, sums
 from runner.engine.trained import (
@@ -34,7 +35,6 @@ from runner.engine.trained import (
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.plan import Plan
-from runner.render import read_plan
 from runner.units import format_bytes
 
 SCHEMA_VERSION = 1
@@ -63,7 +63,7 @@ def merge(folder: RunFolder, out: Path, dtype: str | None) -> dict[str, Any]:
             memory for it.
         RunnerError: the merged model does not compute what base and adapter do.
     """
-    plan = read_plan(folder.plan).model_copy(update={"earlier": []})
+    plan = plan_here(folder).model_copy(update={"earlier": []})
     require_result(plan, folder)
     if out.exists():
         raise RefusedError(f"{out} is there already", "give another folder with --out DIR")
@@ -275,7 +275,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder)
     try:
-        quiet(read_plan(folder.plan))
+        quiet(plan_here(folder))
         dtype = None if arguments.dtype == "own" else arguments.dtype
         record = merge(folder, arguments.out, dtype)
     except RunnerError as error:

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from runner import checkpoints, durable
+from runner.bundle.here import plan_here
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import living_engines
@@ -18,7 +19,7 @@ from runner.outcome import SCHEMA_VERSION, Reason
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.recorded import end_of, number, object_at, status_of, text, told, trouble, whole
-from runner.render import read_any_plan, read_plan, summary
+from runner.render import read_any_plan, summary
 from runner.report.going_on import going_on
 from runner.report.memory_report import attempts_lines, memory_lines, read_memory
 from runner.report.standing import kept_in, still_alive
@@ -332,6 +333,6 @@ def _figure(value: float | None) -> str:
 def require_plan(folder: RunFolder) -> Plan:
     """The plan of a run that a command needs whole (chat, say)."""
     try:
-        return read_plan(folder.plan)
+        return plan_here(folder)
     except RunnerError as error:
         raise type(error)(f"run {folder.name}: {error.message}", error.hint) from None

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 
 from runner.bundle import unpack
 from runner.bundle.contents import contents
+from runner.bundle.here import placed_inputs
 from runner.bundle.index import Index
 from runner.bundle.index import Part as Asked
 from runner.bundle.write import write
-from runner.cli.reproduce import placed_inputs
 from runner.errors import RefusedError
 from runner.facts import gather
 from runner.folder import RunFolder, create

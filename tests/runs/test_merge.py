@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from runner.bundle.here import plan_here
 from runner.cli.merge import lines, merge_run
 from runner.errors import RefusedError, UsageError
+from runner.folder import RunFolder
 from tests.engine.methods import METHODS, plan_of, train
+from tests.runs.conftest import Workplace
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,3 +70,28 @@ def test_a_run_without_a_result_is_refused(runs: dict[str, Path], tmp_path: Path
     (unfinished / "plan.yaml").write_bytes((runs["nf4"] / "plan.yaml").read_bytes())
     with pytest.raises(RefusedError, match="no finished adapter"):
         merge_run(str(unfinished), out=None, dtype=None, runs=None, as_json=False)
+
+
+@pytest.mark.slow
+def test_a_run_that_came_in_a_bundle_answers_and_merges_by_the_weights_that_came_along(
+    place: Workplace, finished_run: Path
+) -> None:
+    made = place.call("bundle", str(finished_run), "--with", "data,model,adapter", "-o", "x.tar")
+    assert made.code == 0, made.err
+    there = place.folder / "there"
+    assert place.call("unbundle", "x.tar", str(there)).code == 0
+    plan = plan_here(RunFolder(there))
+    assert Path(plan.model.folder or "").is_relative_to(there)
+    assert Path(plan.rows.train.path or "").is_relative_to(there)
+    # the plan beside it stays as it was made, and its places there are not looked at
+    old = (there / "plan.yaml").read_text()
+    assert str(there) not in old
+    answers = [
+        place.call("chat", str(run), "-p", "Who are you?", "--json")
+        for run in (finished_run, there)
+    ]
+    assert [each.code for each in answers] == [0, 0], answers
+    assert answers[0].json["answer"] == answers[1].json["answer"]
+    merged = place.call("merge", str(there), "--out", "merged")
+    assert merged.code == 0, merged.err
+    assert (place.folder / "merged" / "model.safetensors").is_file()

@@ -1,0 +1,56 @@
+"""The plan of a run that came in a bundle, with its inputs where they lie on this machine.
+
+Imports plans, runner.provenance and this package; no training library. Of a run that was made here
+the plan is as it stands.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from runner.bundle.index import read_beside
+from runner.errors import UsageError
+from runner.folder import RunFolder
+from runner.plan import Plan
+from runner.plan_base import PlanBase
+from runner.provenance.places import parts, relocated
+from runner.provenance.replay import found_here
+from runner.render import read_plan
+
+
+def plan_here(folder: RunFolder) -> Plan:
+    """The plan of a native run, for what loads its model or rows again.
+
+    Raises RunnerError where it can't be read.
+    """
+    plan = read_plan(folder.plan)
+    if not folder.bundle.exists():
+        return plan
+    moved = placed_inputs(folder, plan, {})
+    assert isinstance(moved, Plan)  # noqa: S101 - of the same engine
+    return moved
+
+
+def placed_inputs(original: RunFolder, plan: PlanBase, given: Mapping[str, str]) -> PlanBase:
+    """The plan with its inputs where `given` says, else in the run's own folder, else in caches.
+
+    Of a run that came in a bundle the interpreter is this machine's, and nobody is told of its end:
+    whoever made it is not to hear of it here. Raises UsageError where bundle.json is damaged or
+    names what is no part of the plan.
+    """
+    index = read_beside(original.bundle)
+    bundled = {
+        what: str(original.path / at.path) for what, at in (index.places if index else {}).items()
+    }
+    unknown = sorted(set(bundled) - {part.what for part in parts(plan)})
+    if unknown:
+        raise UsageError(
+            f"{original.bundle} has {unknown[0]}, which is no part of the plan beside it",
+            "it is no bundle that runner made",
+        )
+    plan = found_here(relocated(plan, {**bundled, **given}))
+    if index is None:
+        return plan
+    here = {"python": sys.executable} if isinstance(plan, Plan) and plan.container is None else {}
+    return plan.model_copy(update={"on_end": None, **here})
