@@ -16,7 +16,7 @@ smoke *args: setup
 
 # Lint, types and all tests; arguments go to pytest
 test *args: lint
-    .venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder "$@"
+    .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder "$@"
 
 # The tests that take seconds, nothing else; arguments go to pytest
 test-quick *args: setup
