@@ -29,6 +29,7 @@ TOGETHER = ("container",)
 """Folders of tests that share something there is one of: a Docker daemon."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Workers side by side (-n) take whole files, so that a module's fixtures are made once.
 

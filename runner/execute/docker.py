@@ -7,6 +7,7 @@ its processes are watched and signalled as the host's, so that dockerd's death t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -257,8 +258,12 @@ def docker_argv(
 
 
 def container_name(folder: RunFolder) -> str:
-    """A name that docker takes, the same for every start of a run."""
-    return "runner-" + _UNSAFE.sub("_", folder.name.replace("/", "-"))
+    """A name that docker takes, the same for every start of a run.
+
+    Runs of one name in several places (two users, one second) are told apart by their paths.
+    """
+    place = hashlib.sha256(str(folder.path.absolute()).encode()).hexdigest()[:8]
+    return f"runner-{_UNSAFE.sub('_', folder.name.replace('/', '-'))}-{place}"
 
 
 def _secrets_of(folder: RunFolder, plan: PlanBase) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from runner.container.argv import Caller, launch_command, mount_text, passed_on, run_argv
 from runner.container.mounts import plan_mounts
+from runner.execute.docker import container_name
+from runner.folder import RunFolder
 from runner.plan_base import PlannedContainer, PlannedMount
 from runner.plan_script import ScriptPlan
 from tests.engine.tiny import plan_of
@@ -199,3 +202,13 @@ def test_what_a_script_reads_of_the_cache_is_there(tmp_path: Path) -> None:
     inputs = [{"path": str(cache / "mgm"), "kind": "folder"}]
     mounts = plan_mounts(script_plan("/work/me/train.sh", inputs=inputs), None, cache)
     assert str(cache / "mgm") in [mount.target for mount in mounts]
+
+
+def test_runs_of_one_name_in_two_places_are_two_containers(tmp_path: Path) -> None:
+    """Of two that began in one second the later was refused, and told to stop the other."""
+    name = 'a job\'s "own"/20260101-000000-0123456'
+    folders = [RunFolder(tmp_path / place / name) for place in ("ann", "bea")]
+    names = [container_name(folder) for folder in folders]
+    assert names == [container_name(folder) for folder in folders]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", each) for each in names)

@@ -92,7 +92,7 @@ def test_without_an_image_of_ours_it_is_not_moved(
 ) -> None:
     monkeypatch.setenv("MY_LICENCE", "licence-of-1234")
     run = local_run(bench)
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{bench.place.folder}/nobody.sock")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/nobody.sock")
     refused = bench.place.call("reproduce", str(run), "--on", "docker")
     assert refused.code == 3 and "Docker daemon" in refused.err, refused.err
     assert len(list(run.parent.iterdir())) == 1
