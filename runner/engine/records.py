@@ -63,6 +63,7 @@ class Records(TrainerCallback):
         self._process = psutil.Process()
         self._pace = Pace()
         self._learning_rate: float | None = None
+        self._evaluated: set[int] = set()
         self._tokens_before = 0
         self._logged_tokens = 0
         self._logged_seconds = 0.0
@@ -97,7 +98,9 @@ class Records(TrainerCallback):
             if "loss" in line:
                 self.last_loss = line["loss"]
                 self.first_loss = self.last_loss if self.first_loss is None else self.first_loss
-            self.eval_loss = line.get("eval_loss", self.eval_loss)
+            if "eval_loss" in line:
+                self.eval_loss = line["eval_loss"]
+                self._evaluated.add(int(line["step"]))
         # exact, where lines are further apart than checkpoints
         sealed = checkpoints.facts_of(self._folder.checkpoints / checkpoints.name_of(step))
         self._tokens_before = int(sealed.get("tokens") or self._tokens_before)
@@ -145,7 +148,9 @@ class Records(TrainerCallback):
         logs, step = logs or {}, self._offset + state.global_step
         if "eval_loss" in logs:
             self.eval_loss = _finite(float(logs["eval_loss"]))
-            self._write(step, logs.get("epoch"), {"eval_loss": self.eval_loss})
+            if step not in self._evaluated:  # a kill after this line has it evaluated again
+                self._write(step, logs.get("epoch"), {"eval_loss": self.eval_loss})
+            self._evaluated.add(step)
         if "loss" not in logs:
             return
         loss, norm = float(logs["loss"]), logs.get("grad_norm")

@@ -369,6 +369,21 @@ def test_an_evaluation_that_was_broken_off_is_made_up_for_and_training_is_as_if_
     assert folder.best.read_text() == whole.best.read_text()
 
 
+def test_an_evaluation_that_is_made_again_after_a_kill_has_one_line(tmp_path: Path) -> None:
+    """The result's evaluation was logged, and the run killed before it had a result."""
+    plan = plan_of({"max_steps": 4, "save_steps": 2})
+    folder = run_folder(tmp_path / "run")
+    make_trainer(plan, folder).train()
+    for _ in range(2):
+        trainer = make_trainer(plan, folder, resumed_step=4)
+        trainer.train(resume_from_checkpoint=str(folder.checkpoints / "checkpoint-4"))
+        assert not trainer.evaluated_last_step
+        trainer.evaluate()
+    lines = [line for line in durable.read_jsonl(folder.metrics) if "eval_loss" in line]
+    assert [line["step"] for line in lines] == [4]
+    assert trainer.records.eval_loss == lines[0]["eval_loss"]
+
+
 def test_eight_bit_adamw_trains_or_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
