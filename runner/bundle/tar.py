@@ -104,8 +104,9 @@ def next_header(source: Source, after: str) -> Header | None:
             return None
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-            if block[148:156] != b"%06o\0 " % info.chksum:  # read loosely by tarfile
-                raise tarfile.InvalidHeaderError("bad checksum")
+            total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+            if block[148:156] != b"%06o\0 " % total:  # tarfile reads it loosely
+                raise tarfile.HeaderError("bad checksum")
         except (tarfile.HeaderError, UnicodeDecodeError, ValueError) as error:
             raise BadArchive(f"the header after {after} is damaged ({error})") from None
         if info.type == tarfile.XHDTYPE:
