@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,19 +50,8 @@ def facts_of(folder: Path) -> dict[str, Any]:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Rename a sealed staging folder to its final name; an older one of that name gives way.
-
-    A kill between the two renames leaves the older one beside `staged`, for runner.unfinished.
-    """
-    if final.exists():
-        doomed = staged.parent / f"{final.name}.replaced"
-        shutil.rmtree(doomed, ignore_errors=True)  # left by a kill between these lines
-        final.rename(doomed)
-        staged.rename(final)
-        shutil.rmtree(doomed)
-    else:
-        staged.rename(final)
-    durable.fsync_folder(final.parent)
+    """Rename a sealed staging folder to its final name; an older one of that name gives way."""
+    durable.replace_folder(staged, final, staged.parent / f"{final.name}.replaced")
 
 
 def damage(folder: Path, *, by_size: bool = False) -> str | None:

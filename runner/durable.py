@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,22 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_folder(staged: Path, final: Path, aside: Path) -> None:
+    """Rename a finished folder to its place; what stands there gives way by `aside`, then goes.
+
+    A kill between the two renames leaves the older one at `aside` (runner.unfinished puts it back).
+    Raises OSError.
+    """
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)  # left by a kill between these lines
+        final.rename(aside)
+        staged.rename(final)
+        shutil.rmtree(aside)
+    else:
+        staged.rename(final)
+    fsync_folder(final.parent)
 
 
 @contextlib.contextmanager

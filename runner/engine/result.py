@@ -110,22 +110,23 @@ def _publish(
     else:
         _name_base(staging / "adapter_config.json", plan)
     target = result_folder(plan, folder)
-    old = replaced_of(target)
-    if target.exists():  # only in a folder resumed after its end
-        target.rename(old)
-    publish_folder(staging, target)
-    shutil.rmtree(old, ignore_errors=True)
+    _flush(staging)
+    durable.replace_folder(staging, target, replaced_of(target))
     return {"folder": target.name, **sums(target, [path.name for path in weights])}
 
 
 def publish_folder(staging: Path, target: Path) -> None:
     """Flush every file of `staging` and rename it to `target`, which must not be there."""
-    for path in staging.rglob("*"):
+    _flush(staging)
+    staging.rename(target)
+    durable.fsync_folder(target.parent)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-    staging.rename(target)
-    durable.fsync_folder(target.parent)
 
 
 def sums(folder: Path, names: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runner import durable
@@ -69,14 +69,9 @@ class Hasher:
 
         Raises OSError, GaveUp.
         """
-        files = sorted(files_in(path))
-        return self.files((file.relative_to(path).as_posix(), file) for file in files)
-
-    def files(self, named: Iterable[tuple[str, Path]]) -> tuple[str, int, int]:
-        """The same over (name, file), in the order in which they come."""
         whole, count, size = hashlib.sha256(), 0, 0
-        for name, file in named:
-            whole.update(f"{name}\0{self.file(file)}\n".encode())
+        for file in sorted(files_in(path)):
+            whole.update(f"{file.relative_to(path).as_posix()}\0{self.file(file)}\n".encode())
             count, size = count + 1, size + file.stat().st_size
         return whole.hexdigest(), count, size
 
