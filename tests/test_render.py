@@ -278,9 +278,9 @@ def test_hostile_values_stay_values(
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         given = ["--resume", argument]
-        prepare = ["-m", "runner.engine", str(run), "--prepare", *given]
+        prepare = ["-P", "-m", "runner.engine", str(run), "--prepare", *given]
         launch = [
-            *("-m", "accelerate.commands.launch", "--quiet"),
+            *("-P", "-m", "accelerate.commands.launch", "--quiet"),
             *("--config_file", f"{run}/accelerate.yaml"),
             *("--module", "runner.engine", str(run), *given),
         ]

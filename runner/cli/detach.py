@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 
 from runner.cli.output import Output, field
 from runner.errors import RunnerError
 from runner.folder import RunFolder
+from runner.own_python import module_argv
 from runner.plan_base import PlanBase
 from runner.recorded import supervisor_of
 from runner.state import state_of
@@ -26,15 +26,10 @@ def start_supervisor(
 ) -> subprocess.Popen[bytes]:
     """Start it in a session of its own."""
     words = {"--resume": resume, "--wait": wait, "--share": plan.launch.share}
+    said = [word for word, wanted in words.items() if wanted]
     with folder.supervisor_log.open("ab") as log:
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "runner.supervise",
-                str(folder.path),
-                *(word for word, said in words.items() if said),
-            ],
+            module_argv("runner.supervise", str(folder.path), *said),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

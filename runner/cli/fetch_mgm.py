@@ -19,6 +19,7 @@ from runner.engine.fetch.mgm_record import base_folder, belongs, images_to_check
 from runner.engine.mgm.sources import SOURCES, MgmSource
 from runner.errors import EXIT_BAD_SPEC, EXIT_REFUSED, Problem, RefusedError, RunnerError, SpecError
 from runner.jobfile import LoadedJob
+from runner.own_python import module_argv
 from runner.resolve_mgm import mgm_job, placed
 from runner.sources import cache_folder, offline_switch
 from runner.units import format_bytes
@@ -141,7 +142,7 @@ def _unreachable(absent: list[MgmNeed]) -> dict[str, dict[str, Any]]:
         where = of_kind(kind)
         if where is None:  # a repository on this machine or behind ssh: git says it as soon
             continue
-        ask = [sys.executable, "-m", "runner.engine.fetch.mgm_address", kind]
+        ask = module_argv("runner.engine.fetch.mgm_address", kind)
         answer = probes.ask(ask, probes.HUB_SECONDS)
         if answer.timed_out or '"status"' not in answer.out:
             reason = "no answer" if answer.timed_out else _failure_text(answer.out)
@@ -181,7 +182,7 @@ def _fetch(names: list[str], base: Path, *, quiet: bool) -> list[dict[str, Any]]
         KeyboardInterrupt: the user stopped it; what came is kept.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.engine.fetch.mgm"],
+        module_argv("runner.engine.fetch.mgm"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -22,6 +22,7 @@ from runner.errors import RefusedError
 from runner.facts import Facts, HostFacts, driver_version, emptiest_first, list_gpus
 from runner.job import Job
 from runner.jobfile import LoadedJob
+from runner.own_python import module_argv
 from runner.plan import Plan
 from runner.plan_base import PlanBase, PlannedMount
 from runner.resolve_base import planned_container
@@ -155,7 +156,7 @@ def _unreachable(kind: str) -> str | None:
         if not found.failure:
             return None
         return f"{found.endpoint} can't be reached: {found.text or found.failure}"
-    answer = probes.ask([sys.executable, "-m", "runner.doctor.hub", kind], probes.HUB_SECONDS)
+    answer = probes.ask(module_argv("runner.doctor.hub", kind), probes.HUB_SECONDS)
     if not answer.timed_out and '"status"' in answer.out:
         return None
     return "ModelScope can't be reached (MODELSCOPE_ENDPOINT names another address of it)"

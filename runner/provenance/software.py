@@ -87,7 +87,12 @@ def interpreter(plan: PlanBase) -> tuple[Interpreter, list[str]]:
         return found, []
     try:
         done = subprocess.run(
-            [plan.python, "-c", _VERSIONS], capture_output=True, text=True, timeout=ASK_SECONDS
+            # -c takes modules from the current folder first, and a toolkit's Python may have no -P
+            [plan.python, "-c", _VERSIONS],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=ASK_SECONDS,
         )
         told = json.loads(done.stdout)
         packages = dict(sorted(told["packages"].items()))
