@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import durable
+from runner import durable, origin
 from runner.errors import RunnerError, UsageError, nearest
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -64,6 +64,11 @@ class RunFolder:
     def project_diff(self) -> Path:
         """What runner's own checkout had uncommitted, where it had anything."""
         return self.path / "project.diff"
+
+    @property
+    def origin(self) -> Path:
+        """The seal by which the plan is known as this user's own (runner.origin)."""
+        return self.path / origin.SEAL
 
     @property
     def launch_script(self) -> Path:
@@ -229,12 +234,18 @@ class RunFolder:
     def is_supervised(self) -> bool:
         """Whether a supervisor holds the lock, in whatever container or namespace this is asked."""
         try:
-            with self.lock.open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # anybody may have put something there: a pipe would be waited for
+            lock = os.open(self.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError:
             return False
+        finally:
+            os.close(lock)
         return False
 
     @property
@@ -292,10 +303,13 @@ class RunFolder:
         ]
 
     def write_rendered(self, files: Mapping[str, str]) -> None:
-        """Write the files that a plan was rendered to, each whole; the plan itself last.
+        """Write the files that a plan was rendered to, each whole; the plan itself last, sealed.
 
-        Raises OSError.
+        Where no seal can be made (runner.origin), the run is foreign from then on. Raises OSError.
         """
+        if self.plan.name in files:
+            with contextlib.suppress(origin.SealError):
+                origin.seal(self.path, files[self.plan.name].encode())
         for name in sorted(files, key=lambda one: one == self.plan.name):
             mode = 0o755 if name.endswith(".sh") else 0o644
             (self.path / name).parent.mkdir(exist_ok=True)

@@ -80,13 +80,32 @@ def host_pid(record: dict[str, Any]) -> int | None:
     return None
 
 
+def real_uid(pid: int) -> int | None:
+    """The user whose process it is (/proc/PID/status); None where it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("Uid:"):
+            return int(line.split()[1])
+    return None
+
+
 def is_living(record: dict[str, Any]) -> bool:
     """Whether the process of a record with `pid` and `start_ticks` lives, in a container or not."""
     return host_pid(record) is not None
 
 
 def living_engines(folder: RunFolder) -> list[int]:
-    """pids of the training processes of this run that live, as seen from here."""
+    """pids of the training processes of this run that live, as seen from here.
+
+    Only processes of the folder's owner: its records can name anybody's.
+    """
+    try:
+        owner = folder.path.stat().st_uid
+    except OSError:
+        return []
     records = (durable.read_json(path) for path in folder.engine.glob("rank-*.json"))
     found = (host_pid(record) for record in records if isinstance(record, dict))
-    return sorted(pid for pid in found if pid is not None)
+    return sorted(pid for pid in found if pid is not None and real_uid(pid) == owner)

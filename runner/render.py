@@ -100,7 +100,16 @@ def read_any_plan(path: Path) -> PlanBase:
     Raises RunnerError where the file is missing, damaged or edited (its hash no longer fits).
     """
     try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunnerError(f"{path} can't be read: {error.strerror}") from None
+    return parse_plan(content, path)
+
+
+def parse_plan(content: bytes, path: Path) -> PlanBase:
+    """The plan in these bytes, which were read from `path`. Raises RunnerError as read_any_plan."""
+    try:
+        record = yaml.safe_load(content.decode("utf-8"))
         if not isinstance(record, dict):
             raise RunnerError(f"{path} is damaged: there is no plan in it")
         other = durable.newer(record, PLAN_VERSION)
@@ -108,8 +117,6 @@ def read_any_plan(path: Path) -> PlanBase:
             raise RunnerError(f"{path} was {other}", "the runner that started it reads it")
         stated = record.pop("plan_hash")
         plan = PLANS[record["engine"]].model_validate(record)
-    except OSError as error:
-        raise RunnerError(f"{path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RunnerError(f"{path} is damaged: it is no text") from None
     except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from runner import durable
 from runner.engine.control import SUPERVISOR_VARIABLE
 from runner.folder import RunFolder
-from runner.liveness import boot_id, living_engines, start_ticks
+from runner.liveness import boot_id, living_engines, real_uid, start_ticks
 from runner.recorded import supervisor_of
 
 
@@ -28,8 +28,13 @@ def living_processes(folder: RunFolder) -> list[int]:
     if supervisor.get("boot_id") not in (None, boot_id()):
         return engines
     signs = _Signs(folder, supervisor.get("pid"), supervisor.get("start_ticks"))
+    try:
+        owner = folder.path.stat().st_uid
+    except OSError:
+        return engines
     found = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
-    return sorted({*engines, *(pid for pid in found if signs.fit(pid))})
+    fitting = (pid for pid in found if signs.fit(pid) and real_uid(pid) == owner)
+    return sorted({*engines, *fitting})
 
 
 class _Signs:

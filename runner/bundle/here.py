@@ -6,7 +6,6 @@ the plan is as it stands.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
 from runner.bundle.index import read_beside
@@ -35,9 +34,7 @@ def plan_here(folder: RunFolder) -> Plan:
 def placed_inputs(original: RunFolder, plan: PlanBase, given: Mapping[str, str]) -> PlanBase:
     """The plan with its inputs where `given` says, else in the run's own folder, else in caches.
 
-    Of a run that came in a bundle the interpreter is this machine's, and nobody is told of its end:
-    whoever made it is not to hear of it here. Raises UsageError where bundle.json is damaged or
-    names what is no part of the plan.
+    Raises UsageError where bundle.json is damaged or names what is no part of the plan.
     """
     index = read_beside(original.bundle)
     bundled = {
@@ -49,8 +46,4 @@ def placed_inputs(original: RunFolder, plan: PlanBase, given: Mapping[str, str])
             f"{original.bundle} has {unknown[0]}, which is no part of the plan beside it",
             "it is no bundle that runner made",
         )
-    plan = found_here(relocated(plan, {**bundled, **given}))
-    if index is None:
-        return plan
-    here = {"python": sys.executable} if isinstance(plan, Plan) and plan.container is None else {}
-    return plan.model_copy(update={"on_end": None, **here})
+    return found_here(relocated(plan, {**bundled, **given}))

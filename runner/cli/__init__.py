@@ -76,6 +76,13 @@ On = Annotated[
 Gpus = Annotated[
     int | None, typer.Option("--gpus", min=1, help="Train on so many GPUs, one process on each.")
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that came with a run of somebody else's (docs/security.md).",
+    ),
+]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Queue for a GPU that others hold, in order of arrival.")
 ]
@@ -343,6 +350,7 @@ def chat(
         bool, typer.Option("--base", help="Ask the base model too, side by side.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    trust_remote_code: TrustRemoteCode = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -350,7 +358,15 @@ def chat(
     from runner.cli.chat import talk
 
     raise typer.Exit(
-        talk(run, prompt, base=base, max_new_tokens=max_new_tokens, runs=runs, as_json=as_json)
+        talk(
+            run,
+            prompt,
+            base=base,
+            max_new_tokens=max_new_tokens,
+            trust_code=trust_remote_code,
+            runs=runs,
+            as_json=as_json,
+        )
     )
 
 
@@ -387,6 +403,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where the results are written.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -400,6 +417,7 @@ def evaluate(
         data=data or [],
         base=base,
         max_rows=max_rows,
+        trust_code=trust_remote_code,
         runs=runs,
         out=out,
         as_json=as_json,
@@ -416,13 +434,18 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="bf16, fp16 or fp32 [the base's own].")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a run's adapter into its base weights: one model folder, compared with the adapter."""
     from runner.cli.merge import merge_run
 
-    raise typer.Exit(merge_run(run, out=out, dtype=dtype, runs=runs, as_json=as_json))
+    raise typer.Exit(
+        merge_run(
+            run, out=out, dtype=dtype, trust_code=trust_remote_code, runs=runs, as_json=as_json
+        )
+    )
 
 
 @app.command()
@@ -567,6 +590,7 @@ def reproduce(
             help="Where an input lies now: data.train=FILE, model=FOLDER; may be repeated.",
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -574,7 +598,15 @@ def reproduce(
     from runner.cli.reproduce import reproduce_run
 
     raise typer.Exit(
-        reproduce_run(run, steps=steps, on=on, at=at or [], runs=runs, as_json=as_json)
+        reproduce_run(
+            run,
+            steps=steps,
+            on=on,
+            at=at or [],
+            trust_code=trust_remote_code,
+            runs=runs,
+            as_json=as_json,
+        )
     )
 
 

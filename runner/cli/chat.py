@@ -9,12 +9,11 @@ from pathlib import Path
 
 from runner.cli.output import Output
 from runner.cli.preflight import answering_gpu, require_run_stack
+from runner.cli.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
 from runner.container.inside import question
-from runner.container.mounts import plan_mounts
 from runner.errors import UsageError
 from runner.folder import default_root, find_run
-from runner.report.run import require_plan
-from runner.sources import cache_folder
+from runner.own_python import safe_environment
 
 
 def talk(
@@ -23,14 +22,19 @@ def talk(
     *,
     base: bool,
     max_new_tokens: int,
+    trust_code: bool = False,
     runs: Path | None,
     as_json: bool,
 ) -> int:
-    """Exit code of the chat. With `base` the base model answers beside the run's."""
+    """Exit code of the chat. With `base` the base model answers beside the run's.
+
+    With `trust_code` the Python files of a foreign run's model may run.
+    """
     from runner.engine.trained import require_result
 
+    out = Output(as_json=as_json)
     folder = find_run(run, runs or default_root())
-    plan = require_plan(folder)
+    plan = plan_to_ask(folder, out, trust_code=trust_code)
     require_run_stack(plan)
     require_result(plan, folder)
     if prompt == "-":
@@ -39,25 +43,29 @@ def talk(
         raise UsageError("the prompt is empty")
     if as_json and prompt is None:
         raise UsageError("--json needs a prompt", "-p TEXT, or -p - to read it from stdin")
-    words = ["runner.engine.chat", str(folder.path), "--max-new-tokens", str(max_new_tokens)]
-    words += ["--base"] if base else []
-    words += ["--prompt-from-stdin"] if prompt is not None else []
-    asked = question(
-        plan.container,
-        words,
-        reads=plan_mounts(plan, folder.path, cache_folder()),
-        interactive=True,
-        gpu_uuids=answering_gpu(plan),
-    )
-    if prompt is None:
-        return subprocess.call(asked.argv)
-    done = subprocess.run(asked.argv, input=prompt, text=True, stdout=subprocess.PIPE)
+    with plan_file(plan) as given:
+        words = ["runner.engine.chat", str(folder.path), str(given)]
+        words += ["--max-new-tokens", str(max_new_tokens)]
+        words += ["--base"] if base else []
+        words += ["--prompt-from-stdin"] if prompt is not None else []
+        asked = question(
+            plan.container,
+            words,
+            reads=[*result_mounts(plan, folder), mount_of(given)],
+            interactive=True,
+            gpu_uuids=answering_gpu(plan),
+        )
+        if prompt is None:
+            return subprocess.call(asked.argv, env=safe_environment())
+        done = subprocess.run(
+            asked.argv, input=prompt, text=True, stdout=subprocess.PIPE, env=safe_environment()
+        )
     if done.returncode == 0:
         record = json.loads(done.stdout)
         lines = [record["answer"]]
         if base:
             lines = ["run", *_indented(record["answer"]), "base", *_indented(record["base_answer"])]
-        Output(as_json=as_json).result({"run": folder.name, **record}, lines)
+        out.result({"run": folder.name, **record}, lines)
     return done.returncode
 
 

@@ -6,6 +6,7 @@ its own (no SIGHUP, no Ctrl-C), no stdin, its output in the run's log.
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from runner.folder import RunFolder
 from runner.own_python import module_argv
 from runner.plan_base import PlanBase
 from runner.recorded import supervisor_of
+from runner.render import plan_yaml
 from runner.state import state_of
 
 POLL_SECONDS = 0.05
@@ -24,9 +26,10 @@ POLL_SECONDS = 0.05
 def start_supervisor(
     folder: RunFolder, plan: PlanBase, *, resume: bool, wait: bool
 ) -> subprocess.Popen[bytes]:
-    """Start it in a session of its own."""
+    """Start it in a session of its own, on this very plan."""
     words = {"--resume": resume, "--wait": wait, "--share": plan.launch.share}
     said = [word for word, wanted in words.items() if wanted]
+    said += ["--plan", hashlib.sha256(plan_yaml(plan).encode()).hexdigest()]
     with folder.supervisor_log.open("ab") as log:
         return subprocess.Popen(
             module_argv("runner.supervise", str(folder.path), *said),

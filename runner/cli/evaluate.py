@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from runner import durable
 from runner.cli.output import Output
 from runner.cli.preflight import answering_gpu, fetch_missing, require_run_stack
+from runner.cli.recorded_plan import mount_of, plan_to_ask, result_mounts
 from runner.container.inside import question
 from runner.container.mounts import plan_mounts
 from runner.engine.evaluate.request import EvaluationFolder, Request, write_request
@@ -34,11 +34,10 @@ from runner.facts import gather, require_data
 from runner.folder import RunFolder, default_root, find_run
 from runner.job_training import EvaluationSettings
 from runner.jobfile import load_job
+from runner.own_python import safe_environment
 from runner.plan import Plan
-from runner.plan_base import PlannedMount
 from runner.render import plan_yaml
 from runner.report.evaluation import evaluation_lines
-from runner.report.run import require_plan
 from runner.resolve import make_plan
 from runner.sources import cache_folder
 from runner.yaml_text import parse
@@ -55,6 +54,7 @@ def evaluate_run(
     data: Sequence[Path],
     base: bool,
     max_rows: int | None,
+    trust_code: bool = False,
     runs: Path | None,
     out: Path | None,
     as_json: bool,
@@ -68,6 +68,7 @@ def evaluate_run(
         data: files to measure in place of the held-out rows; one set each.
         base: measure a RUN's base model beside it.
         max_rows: over evaluation.max_rows.
+        trust_code: the Python files of a foreign RUN's model may run; a JOB says so itself.
         out: the evaluation's folder; without it, a new one in the run, or under `runs`.
 
     Returns the exit code: 0 done, 2 bad input, 3 the machine lacks something, 130 stopped.
@@ -81,7 +82,7 @@ def evaluate_run(
     root = runs or default_root()
     run: RunFolder | None = None
     if job is None:
-        run, plan = _run(target, root)
+        run, plan = _run(target, root, output, trust_code=trust_code)
         settings = _settings(plan.evaluation, sets)
     else:
         plan = _model_plan(target, job, sets, output, own_rows=not data)
@@ -91,14 +92,13 @@ def evaluate_run(
         settings = settings.model_copy(update={"max_rows": max_rows})
     folder = EvaluationFolder(_make_folder(out, run, root, plan))
     try:
-        if run is None:
-            durable.write_text(folder.plan, plan_yaml(plan))
+        durable.write_text(folder.plan, plan_yaml(plan))
         write_request(
             folder,
             Request(
                 target=target,
                 run=run.path if run else None,
-                plan=run.plan if run else folder.plan,
+                plan=folder.plan,
                 files=[path.absolute() for path in data],
                 base=base and run is not None,
                 settings=settings,
@@ -117,7 +117,7 @@ def evaluate_run(
     return 0
 
 
-def _run(target: str, root: Path) -> tuple[RunFolder, Plan]:
+def _run(target: str, root: Path, output: Output, *, trust_code: bool) -> tuple[RunFolder, Plan]:
     try:
         run = find_run(target, root)
     except UsageError as error:
@@ -128,7 +128,7 @@ def _run(target: str, root: Path) -> tuple[RunFolder, Plan]:
             f"{target} is a model, not a run: {error.message}",
             "add --job JOB, which says on which rows it is measured",
         ) from None
-    plan = require_plan(run)
+    plan = plan_to_ask(run, output, trust_code=trust_code)
     require_result(plan.trainings[-1], run)
     return run, plan
 
@@ -205,14 +205,15 @@ def _measure(
     folder: EvaluationFolder, plan: Plan, run: RunFolder | None, data: Sequence[Path]
 ) -> int:
     """Exit code of the engine. Ctrl-C is passed on once; a second one kills it."""
-    environment, card = dict(os.environ), answering_gpu(plan)
+    environment, card = safe_environment(), answering_gpu(plan)
     if card:
         environment["CUDA_VISIBLE_DEVICES"] = card[0]
-    given = [PlannedMount(source=str(path), target=str(path)) for path in map(Path.absolute, data)]
+    given = [mount_of(path.absolute()) for path in data]
+    seen = plan_mounts(plan, None, cache_folder()) if run is None else result_mounts(plan, run)
     asked = question(
         plan.container,
         ["runner.engine.evaluate", str(folder.path)],
-        reads=[*plan_mounts(plan, run.path if run else None, cache_folder()), *given],
+        reads=[*seen, *given],
         writes=[folder.path],
         gpu_uuids=card,
     )

@@ -9,14 +9,13 @@ from typing import Any
 
 from runner.cli.output import Output, field
 from runner.cli.preflight import require_run_stack
+from runner.cli.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
 from runner.container.inside import question
-from runner.container.mounts import plan_mounts
 from runner.engine.trained import require_result
 from runner.errors import RefusedError, UsageError
 from runner.folder import RunFolder, default_root, find_run
+from runner.own_python import safe_environment
 from runner.plan import Plan
-from runner.report.run import require_plan
-from runner.sources import cache_folder
 from runner.units import format_bytes
 
 _DTYPES = ("bf16", "fp16", "fp32")
@@ -25,21 +24,29 @@ _MUCH = 0.25
 
 
 def merge_run(
-    run: str, *, out: Path | None, dtype: str | None, runs: Path | None, as_json: bool
+    run: str,
+    *,
+    out: Path | None,
+    dtype: str | None,
+    trust_code: bool = False,
+    runs: Path | None,
+    as_json: bool,
 ) -> int:
     """Write base and adapter of a run as one model; 0, or the exit code of the refusal.
 
     Args:
         out: the folder to make; None is merged/ in the run's folder.
         dtype: bf16, fp16 or fp32; None is the base's own.
+        trust_code: the Python files of a foreign run's model may run.
 
     Raises:
         RefusedError: a run with nothing to merge, or a folder that is there already.
     """
     if dtype not in (None, *_DTYPES):
         raise UsageError(f"--dtype {dtype}: no such number format", f"one of {', '.join(_DTYPES)}")
+    output = Output(as_json=as_json)
     folder = find_run(run, runs or default_root())
-    plan = require_plan(folder)
+    plan = plan_to_ask(folder, output, trust_code=trust_code)
     require_mergeable(plan, folder)
     require_result(plan, folder)
     target = (out or folder.merged).absolute()
@@ -49,21 +56,18 @@ def merge_run(
             "name another folder with --out DIR, or remove it",
         )
     require_run_stack(plan)
-    asked = question(
-        plan.container,
-        ["runner.engine.merge", str(folder.path), str(target), dtype or "own"],
-        reads=plan_mounts(plan, folder.path, cache_folder()),
-        writes=[target.parent],
-    )
-    done = subprocess.run(
-        asked.argv,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    with plan_file(plan) as given:
+        asked = question(
+            plan.container,
+            ["runner.engine.merge", str(folder.path), str(given), str(target), dtype or "own"],
+            reads=[*result_mounts(plan, folder), mount_of(given)],
+            writes=[target.parent],
+        )
+        done = subprocess.run(asked.argv, stdout=subprocess.PIPE, text=True, env=safe_environment())
     if done.returncode == 0:
         record = json.loads(done.stdout.splitlines()[-1])
         shown = {"folder": str(target), **record}
-        Output(as_json=as_json).result(shown, lines(shown))
+        output.result(shown, lines(shown))
     return done.returncode
 
 

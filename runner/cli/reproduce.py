@@ -25,7 +25,7 @@ from runner.cli.train import start_and_follow
 from runner.cli.verify import compare, manifest_folder, verdict_lines
 from runner.errors import RefusedError, UsageError, nearest
 from runner.folder import RunFolder, create, default_root
-from runner.liveness import host_pid
+from runner.origin import Origin
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
@@ -33,12 +33,20 @@ from runner.provenance.environment import secret_values, without_secrets
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest, read_manifest, sha256_of
 from runner.provenance.places import is_here, parts
-from runner.provenance.replay import On, placed, plan_of, wrong_inputs
+from runner.provenance.replay import (
+    On,
+    origin_of_manifest,
+    placed,
+    plan_of,
+    wrong_inputs,
+)
 from runner.provenance.results import logged_steps
 from runner.provenance.software import interpreter
-from runner.recorded import end_of, supervisor_of
+from runner.recorded import end_of
+from runner.recorded_plan import require_code_allowed, take_plan
 from runner.render import render
 from runner.sources import cache_folder
+from runner.supervisor_process import signal_supervisor
 
 POLL_SECONDS = 0.2
 _SHOWN = 5
@@ -50,6 +58,7 @@ def reproduce_run(
     steps: int | None,
     on: str | None,
     at: list[str],
+    trust_code: bool = False,
     runs: Path | None,
     as_json: bool,
 ) -> int:
@@ -59,6 +68,7 @@ def reproduce_run(
         steps: end it after so many steps and compare these.
         on: local or docker; None is where the run ran.
         at: PART=PATH, where an input lies now.
+        trust_code: what came with a foreign run may run: script, toolkit, a model's Python files.
 
     Raises:
         RefusedError: an input is missing or changed, the run has no results, the image is not here.
@@ -75,12 +85,22 @@ def reproduce_run(
             f"runner report {manifest.run}",
         )
     asked = plan_of(manifest)
+    origin = origin_of_manifest(original, asked)
+    require_code_allowed(asked, origin, manifest.run, code=trust_code)
     given = given_places(at, asked)
-    plan, facts = placed(placed_inputs(original, asked, given), _place(on))
+    require_toolkits_python(asked, origin, given)
+    taken = take_plan(
+        placed_inputs(original, asked, given),
+        origin,
+        program=None,
+        python=given.get("python", sys.executable),
+        code=trust_code,
+        whole=True,
+    )
+    plan, facts = placed(taken.plan, _place(on))
     if asked.container is None and plan.container is not None:  # what its job wants to be told
         box = plan.container.model_copy(update={"secrets": manifest.secrets})
         plan = plan.model_copy(update={"container": box})
-    require_toolkits_python(plan)
     if isinstance(plan, Plan):
         require_run_stack(plan)
         make_stand_in(plan, out)
@@ -89,6 +109,8 @@ def reproduce_run(
     plan = with_free_cards(plan, wait=False)
     folder = _new_folder(original, manifest, plan, root)
     out.say(field("reproduces", f"{manifest.run}, plan {manifest.plan_hash[:7]}"))
+    for line in taken.left_off:
+        out.say(field("LEFT OFF", f"{manifest.run} {origin.why}: {line}"))
     if (moved := _moved(asked, plan)) is not None:
         out.say(field("SUBSTITUTE", moved))
     for line in _recovered(manifest):
@@ -142,9 +164,17 @@ def given_places(words: list[str], plan: PlanBase) -> dict[str, str]:
     return places
 
 
-def require_toolkits_python(plan: PlanBase) -> None:
-    """Refuse where the toolkit's own Python is not here; it is not runner's."""
-    if isinstance(plan, MgmPlan) and plan.container is None and not is_here(plan.mgm.python):
+def require_toolkits_python(plan: PlanBase, origin: Origin, given: dict[str, str]) -> None:
+    """Refuse where the toolkit's own Python is not here, or named by a foreign record alone."""
+    if not isinstance(plan, MgmPlan) or plan.container is not None or "python" in given:
+        return
+    if not origin.is_own:
+        raise RefusedError(
+            f"the run {origin.why}, so its word for the toolkit's Python is not taken: "
+            f"{plan.mgm.python}",
+            "--at python=PATH says where one lies",
+        )
+    if not is_here(plan.mgm.python):
         raise RefusedError(
             f"the Python of the toolkit's environment is not here: {plan.mgm.python}",
             "--at python=PATH says where one lies",
@@ -263,10 +293,8 @@ def _ended_after(folder: RunFolder, steps: int | None) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(POLL_SECONDS):
             logged = logged_steps(folder.metrics)
-            pid = host_pid(supervisor_of(folder))
-            if logged and logged[-1].step >= steps and pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+            if logged and logged[-1].step >= steps:
+                signal_supervisor(folder, signal.SIGTERM)
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -1,8 +1,14 @@
-"""Which earlier run of a plan a `runner train` goes on with, if any. Imports no torch."""
+"""Which earlier run of a plan a `runner train` goes on with, if any. Imports no torch.
+
+Only runs of this user's own are gone on with (docs/security.md), and by this process's own plan:
+what a folder holds is never executed, and decides nothing but where training goes on.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,12 +17,17 @@ from runner import checkpoints
 from runner.cli.output import Output, field
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder, runs_of
+from runner.origin import Origin, origin_of
 from runner.outcome import Reason
+from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.recorded import newer_records
-from runner.render import read_any_plan
+from runner.removal import held
+from runner.render import read_any_plan, render
 from runner.state import state_of
+from runner.supervise.recovery import with_steps_down
+from runner.supervisor_process import find_supervisor
 
 Choice = Literal["resume", "fresh"]
 
@@ -34,18 +45,34 @@ class Earlier:
     """That a newer runner wrote its records, which this one does not touch."""
 
 
-def latest_of(plan: PlanBase, root: Path) -> Earlier | None:
-    """The newest run under `root` of this job and this very plan, smokes left out."""
+def latest_of(plan: PlanBase, root: Path, *, unsealed: bool = False) -> Earlier | None:
+    """The newest own run under `root` of this job and this very plan, smokes left out.
+
+    With `unsealed` also one of this user that carries no seal: an earlier runner's, or a copy.
+    """
+    for folder, found, origin in _runs_of_plan(plan, root):
+        if origin.is_own or (unsealed and origin.kind == "unsealed"):
+            newer = newer_records(folder)
+            return Earlier(folder, state_of(folder), _kept(folder, found), newer)
+    return None
+
+
+def newest_foreign(plan: PlanBase, root: Path) -> tuple[RunFolder, Origin] | None:
+    """The newest run of this plan, where it is not this user's own; None where it is, or none."""
+    for folder, _, origin in _runs_of_plan(plan, root):
+        return None if origin.is_own else (folder, origin)
+    return None
+
+
+def _runs_of_plan(plan: PlanBase, root: Path) -> Iterator[tuple[RunFolder, PlanBase, Origin]]:
+    """The runs of this job and this very plan, newest first, each with its recorded plan."""
     for folder in reversed(runs_of(root, plan.job, plan.short_hash)):
         try:
             found = read_any_plan(folder.plan)
         except RunnerError:
             continue  # an edited or older plan is another plan
-        if plan.hash not in (found.hash, getattr(found, "recovered_from", None)):
-            continue
-        newer = newer_records(folder)
-        return Earlier(folder, state_of(folder), _kept(folder, found), newer)
-    return None
+        if plan.hash in (found.hash, getattr(found, "recovered_from", None)):
+            yield folder, found, origin_of(folder.path)
 
 
 def _kept(folder: RunFolder, plan: PlanBase) -> str | None:
@@ -65,7 +92,14 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
     """
     if wanted == "fresh":
         return None
-    earlier = latest_of(plan, root)
+    foreign = newest_foreign(plan, root)
+    if foreign is not None:
+        _refuse_living(*foreign)
+    earlier = latest_of(plan, root, unsealed=wanted == "resume")
+    if foreign is not None and (earlier is None or earlier.folder != foreign[0]):
+        folder, origin = foreign
+        ways = "; --resume goes on with it all the same" if origin.kind == "unsealed" else ""
+        out.say(field("earlier", f"{folder.name} {origin.why}: it is not gone on with{ways}"))
     if earlier is None:
         if wanted == "resume":
             raise RefusedError(
@@ -117,6 +151,77 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
         return None
     out.say(field("resuming", f"{where}; --fresh would start anew"))
     return earlier.folder
+
+
+def _refuse_living(folder: RunFolder, origin: Origin) -> None:
+    """Refuse where an earlier runner trains this plan now; its word alone is not taken for it."""
+    if origin.kind == "unsealed" and find_supervisor(folder).pid is not None:
+        raise RefusedError(
+            f"this plan trains at this moment in {folder.name}",
+            f"runner attach {folder.name} follows it; --fresh starts another beside it",
+        )
+
+
+def plan_for(plan: PlanBase, folder: RunFolder) -> PlanBase:
+    """The plan by which a folder is gone on with: this process's own.
+
+    Where the run was recovered, with the settings of the last step down, which are the one thing
+    taken from the folder: they count only where they make the plan that its seal names.
+
+    Raises RefusedError where they do not.
+    """
+    found = read_any_plan(folder.plan)
+    if not isinstance(plan, Plan) or not isinstance(found, Plan) or found.hash == plan.hash:
+        return plan
+    settings = [each.training for each in found.trainings]
+    if len(settings) == len(plan.trainings):
+        lower = with_steps_down(plan, settings, found.substitutions)
+        if lower.hash == found.hash and origin_of(folder.path).is_own:
+            return lower
+    raise RefusedError(
+        f"{folder.name} was recovered by a plan ({found.short_hash}) that does not follow from "
+        f"this one ({plan.short_hash})",
+        "--fresh trains anew",
+    )
+
+
+def write_plan(plan: PlanBase, folder: RunFolder, out: Output) -> None:
+    """Write the plan into a folder that is gone on with, and render all else of it anew.
+
+    What was edited of the rendered files is kept under earlier/, and said.
+
+    Raises RefusedError where the run is started, removed or another user's meanwhile; RunnerError
+    where the disk refuses.
+    """
+    with held(folder):
+        edited = _edited(folder)
+        try:
+            aside = folder.set_aside(edited)
+            folder.write_rendered(render(plan))
+        except OSError as error:
+            raise RunnerError(
+                f"the plan can't be written into {folder.path}: {error.strerror}",
+                "the run is as it was but for that",
+            ) from None
+    if aside is not None:
+        names = ", ".join(path.name for path in edited)
+        out.say(field("rendered", f"{names} anew; as edited it is kept in {aside}"))
+
+
+def _edited(folder: RunFolder) -> list[Path]:
+    """The rendered files that are not what their plan renders to, the plan itself left out."""
+    try:
+        expected = render(read_any_plan(folder.plan))
+    except RunnerError:
+        return []
+    found = []
+    for name, text in expected.items():
+        path = folder.path / name
+        if path.parent == folder.path and path != folder.plan:
+            with contextlib.suppress(OSError):
+                if not path.is_file() or path.read_bytes() != text.encode():
+                    found.append(path)
+    return found
 
 
 def _agreed(where: str) -> bool:

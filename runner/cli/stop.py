@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -11,10 +10,11 @@ from runner.cli.output import Output, field
 from runner.cli.report import verdict_lines
 from runner.errors import RefusedError
 from runner.folder import RunFolder, default_root, find_run
-from runner.liveness import host_pid, is_living
+from runner.liveness import is_living
 from runner.outcome import Reason
 from runner.recorded import end_of, supervisor_of
 from runner.state import LIVING, state_of
+from runner.supervisor_process import Found, find_supervisor, signal_supervisor
 from runner.survivors import living_processes
 
 POLL_SECONDS = 0.2
@@ -27,29 +27,17 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
         now: kill it at once instead of letting it save a checkpoint.
 
     Raises:
-        RefusedError: the run does not run, or belongs to another user.
+        RefusedError: the run does not run, belongs to another user, or what its folder names as its
+            supervisor is not surely that.
     """
     out = Output(as_json=as_json)
     folder = find_run(run, runs or default_root())
-    supervisor, state = supervisor_of(folder), state_of(folder)
-    if state in LIVING and not is_living(supervisor):
-        raise RefusedError(
-            f"{folder.name} is {state}, but its supervisor.json does not say by which process: "
-            "it only starts, is of another container, or its record is damaged",
-            f"fuser {folder.lock} names who holds it; SIGTERM to that pid ends the run in order",
-        )
-    left = living_processes(folder) if state == Reason.LOST else []
-    if left:
-        raise RefusedError(
-            f"{folder.name} is lost: nobody can end it in order, but pids {left} still live",
-            f"kill {' '.join(map(str, left))} ends them; trainers among them save first",
-        )
-    if state not in LIVING:
-        raise RefusedError(
-            f"{folder.name} does not run: {state}",
-            f"runner report {folder.name}; runner doctor --fix removes containers left behind",
-        )
-    _ask(folder, supervisor, times=2 if now else 1)
+    state = state_of(folder)
+    found = find_supervisor(folder)
+    if found.pid is None:
+        raise _nobody_to_ask(folder, state, found)
+    supervisor = supervisor_of(folder)
+    _ask(folder, times=2 if now else 1)
     what = "killing it" if now else "a checkpoint is saved first; --now kills"
     if folder.queue.exists():
         what = "it only waits for a GPU"
@@ -61,16 +49,31 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
     return 0
 
 
-def _ask(folder: RunFolder, supervisor: dict[str, object], *, times: int) -> None:
+def _nobody_to_ask(folder: RunFolder, state: str, found: Found) -> RefusedError:
+    """Why nothing is signalled, and the way out."""
+    if state in LIVING:
+        return RefusedError(
+            f"{folder.name} {found.why_not}; nothing was signalled",
+            f"fuser {folder.lock} names who holds its lock; SIGTERM to that pid ends it in order",
+        )
+    left = living_processes(folder) if state == Reason.LOST else []
+    if left:
+        return RefusedError(
+            f"{folder.name} is lost: nobody can end it in order, but pids {left} still live",
+            f"kill {' '.join(map(str, left))} ends them; trainers among them save first",
+        )
+    return RefusedError(
+        f"{folder.name} does not run: {state}",
+        f"runner report {folder.name}; runner doctor --fix removes containers left behind",
+    )
+
+
+def _ask(folder: RunFolder, *, times: int) -> None:
     for number in range(times):
         if number:
             time.sleep(POLL_SECONDS)  # two signals at once would be one
         try:
-            pid = host_pid(supervisor)
-            if pid is None:
+            if signal_supervisor(folder, signal.SIGTERM).pid is None:
                 return
-            os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            return
         except PermissionError:
             raise RefusedError(f"{folder.name} was started by another user") from None

@@ -26,7 +26,7 @@ from runner.cli.preflight import (
     require_training_stack,
 )
 from runner.cli.report import verdict_lines
-from runner.cli.resume import Choice, choose
+from runner.cli.resume import Choice, choose, plan_for, write_plan
 from runner.cli.smoke_mgm import smoke_plan, stand_in
 from runner.cli.survey import require_disk, survey, survey_lines
 from runner.cli.vram import require_fits
@@ -70,6 +70,8 @@ def train_job(
     root = runs or default_root()
     folder = None if dry_run else choose(plan, root, choice, out)
     resume = folder is not None
+    if folder is not None:
+        plan = plan_for(plan, folder)
     require_place(plan, facts)
     only_shown = dry_run and not isinstance(plan, Plan)
     plan = with_free_cards(plan, wait=wait or only_shown)
@@ -85,6 +87,8 @@ def train_job(
         folder = prepare_folder(loaded, plan, runs)
         if prediction is not None:
             keep_prediction(folder, prediction)
+    else:
+        write_plan(plan, folder, out)
     announce(plan, facts, folder, out, surveyed, prediction)
     if dry_run and plan.container is not None:
         command = docker_argv(folder, plan, ContainerCli(plan.container.program))

@@ -1,4 +1,6 @@
-"""Talk to a run's model: `python -m runner.engine.chat RUN_FOLDER`. Imports torch, transformers.
+"""Talk to a run's model: `python -m runner.engine.chat RUN_FOLDER PLAN`.
+
+PLAN says how the model is loaded. Imports torch, transformers.
 
 Answers are greedy (the same question always gets the same answer), in the training's own chat
 template, with the job's system message, and end at the turn's end as it was trained. With --base
@@ -18,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.bundle.here import plan_here
 from runner.engine.data.masks import end_of_turn_ids
 from runner.engine.subjects import Active, load_subjects, placed
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.plan import Plan
+from runner.render import read_plan
 
 
 @dataclass
@@ -93,6 +95,7 @@ def main() -> int:
     """Command line; exit code 0 or that of the refusal."""
     parser = argparse.ArgumentParser(prog="python -m runner.engine.chat", description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("plan", type=Path, help="by which its model is loaded")
     parser.add_argument("--base", action="store_true", help="the base model answers too")
     parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument(
@@ -101,7 +104,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder)
     try:
-        plan = plan_here(folder)
+        plan = read_plan(arguments.plan)
         quiet(plan)
         print("runner: loading the model", file=sys.stderr, flush=True)
         talker = Talker(folder, plan, base=arguments.base, max_new_tokens=arguments.max_new_tokens)

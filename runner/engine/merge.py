@@ -1,5 +1,6 @@
-"""Base and adapter of a run as one model: `python -m runner.engine.merge RUN_FOLDER OUT DTYPE`.
+"""Base and adapter of a run as one model.
 
+`python -m runner.engine.merge RUN_FOLDER PLAN OUT DTYPE`, where PLAN says how the model is loaded.
 Imports torch, transformers and peft when called. On the CPU, in this order: the base is loaded
 unquantized, the adapter put on it, its logits on rows of the run kept; merged; written beside OUT;
 read again by plain transformers and compared; then renamed to OUT. Prints one JSON document.
@@ -19,7 +20,6 @@ from typing import Any
 import psutil
 
 from runner import durable
-from runner.bundle.here import plan_here
 from runner.engine.chat import quiet
 from runner.engine.result import publish_folder, sums
 from runner.engine.trained import (
@@ -35,6 +35,7 @@ from runner.engine.trained import (
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.plan import Plan
+from runner.render import read_plan
 from runner.units import format_bytes
 
 SCHEMA_VERSION = 1
@@ -50,11 +51,12 @@ _SENTENCES = (
 )
 
 
-def merge(folder: RunFolder, out: Path, dtype: str | None) -> dict[str, Any]:
+def merge(folder: RunFolder, plan: Plan, out: Path, dtype: str | None) -> dict[str, Any]:
     """Merge the adapter of a run into its base, in `out`; the record that is its merge.json.
 
     Args:
         folder: a finished run of method lora or qlora.
+        plan: by which its model is loaded.
         out: the folder to make; it must not be there.
         dtype: bf16, fp16 or fp32; None is the base's own.
 
@@ -63,7 +65,7 @@ def merge(folder: RunFolder, out: Path, dtype: str | None) -> dict[str, Any]:
             memory for it.
         RunnerError: the merged model does not compute what base and adapter do.
     """
-    plan = plan_here(folder).model_copy(update={"earlier": []})
+    plan = plan.model_copy(update={"earlier": []})
     require_result(plan, folder)
     if out.exists():
         raise RefusedError(f"{out} is there already", "give another folder with --out DIR")
@@ -270,14 +272,16 @@ def main() -> int:
     """Command line; exit code 0 or that of the refusal."""
     parser = argparse.ArgumentParser(prog="python -m runner.engine.merge", description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("plan", type=Path, help="by which its model is loaded")
     parser.add_argument("out", type=Path)
     parser.add_argument("dtype", choices=["own", *_BYTES])
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder)
     try:
-        quiet(plan_here(folder))
+        plan = read_plan(arguments.plan)
+        quiet(plan)
         dtype = None if arguments.dtype == "own" else arguments.dtype
-        record = merge(folder, arguments.out, dtype)
+        record = merge(folder, plan, arguments.out, dtype)
     except RunnerError as error:
         print("\n".join(error.lines()), file=sys.stderr)
         return error.exit_code

@@ -6,6 +6,7 @@ Asks the container program where the run was in a container. Starts nothing.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from runner.container.cli import ContainerCli, find_cli
+from runner.container.cli import require_cli
 from runner.container.images import find_image
 from runner.errors import RefusedError, RunnerError, SpecError
 from runner.facts import HostFacts, gather_host
+from runner.folder import RunFolder
 from runner.job_base import JobBase, LaunchSettings
+from runner.origin import Origin, origin_of
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_kinds import PLANS
@@ -27,10 +30,12 @@ from runner.provenance import inputs
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import FileRecord, Manifest
 from runner.provenance.places import Part, is_here, parts, relocated
+from runner.render import read_any_plan
 from runner.resolve_base import planned_container
 from runner.sources import cache_folder, find_data, find_model
 
 On = Literal["local", "docker"]
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def plan_of(manifest: Manifest) -> PlanBase:
@@ -55,6 +60,25 @@ def plan_of(manifest: Manifest) -> PlanBase:
     return plan
 
 
+def origin_of_manifest(folder: RunFolder, plan: PlanBase) -> Origin:
+    """Whose a manifest's plan is: its run's, where it opens no more than the sealed plan."""
+    origin = origin_of(folder.path)
+    if not origin.is_own or _powers(read_any_plan(folder.plan)) == _powers(plan):
+        return origin
+    return Origin("unsealed", "has a manifest whose plan opens other things than its sealed plan")
+
+
+def _powers(plan: PlanBase) -> dict[str, object]:
+    """What of a plan runs programs, opens this machine or sends anything out."""
+    record = plan.model_dump(mode="json")
+    toolkit = record.get("mgm") or {}
+    kept = ("python", "container", "trust_remote_code", "script", "tracking", "environment")
+    return {
+        **{name: record.get(name) for name in kept},
+        **{name: toolkit.get(name) for name in ("toolkit", "python")},
+    }
+
+
 def placed(plan: PlanBase, on: On | None) -> tuple[PlanBase, HostFacts]:
     """The plan for this machine: in the image that it had, or where `on` says.
 
@@ -76,11 +100,10 @@ def placed(plan: PlanBase, on: On | None) -> tuple[PlanBase, HostFacts]:
         facts = gather_host(job)
         container = planned_container(job, facts, online=False)
         return plan.model_copy(update={"container": container, "python": facts.python}), facts
-    box = plan.container
-    if not is_here(box.program) and (other := find_cli()) is not None:
-        box = box.model_copy(update={"program": other.program})  # it came from another machine
-        plan = plan.model_copy(update={"container": box})
-    if find_image(ContainerCli(box.program), box.image_id) is None:
+    cli = require_cli()
+    box = plan.container.model_copy(update={"program": cli.program})
+    plan = plan.model_copy(update={"container": box})
+    if find_image(cli, box.image_id) is None:
         raise RefusedError(
             f"the image that the run had is not here: {box.image} {box.image_id[:19]}",
             "runner image load FILE brings a saved one; --on local takes this machine's packages",
@@ -173,9 +196,9 @@ def found_here(plan: PlanBase) -> PlanBase:
         found = _weights_here(part) if part.group == "model" else _rows_here(plan, part)
         if found is not None:
             places[part.what] = str(found)
-    if plan.model.kind == "standin" and not is_here(plan.model.folder):
-        # made here, as it was there: in the cache, which each user has at another place
-        name = Path(plan.model.folder or "standin").name
+    if plan.model.kind == "standin":
+        # made here, as it was there: in the cache and nowhere else, whatever the record says
+        name = _UNSAFE.sub("_", Path(plan.model.folder or "").name).strip("._-") or "standin"
         places["model"] = str(cache_folder() / "standins" / name)
     return relocated(plan, places)
 

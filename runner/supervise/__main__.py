@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import sys
 import time
 import traceback
@@ -14,13 +15,15 @@ from typing import TextIO
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
+from runner.origin import origin_of
 from runner.outcome import Outcome, Reason
 from runner.plan_base import PlanBase
 from runner.recorded import newer_records
-from runner.render import read_any_plan
+from runner.render import parse_plan
 from runner.supervise.cards import Cards
 from runner.supervise.last_word import LastWord
 from runner.supervise.notify import tell_end
+from runner.supervise.rendered import render_anew
 from runner.supervise.run import supervise
 
 
@@ -31,6 +34,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--wait", action="store_true", help="queue for a GPU that is taken")
     parser.add_argument("--share", action="store_true", help="launch.share, whatever the plan says")
+    parser.add_argument("--plan", metavar="SHA256", help="of plan.yaml, from who started this")
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder.absolute())
     cards = Cards(folder, wait=arguments.wait, share=arguments.share)
@@ -47,7 +51,9 @@ def main() -> int:
             newer = newer_records(folder)
             if newer is not None:
                 raise RefusedError(f"{folder.name} is left as it is: {newer}")
-            plan = read_any_plan(folder.plan)
+            plan = trusted_plan(folder, arguments.plan)
+            for line in render_anew(folder, plan):
+                print(line, file=sys.stderr, flush=True)
             outcome = supervise(folder, plan, resume=arguments.resume, cards=cards)
         except RunnerError as error:  # before anything was started; an old verdict stays as it is
             print("\n".join(error.lines()), file=sys.stderr)
@@ -67,6 +73,30 @@ def main() -> int:
     if plan is not None:  # cards and lock are free again: who is told has no hold on them
         tell_end(folder, plan, outcome)
     return outcome.exit_code
+
+
+def trusted_plan(folder: RunFolder, sha256: str | None) -> PlanBase:
+    """The plan in a run's folder, known to be this user's own.
+
+    By its hash from who started this supervisor, or, started by hand, by the plan's seal.
+
+    Raises RefusedError where it is another; RunnerError where it can't be read.
+    """
+    try:
+        content = folder.plan.read_bytes()
+    except OSError as error:
+        raise RunnerError(f"{folder.plan} can't be read: {error.strerror}") from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise RefusedError(
+            f"{folder.plan} is not the plan that was to be started: it was changed meanwhile",
+            "the same command again",
+        )
+    if sha256 is None and not origin_of(folder.path).is_own:
+        raise RefusedError(
+            f"{folder.name} {origin_of(folder.path).why}: it is not started from its folder alone",
+            "runner train JOB starts it by the job; bash launch.sh runs what lies there, unguarded",
+        )
+    return parse_plan(content, folder.plan)
 
 
 def _locked(lock: TextIO) -> bool:

@@ -7,15 +7,17 @@ of each attempt. The run goes on in the folder itself, by a plan that says what 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from runner import durable
 from runner.folder import RunFolder
+from runner.job_training import TrainingSettings
 from runner.outcome import Outcome, Reason
 from runner.plan import Plan, PlannedPhase
 from runner.plan_base import PlanBase
 from runner.render import render
-from runner.vram.ladder import step_down
+from runner.vram.ladder import STEPPED_DOWN, step_down
 
 RECOVERABLE = (Reason.CUDA_OOM, Reason.OVER_BUDGET)
 
@@ -40,21 +42,29 @@ def next_plan(plan: PlanBase, outcome: Outcome, folder: RunFolder) -> tuple[Plan
     if not told:
         return None
     text = "; ".join(told)
+    why = f"{outcome.reason.value} at step {outcome.steps}"
+    return with_steps_down(plan, changed, [*plan.substitutions, f"{text}, after {why}"]), text
+
+
+def with_steps_down(
+    plan: Plan, settings: Sequence[TrainingSettings], substitutions: Sequence[str]
+) -> Plan:
+    """The plan with what a step down changes, of these settings of each of its trainings."""
+    trainings = [
+        part.training.model_copy(update={name: getattr(given, name) for name in STEPPED_DOWN})
+        for part, given in zip(plan.trainings, settings, strict=True)
+    ]
     earlier = [
         PlannedPhase.model_validate({**phase.model_dump(), "training": training.model_dump()})
-        for phase, training in zip(plan.earlier, changed[:-1], strict=True)
+        for phase, training in zip(plan.earlier, trainings[:-1], strict=True)
     ]
-    why = f"{outcome.reason.value} at step {outcome.steps}"
-    return (
-        plan.model_copy(
-            update={
-                "earlier": earlier,
-                "training": changed[-1],
-                "recovered_from": plan.recovered_from or plan.hash,
-                "substitutions": [*plan.substitutions, f"{text}, after {why}"],
-            }
-        ),
-        text,
+    return plan.model_copy(
+        update={
+            "earlier": earlier,
+            "training": trainings[-1],
+            "recovered_from": plan.recovered_from or plan.hash,
+            "substitutions": list(substitutions),
+        }
     )
 
 

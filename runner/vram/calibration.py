@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -19,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runner import durable
+from runner.state_folder import state_folder
 from runner.vram.record import CONTEXT, LIBRARIES, Prediction, TrainingMemory
 
 SMALL_BYTES = 1 << 30
@@ -155,15 +155,6 @@ def matching(records: Sequence[Measured], device: str, stack: str, method: str) 
     return [
         one for one in records if (one.device, one.stack, one.method) == (device, stack, method)
     ]
-
-
-def state_folder() -> Path:
-    """The user's state folder of runner: $RUNNER_STATE, else ~/.local/state/runner."""
-    given = os.environ.get("RUNNER_STATE")
-    if given:
-        return Path(given).absolute()
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base).absolute() / "runner"
 
 
 def read_records(folder: Path | None = None) -> list[Measured]:

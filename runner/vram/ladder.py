@@ -16,6 +16,14 @@ from runner.plan import Plan
 
 SMALL_CHUNK = 256
 """Tokens in the loss head's chunks where it is to take less: 16 MiB a tile in half precision."""
+STEPPED_DOWN = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "gradient_checkpointing_layers",
+    "loss_chunk_tokens",
+)
+"""The settings of a training that `step_down` changes."""
 FEWER_MODULES = ("q_proj", "v_proj")
 SMALLEST_RANK = 4
 

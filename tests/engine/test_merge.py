@@ -49,7 +49,7 @@ def test_the_merged_model_is_base_and_adapter(name: str, trained: Get, tmp_path:
 
     run = trained(name)
     out = tmp_path / "new" / "merged"
-    record = merge(run.folder, out, None)
+    record = merge(run.folder, run.plan, out, None)
     base = AutoModelForCausalLM.from_pretrained(run.plan.model.folder)
     ids = torch.arange(3, 60).unsqueeze(0)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_rounding_is_measured(trained: Get, tmp_path: Path) -> None:
 
     from runner.engine.merge import merge
 
-    record = merge(trained("lora").folder, tmp_path / "merged", "bf16")
+    record = merge(trained("lora").folder, trained("lora").plan, tmp_path / "merged", "bf16")
     assert record["computed_in"] == "fp32"
     assert record["merge_check"]["largest_relative"] < 1e-5
     assert 1e-5 < record["stored_check"]["largest_relative"] < 0.1
@@ -106,7 +106,7 @@ def test_a_merge_that_is_wrong_writes_nothing(
 
     monkeypatch.setattr(module, "_reload", damaged)
     with pytest.raises(RunnerError, match="nothing was written"):
-        module.merge(run.folder, tmp_path / "merged", None)
+        module.merge(run.folder, run.plan, tmp_path / "merged", None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,7 +124,7 @@ def test_rows_that_are_gone_are_replaced_and_named(
     gone = run.plan.rows.train.model_copy(update={"path": str(tmp_path / "gone.jsonl")})
     plan = run.plan.model_copy(update={"rows": run.plan.rows.model_copy(update={"train": gone})})
     durable.write_text(copy.plan, plan_yaml(plan))
-    record = merge(copy, copy.merged, None)
+    record = merge(copy, plan, copy.merged, None)
     assert "can't be read" in record["rows"]
     assert record["stored_check"]["tokens"] > 20
 
@@ -139,12 +139,12 @@ def test_too_little_disk_or_memory_is_refused_before_anything_is_loaded(
         usage = SimpleNamespace(free=(64 << 20) + 260_032 * 4 - 1)
         patch.setattr(module.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(RefusedError, match="takes 1016 KiB"):
-            module.merge(run.folder, tmp_path / "merged", "fp32")
+            module.merge(run.folder, run.plan, tmp_path / "merged", "fp32")
     with monkeypatch.context() as patch:
         memory = SimpleNamespace(available=1 << 30)
         patch.setattr(module.psutil, "virtual_memory", lambda: memory)
         with pytest.raises(RefusedError, match="host memory"):
-            module.merge(run.folder, tmp_path / "merged", None)
+            module.merge(run.folder, run.plan, tmp_path / "merged", None)
     assert not list(tmp_path.iterdir())
 
 
@@ -234,7 +234,7 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
     check = reload_result(plan, folder, trainer, rows[0])
     assert check["largest_relative_difference"] < 1e-5
 
-    record = merge(folder, folder.merged, "fp32")
+    record = merge(folder, plan, folder.merged, "fp32")
     assert record["rows"] == "8 rows of the run"
     assert record["stored_check"]["largest_relative"] < 1e-4
     assert record["adapter_effect"]["relative"] > 1e-3

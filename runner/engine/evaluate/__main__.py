@@ -11,12 +11,11 @@ import signal
 import sys
 from pathlib import Path
 
-from runner.bundle.here import plan_here
 from runner.engine.chat import quiet
 from runner.engine.evaluate.request import EvaluationFolder, read_request
 from runner.engine.evaluate.state import State
 from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
-from runner.folder import RunFolder
+from runner.render import read_plan
 
 
 def main() -> int:
@@ -27,7 +26,7 @@ def main() -> int:
     state = State(folder, os.getppid())
     try:
         request = read_request(folder)
-        plan = plan_here(RunFolder(request.plan.parent))
+        plan = read_plan(request.plan)
         quiet(plan)
         from runner.engine.evaluate.evaluation import evaluate
 

@@ -28,7 +28,7 @@ class EvaluationFolder:
 
     @property
     def plan(self) -> Path:
-        """The plan of a MODEL's evaluation; that of a RUN lies in the run."""
+        """The plan as this evaluation takes it, of a MODEL or of a RUN."""
         return self.path / "plan.yaml"
 
     @property

@@ -1,0 +1,57 @@
+"""The plan of a RUN for a command that asks its result: chat, evaluate, merge. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.cli.output import Output, field
+from runner.container.cli import require_cli
+from runner.container.mounts import plan_mounts
+from runner.folder import RunFolder
+from runner.origin import origin_of
+from runner.plan import Plan
+from runner.plan_base import PlannedMount
+from runner.recorded_plan import take_plan
+from runner.render import plan_yaml
+from runner.report.run import require_plan
+from runner.sources import cache_folder
+
+
+def plan_to_ask(folder: RunFolder, out: Output, *, trust_code: bool) -> Plan:
+    """The plan by which a run's model is loaded, with all left off that is not to be taken; said.
+
+    Raises RefusedError where it ran in a container and there is no docker; RunnerError where it
+    can't be read.
+    """
+    recorded, origin = require_plan(folder), origin_of(folder.path)
+    program = None if recorded.container is None else require_cli().program
+    taken = take_plan(
+        recorded, origin, program=program, python=sys.executable, code=trust_code, whole=False
+    )
+    for line in taken.left_off:
+        out.say(field("LEFT OFF", f"{folder.name} {origin.why}: {line}"))
+    assert isinstance(taken.plan, Plan)  # noqa: S101 - of the same kind
+    return taken.plan
+
+
+def result_mounts(plan: Plan, folder: RunFolder) -> list[PlannedMount]:
+    """What a container sees that a run's result is asked in; the run's folder to read only."""
+    return [*plan_mounts(plan, None, cache_folder()), mount_of(folder.path)]
+
+
+def mount_of(path: Path) -> PlannedMount:
+    """A file or folder, to be read at the same path."""
+    return PlannedMount(source=str(path), target=str(path))
+
+
+@contextlib.contextmanager
+def plan_file(plan: Plan) -> Iterator[Path]:
+    """A file that holds the plan, for a process that is handed it."""
+    with tempfile.TemporaryDirectory(prefix="runner-plan-") as name:
+        path = Path(name) / "plan.yaml"
+        path.write_text(plan_yaml(plan), encoding="utf-8")
+        yield path
