@@ -86,7 +86,6 @@ def reproduce_run(
         )
     asked = plan_of(manifest)
     origin = origin_of_manifest(original, asked)
-    require_code_allowed(asked, origin, manifest.run, code=trust_code)
     given = given_places(at, asked)
     require_toolkits_python(asked, origin, given)
     taken = take_plan(
@@ -105,6 +104,7 @@ def reproduce_run(
         require_run_stack(plan)
         make_stand_in(plan, out)
     require_inputs(original, manifest, plan, given)
+    require_code_allowed(asked, origin, manifest.run, code=trust_code)
     require_place(plan, facts)
     plan = with_free_cards(plan, wait=False)
     folder = _new_folder(original, manifest, plan, root)

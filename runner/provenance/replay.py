@@ -196,7 +196,8 @@ def found_here(plan: PlanBase) -> PlanBase:
         found = _weights_here(part) if part.group == "model" else _rows_here(plan, part)
         if found is not None:
             places[part.what] = str(found)
-    if plan.model.kind == "standin":
+    here = Path(plan.model.folder or "", "config.json")
+    if plan.model.kind == "standin" and not is_here(here):
         # made here, as it was there: in the cache and nowhere else, whatever the record says
         name = _UNSAFE.sub("_", Path(plan.model.folder or "").name).strip("._-") or "standin"
         places["model"] = str(cache_folder() / "standins" / name)

@@ -84,7 +84,11 @@ def test_a_run_is_reproduced_where_nothing_of_the_first_machine_is(moved: Moved)
     assert unpacked.json["folder"] == str(moved.place.folder / "runs" / moved.run)
     assert unpacked.json["next"] == f"runner reproduce {moved.run}"
     assert moved.quick("report", moved.run).code == 0
-    done = moved.call("reproduce", moved.run, "--json")
+    refused = moved.call("reproduce", moved.run)
+    assert (
+        refused.code == 3 and "came in a bundle, and reproducing it runs the script" in refused.err
+    )
+    done = moved.call("reproduce", moved.run, "--trust-remote-code", "--json")
     assert done.code == 0, done.out + done.err
     assert done.json["identical"] is True
     (places,) = (each for each in done.json["differences"] if each["what"] == "places")
@@ -126,7 +130,9 @@ def test_what_it_lacks_is_named_and_checked_before_the_start(moved: Moved) -> No
     for text in ("inputs.0", "inputs.0=", "inputs.0=nowhere.txt"):
         assert moved.quick("reproduce", "a new/place", "--at", text).code == 2, text
     right = moved.gone / "rows.txt"
-    done = moved.call("reproduce", "a new/place", "--at", f"inputs.0={right}")
+    done = moved.call(
+        "reproduce", "a new/place", "--at", f"inputs.0={right}", "--trust-remote-code"
+    )
     assert done.code == 0, done.out + done.err
     assert done.out.startswith("identical")
 

@@ -20,7 +20,9 @@ def test_a_manifest_alone_is_enough(bench: Bench) -> None:
     shutil.copy(run / "manifest.json", alone)
     shutil.rmtree(run)
     (bench.place.folder / "job.yaml").unlink()
-    done = bench.call("reproduce", str(alone), "--json")
+    refused = bench.call("reproduce", str(alone))  # anybody could have written it
+    assert refused.code == 3 and "--trust-remote-code then runs it" in refused.err
+    done = bench.call("reproduce", str(alone), "--trust-remote-code", "--json")
     assert done.code == 0, done.err
     assert done.json["identical"] is True
     made = manifest_of(Path(done.json["folder"]))
