@@ -22,6 +22,11 @@ test *args: lint
 test-quick *args: setup
     .venv/bin/python -m pytest -q -m "not slow" "$@"
 
+# Long repetitions: hostile files by the ten thousand, a hundred kills; arguments go to pytest
+soak *args: setup
+    RUNNER_SOAK=1 .venv/bin/python -m pytest -q tests/security "$@"
+    .venv/bin/python -m tests.runs.kills 100
+
 # Formatting, lint, shell scripts and types, changing nothing
 lint: setup
     .venv/bin/ruff format --check

@@ -1,6 +1,6 @@
 """The command that goes on with a run which did not reach its end. Reads its sources.json.
 
-Standard library and runner.folder, recorded. Runs nothing, and asks nobody.
+Standard library and runner.folder, origin, recorded. Runs nothing, and asks nobody.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 from runner.folder import RunFolder, default_root
+from runner.origin import origin_of
 from runner.recorded import object_at, text, texts, told
 
 _NOT_AGAIN = ("--fresh", "--resume", "--json")
@@ -17,8 +18,11 @@ _NOT_AGAIN = ("--fresh", "--resume", "--json")
 def going_on(folder: RunFolder) -> str | None:
     """`runner train ... --resume` as it was typed, for a shell anywhere; None where it isn't known.
 
-    Of a smoke, a dry run and a replay there is none: nothing goes on with them.
+    Of a smoke, a dry run and a replay there is none, nor of a run that came in a bundle or is
+    another user's: nothing goes on with them, and their word for a command is not handed on.
     """
+    if origin_of(folder.path).kind in ("bundle", "user"):
+        return None
     said = told(object_at(folder.sources), {"command": texts, "folder": text})
     argv, place = said.get("command", []), said.get("folder")
     if len(argv) < 3 or argv[1] != "train" or "--dry-run" in argv:
