@@ -17,6 +17,7 @@ from runner.errors import EXIT_INTERRUPTED, RefusedError
 from runner.facts import named_by_caller
 from runner.folder import RunFolder
 from runner.guard.nvml import Nvml, NvmlFailed, NvmlUnavailable
+from runner.leases.book import LeasesUnusable
 from runner.leases.decide import Blocked, Chosen, Never
 from runner.leases.records import Card
 from runner.leases.replan import on_cards
@@ -106,11 +107,11 @@ class Cards:
                 )
             return None
         began, asked, failing = time.time(), time.monotonic(), 0.0
-        shown, shown_at = "", 0.0
+        shown, shown_at, trouble = "", 0.0, ""
         while self._blocked is not None:
-            text, now = self._blocked.line(), time.monotonic()
+            text, now = trouble or self._blocked.line(), time.monotonic()
             if _SIZE.sub("", text) != _SIZE.sub("", shown):
-                record.event("queued", text)
+                record.event("notice" if trouble else "queued", text)
                 self._show(self._blocked, text, began)
                 shown, shown_at = text, now
             elif text != shown and now - shown_at >= _SIZES_SECONDS:
@@ -123,8 +124,12 @@ class Cards:
                 time.sleep(_STOP_SECONDS)
             try:
                 answer = self._turn.ask(wait=True)
-                failing = 0.0
-            except (NvmlFailed, RefusedError) as error:
+                failing, trouble = 0.0, ""
+            except (NvmlFailed, LeasesUnusable) as error:
+                if isinstance(error, LeasesUnusable) and not error.own:
+                    # nothing that another user does there ends a run
+                    trouble = f"waits on, though it can't ask for a GPU now: {error}"
+                    continue
                 failing = failing or time.monotonic()
                 if time.monotonic() - failing > _STUCK_SECONDS:
                     return _failed(f"it could not wait any longer: {error}", asked)
@@ -145,8 +150,11 @@ class Cards:
 
     def settle(self, plan: PlanBase, record: Record) -> PlanBase:
         """The plan on the cards that it got, its files rendered anew where they differ."""
-        if self._cards is None:
+        if self._cards is None or self._turn is None:
             return plan
+        for note in self._turn.notes:
+            record.event("notice", note)
+        self._turn.keep(lambda text: record.event("notice", text))
         changed = on_cards(plan, self._cards, share=self._share or plan.launch.share)
         if changed is plan:
             return plan
