@@ -128,7 +128,8 @@ class Cards:
             except (NvmlFailed, LeasesUnusable) as error:
                 if isinstance(error, LeasesUnusable) and not error.own:
                     # nothing that another user does there ends a run
-                    trouble = f"waits on, though it can't ask for a GPU now: {error}"
+                    why = f"{error.message}; {error.hint}"
+                    trouble = f"waits on, though it can't ask for a GPU now: {why}"
                     continue
                 failing = failing or time.monotonic()
                 if time.monotonic() - failing > _STUCK_SECONDS:
