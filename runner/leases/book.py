@@ -31,6 +31,7 @@ from runner.leases.small_file import SmallFile, read_small, try_lock
 from runner.liveness import boot_id, pid_namespace
 
 FOLDER_VARIABLE = "RUNNER_LEASES"
+PARENTS = (Path("/run/lock"), Path("/dev/shm"))  # noqa: S108 - opened with care below
 MUTEX_SECONDS = 20.0
 ORPHAN_SECONDS = 600.0
 """How long after its supervisor last touched it a lease can be kept by trainers alone."""
@@ -66,13 +67,12 @@ def leases_folder() -> Path:
     given = os.environ.get(FOLDER_VARIABLE)
     if given:
         return Path(given).absolute()
-    parents = (Path("/run/lock"), Path("/dev/shm"))  # noqa: S108 - opened with care below
-    for parent in parents:  # one that root made (systemd-tmpfiles), whatever its parent's mode
+    for parent in PARENTS:  # one that root made (systemd-tmpfiles), whatever its parent's mode
         with contextlib.suppress(OSError):
             about = (parent / "runner-leases").lstat()
             if stat.S_ISDIR(about.st_mode) and about.st_uid == 0 and about.st_mode & _MODE == _MODE:
                 return parent / "runner-leases"
-    for parent in parents:
+    for parent in PARENTS:
         with contextlib.suppress(OSError):
             if parent.stat().st_mode & _MODE == _MODE:
                 return parent / "runner-leases"

@@ -10,6 +10,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -32,6 +33,7 @@ from runner.leases.decide import Blocked, Chosen, decide
 from runner.leases.records import Claim
 from runner.leases.turn import Wish, look
 from runner.liveness import boot_id, pid_namespace, start_ticks
+from runner.packaged import templates_folder
 from runner.supervise import cards as cards_module
 from runner.supervise.cards import Cards
 from runner.supervise.record import Record
@@ -627,3 +629,57 @@ def test_whatever_is_in_the_folder_a_free_card_is_had_and_nothing_is_raised(
         assert isinstance(waiting.ask(wait=True), Chosen)
         waiting.drop()
         assert time.monotonic() - began < 20
+
+
+# Whose the folder is
+
+
+def test_doctor_says_whose_the_folder_is_and_what_makes_it_roots(place: Path) -> None:
+    from runner.doctor.leases import Leases, describe, put_right
+
+    usual = Path("/run/lock/runner-leases")
+    stranger = Leases(usual, False, True, UID, NAME, 0o1777, own=False)
+    status, found, advice = describe(stranger)
+    assert (status, advice) == ("warning", put_right(stranger))
+    assert f"belongs to {NAME}, who could remove the leases of others" in found
+    assert "sudo systemd-tmpfiles --create" in put_right(stranger)
+    roots = replace(stranger, uid=0, user="root")
+    assert describe(roots)[0] == "ok" and describe(roots)[2] is None
+    assert describe(replace(roots, mode=0o755))[0] == "warning"
+    assert describe(replace(roots, mode=0o777))[0] == "problem"
+    assert describe(replace(roots, is_folder=False))[0] == "problem"
+    assert describe(Leases(usual, False, None, None, "", None, own=False))[0] == "ok"
+    given = replace(stranger, folder=place, given=True)
+    subprocess.run(["chown", "-h", str(UID), place], check=True)
+    subprocess.run(["sh", "-c", put_right(given).replace("sudo ", "")], check=True)
+    assert (place.stat().st_uid, place.stat().st_mode & 0o7777) == (0, 0o1777)
+
+
+def test_the_line_for_systemd_makes_a_strangers_folder_roots(tmp_path: Path) -> None:
+    program = shutil.which("systemd-tmpfiles")
+    if program is None or os.getuid() != 0:
+        pytest.skip("needs systemd-tmpfiles and root")
+    folder = tmp_path / "run" / "lock" / "runner-leases"
+    folder.mkdir(parents=True)
+    folder.chmod(0o755)
+    os.chown(folder, UID, UID)
+    line = templates_folder() / "runner.tmpfiles.conf"
+    subprocess.run([program, "--create", f"--root={tmp_path}", str(line)], check=True)
+    assert (folder.stat().st_uid, folder.stat().st_mode & 0o7777) == (0, 0o1777)
+
+
+def test_roots_folder_is_taken_whatever_the_mode_of_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RUNNER_LEASES")
+    first, second = tmp_path / "lock", tmp_path / "shm"
+    first.mkdir(mode=0o755)
+    second.mkdir()
+    second.chmod(0o1777)
+    monkeypatch.setattr(book_module, "PARENTS", (first, second))
+    assert book_module.leases_folder() == second / "runner-leases"
+    (first / "runner-leases").mkdir()
+    (first / "runner-leases").chmod(0o1777)
+    assert book_module.leases_folder() == first / "runner-leases"
+    os.chown(first / "runner-leases", UID, UID)
+    assert book_module.leases_folder() == second / "runner-leases"
