@@ -14,6 +14,7 @@ import functools
 import heapq
 import os
 import pwd
+import re
 import secrets
 import stat
 import threading
@@ -25,7 +26,7 @@ from pathlib import Path
 from runner.errors import RefusedError
 from runner.leases.claim_file import LARGEST_BYTES, decode_claim, encode_claim, plain
 from runner.leases.processes import Inner, has_locked, is_process, lock_holders, real_uid
-from runner.leases.records import Claim
+from runner.leases.records import Claim, Identity
 from runner.leases.run_files import find_orphans
 from runner.leases.small_file import SmallFile, read_small, try_lock
 from runner.liveness import boot_id, pid_namespace
@@ -41,6 +42,9 @@ HELD = ".held.json"
 """How the file of a claim that holds cards ends; one that waits ends in .json alone."""
 _POLL_SECONDS = 0.02
 _WRITE_TRIES = 5
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAME = re.compile(r"\.?\d{8,20}-\d{1,10}-[0-9a-f]{8}(\.held)?\.(json|new)")
+"""What is removed once it is dead; nothing else that may lie in the folder."""
 _MODE = 0o1777  # anybody adds files, and removes only his own
 
 
@@ -163,13 +167,21 @@ class Book:
         Args:
             tidy: remove what is left of the dead, where this user may. Only within `alone`.
         """
-        found: dict[tuple[int, int, int], Claim] = {}
+        found: dict[Identity, Claim] = {}
         now, inner = now_number(), Inner()
-        for name in self._names(tidy=tidy):
-            claim = _read(self.folder / name, now, inner, tidy=tidy)
-            # while a claim is written anew there are two of it for an instant
-            if claim is not None and not (claim.identity in found and claim.waits):
-                found[claim.identity] = claim
+        try:
+            # all by the descriptor: its owner could put a link to other files in the folder's place
+            folder = os.open(self.folder, _FOLDER)
+        except OSError:
+            return []
+        try:
+            for name in self._names(folder, tidy=tidy):
+                claim = _read(folder, name, now, inner, tidy=tidy)
+                # while a claim is written anew there are two of it for an instant
+                if claim is not None and not (claim.identity in found and claim.waits):
+                    found[claim.identity] = claim
+        finally:
+            os.close(folder)
         return sorted(found.values(), key=lambda claim: claim.identity)
 
     def write(self, claim: Claim) -> Entry:
@@ -185,23 +197,29 @@ class Book:
                 "give the run a shorter path, fewer GPUs or a smaller budget",
                 own=True,
             )
-        for tries_left in reversed(range(_WRITE_TRIES)):
-            name = f"{claim.number:020d}-{claim.pid}-{secrets.token_hex(4)}"
-            path = self.folder / f"{name}{'.json' if claim.waits else HELD}"
-            try:
-                return Entry(claim, path, _write(path, self.folder / f".{name}.new", content))
-            except (FileNotFoundError, BlockingIOError) as error:
-                # another of this user's runs, without the mutex, took it for one that was left
-                if not tries_left:
-                    raise self._unusable(error) from None
-            except OSError as error:
-                raise self._unusable(error) from None
+        folder = self._open_folder()
+        try:
+            for tries_left in reversed(range(_WRITE_TRIES)):
+                name = f"{claim.number:020d}-{claim.pid}-{secrets.token_hex(4)}"
+                final = name + (".json" if claim.waits else HELD)
+                try:
+                    descriptor = _write(folder, final, f".{name}.new", content)
+                    return Entry(claim, self.folder / final, descriptor)
+                except (FileNotFoundError, BlockingIOError):
+                    # another of this user's runs, without the mutex, took it for what a dead one
+                    # left
+                    if not tries_left:
+                        raise
+        except OSError as error:
+            raise self._unusable(error) from None
+        finally:
+            os.close(folder)
         raise AssertionError("unreachable")
 
-    def _names(self, *, tidy: bool) -> list[str]:
+    def _names(self, folder: int, *, tidy: bool) -> list[str]:
         """The files to be read; of a user who put in more than MOST_CLAIMS, only so many."""
         by_owner: dict[int, list[str]] = {}
-        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.endswith((".json", ".new") if tidy else ".json"):
                     with contextlib.suppress(OSError):
@@ -261,9 +279,7 @@ class Book:
                 pass
             finally:
                 os.umask(before)
-            descriptor = os.open(
-                self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            )
+            descriptor = os.open(self.folder, _FOLDER)
         except OSError as error:
             raise self._unusable(error) from None
         mode = os.fstat(descriptor).st_mode
@@ -296,13 +312,13 @@ class Book:
         )
 
 
-def _read(path: Path, now: int, inner: Inner, *, tidy: bool) -> Claim | None:
+def _read(folder: int, name: str, now: int, inner: Inner, *, tidy: bool) -> Claim | None:
     """The claim of a file, if it still counts."""
-    found = read_small(path, LARGEST_BYTES)
+    found = read_small(name, LARGEST_BYTES, folder=folder)
     if found is None:
         return None
     claim = None
-    if path.suffix == ".json":
+    if name.endswith(".json"):
         claim = decode_claim(found.content, found.uid, user_name(found.uid), now)
     if claim is not None and claim.boot_id not in (None, boot_id()):
         claim = None
@@ -315,9 +331,10 @@ def _read(path: Path, now: int, inner: Inner, *, tidy: bool) -> Claim | None:
             return replace(claim, orphans=orphans)
     gone = claim is not None and claim.pid_namespace is not None and lives is False
     # one that is locked has a writer, or somebody else locked what is left of a dead one
-    if tidy and (not found.locked or (gone and found.uid == os.geteuid())):
+    dead = not found.locked or (gone and found.uid == os.geteuid())
+    if tidy and dead and _NAME.fullmatch(name):
         with contextlib.suppress(OSError):
-            path.unlink()
+            os.unlink(name, dir_fd=folder)
     return None
 
 
@@ -344,21 +361,23 @@ def _is_fresh(found: SmallFile) -> bool:
     return abs(time.time() - found.about.st_ctime) <= ORPHAN_SECONDS
 
 
-def _write(path: Path, new: Path, content: bytes) -> int:
+def _write(folder: int, final: str, new: str, content: bytes) -> int:
     """Make the file of a claim, locked by the descriptor that is given back. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(new, flags, 0o600)  # nobody else can lock it before this process does
+    # nobody else can open it, and so lock it, before this process does
+    descriptor = os.open(new, flags, 0o600, dir_fd=folder)
     try:
         if not try_lock(descriptor, fcntl.LOCK_EX):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if os.write(descriptor, content) < len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fchmod(descriptor, 0o644)  # whatever the umask: all users read it
-        new.rename(path)  # the lock goes along: it is never seen unlocked
+        # the lock goes along: it is never seen unlocked
+        os.rename(new, final, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         os.close(descriptor)
         with contextlib.suppress(OSError):
-            new.unlink()
+            os.unlink(new, dir_fd=folder)
         raise
     return descriptor
 

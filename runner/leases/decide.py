@@ -21,6 +21,7 @@ from runner.units import format_bytes
 
 _SIMILAR_BITS = 26
 """Cards whose use differs by less than 64 MiB are alike."""
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,13 @@ def _occupied(holders: Sequence[Claim], others: Sequence[CardProcess]) -> str:
         ("is about to be taken by", [name_claim(each) for each in holders if each.waits]),
         ("is used by", [name_process(each) for each in others]),
     ]
-    return " and ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
+    return " and ".join(f"{verb} {_named(names)}" for verb, names in parts if names)
+
+
+def _named(names: Sequence[str]) -> str:
+    """All of a few; one user can be on a card hundreds of times."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join([*names[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _reason(wish: Claim, card: Card, holders: Sequence[Claim], earlier: Claim | None) -> str:

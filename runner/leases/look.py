@@ -14,6 +14,7 @@ import psutil
 from runner.guard.nvml import NvmlFailed
 from runner.guard.records import DeviceProcess, DeviceReading, DeviceSource
 from runner.guard.sampler import in_container
+from runner.leases.claim_file import plain
 from runner.leases.processes import is_process, real_uid
 from runner.leases.records import Card, CardProcess, Claim, Identity
 from runner.leases.run_files import container_of
@@ -63,7 +64,7 @@ def _process(process: DeviceProcess, owners: _Owners) -> CardProcess:
     user = command = None
     with contextlib.suppress(psutil.Error, KeyError):
         seen = psutil.Process(process.pid)
-        command = "".join(c if c.isprintable() else "?" for c in seen.name())
+        command = plain(seen.name())
         user = seen.username()
     return CardProcess(
         pid=process.pid,

@@ -34,6 +34,7 @@ POLL_SECONDS = 1.0
 _STOP_SECONDS = 0.05
 _SIZES_SECONDS = 10.0  # between two looks at sizes alone, which change all the time
 _SIZE = re.compile(r"\d+(?:\.\d+)? [KMG]iB")
+_OFTEN_SAID, _SELDOM_SECONDS = 200, 60.0  # others could have each look say something else for weeks
 _STUCK_SECONDS = 60.0  # that NVML or the folder of leases may fail to answer one who waits
 
 
@@ -108,10 +109,13 @@ class Cards:
             return None
         began, asked, failing = time.time(), time.monotonic(), 0.0
         shown, shown_at, trouble = "", 0.0, ""
+        said, said_at = 0, 0.0
         while self._blocked is not None:
             text, now = trouble or self._blocked.line(), time.monotonic()
             if _SIZE.sub("", text) != _SIZE.sub("", shown):
-                record.event("notice" if trouble else "queued", text)
+                if said < _OFTEN_SAID or now - said_at >= _SELDOM_SECONDS:
+                    record.event("notice" if trouble else "queued", text)
+                    said, said_at = said + 1, now
                 self._show(self._blocked, text, began)
                 shown, shown_at = text, now
             elif text != shown and now - shown_at >= _SIZES_SECONDS:

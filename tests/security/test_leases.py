@@ -87,7 +87,9 @@ def record(**more: Any) -> dict[str, Any]:
     return {**told, **more}
 
 
-def put(folder: Path, content: str | bytes, *, name: str = "1-1-a.json", lock: bool = True) -> Path:
+def put(
+    folder: Path, content: str | bytes, *, name: str = "00000001-1-0000000a.json", lock: bool = True
+) -> Path:
     """A file in the folder of leases, its lock kept by this process for good."""
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -218,11 +220,41 @@ def test_what_a_dead_one_left_is_no_lease_though_another_user_locks_it(place: Pa
         assert not left.exists()
 
 
+def test_the_folders_owner_can_have_nothing_else_removed_or_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He puts a link to the victim's own files in its place, just after that was checked."""
+    mine = place.parent / "run"
+    mine.mkdir()
+    for name in ("manifest.json", "00000001-1-0000000a.json"):
+        (mine / name).write_text("{}")
+    kept = turn(place)
+    held = turn(place)
+    assert isinstance(held.ask(wait=False), Chosen)
+    claims = kept._book.claims
+
+    def swapped(**told: Any) -> list[Claim]:
+        place.rename(place.parent / "aside")
+        place.symlink_to(mine)
+        return claims(**told)
+
+    monkeypatch.setattr(kept._book, "claims", swapped)
+    with pytest.raises(book_module.LeasesUnusable):
+        kept.ask(wait=True)
+    assert "can't be written anew" in held.refresh()
+    assert {path.name for path in mine.iterdir()} == {"manifest.json", "00000001-1-0000000a.json"}
+    place.unlink()
+    (place.parent / "aside").rename(place)
+    (place / "manifest.json").write_text("{}")
+    assert isinstance(turn(place).ask(wait=False), Blocked)
+    assert (place / "manifest.json").exists()  # nor what is no lease by its name
+
+
 def test_of_another_pid_namespace_the_lock_counts_if_its_own_user_holds_it(place: Path) -> None:
     content = json.dumps(record(pid=7, start_ticks=7, pid_namespace="pid:[1]"))
     with other_user(lambda: put(place, content)):
         assert isinstance(turn(place).ask(wait=False), Blocked)
-    mine = put(place, content, name="2-2-b.json", lock=False)
+    mine = put(place, content, name="00000002-2-0000000b.json", lock=False)
 
     def lock() -> None:
         HELD.append(os.open(mine, os.O_RDONLY))
