@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from runner import durable
 from runner.cli.output import Output, field
-from runner.doctor import containers, probes
+from runner.doctor import containers, leases, probes
 from runner.doctor.checks import Findings, judge, make_record, printable
 from runner.errors import UsageError
 
@@ -79,6 +79,7 @@ def gather(output: Output) -> Findings:
         tools=probes.tools(),
         disks=probes.disks(),
         memory=probes.memory(),
+        leases=leases.leases(),
         gpus=cards,
         hub=wait("the hub", probes.HUB_SECONDS, hub),
         docker=wait("Docker", probes.DOCKER_SECONDS, docker),

@@ -1,4 +1,4 @@
-"""Judges what the probes found: values in, values out. Imports runner.doctor.probes and units."""
+"""Judges what the probes found: values in, values out. Imports runner.doctor's probes and units."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from runner.doctor.leases import Leases, describe
 from runner.doctor.probes import (
     DOCKER_SECONDS,
     HUB_SECONDS,
@@ -66,6 +67,7 @@ class Findings:
     disks: tuple[Disk, ...]
     memory: Memory
     hub: Hub
+    leases: Leases
 
 
 def judge(findings: Findings) -> list[Check]:
@@ -78,6 +80,7 @@ def judge(findings: Findings) -> list[Check]:
         cuda_check(gpus, findings.torch),
         bf16_check(gpus),
         budget_check(gpus, docker, host),
+        leases_check(findings.leases, gpus),
         docker_check(docker, host),
         docker_gpu_check(docker, gpus),
         podman_check(findings.podman, docker),
@@ -324,6 +327,14 @@ def budget_check(gpus: Gpus, docker: Docker, host: Host) -> Check:
 
 
 # Containers -------------------------------------------------------------------------------------
+
+
+def leases_check(leases: Leases, gpus: Gpus) -> Check:
+    """Whose the folder is in which runs say which cards they have (docs/gpus.md)."""
+    if not gpus.cards:
+        return Check("leases", "skipped", "not looked at: there is no GPU to take")
+    status, found, advice = describe(leases)
+    return Check("leases", status, found, advice)
 
 
 def docker_check(docker: Docker, host: Host) -> Check:

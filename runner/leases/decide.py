@@ -21,6 +21,7 @@ from runner.units import format_bytes
 
 _SIMILAR_BITS = 26
 """Cards whose use differs by less than 64 MiB are alike."""
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class Blocked:
     place: int
     """Among those who wait for one of these cards, from 1."""
     of: int
+    notes: tuple[str, ...] = ()
+    """What was left out, or done otherwise, in looking."""
 
     def line(self, most: int | None = 3) -> str:
         """place 2 of 3 for 1 GPU: GPU 0 is held by …"""
-        return (
-            f"place {self.place} of {self.of} for {gpus(self.count)}: {listed(self.reasons, most)}"
-        )
+        reasons = listed(self.reasons, most)
+        shown = "; ".join([reasons, *self.notes])
+        return f"place {self.place} of {self.of} for {gpus(self.count)}: {shown}"
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,12 @@ def decide(
     able = [card for card in cards if wish.may_take(card)]
     if len(able) < wish.count:
         return _never(wish, cards)
-    others = [claim for claim in claims if claim.number != wish.number]
-    waiting = sorted((claim for claim in others if claim.waits), key=lambda claim: claim.number)
+    others = [claim for claim in claims if claim.identity != wish.identity]
+    waiting = sorted((claim for claim in others if claim.waits), key=lambda claim: claim.identity)
     holders = {card.uuid: [c for c in others if card.uuid in c.cards] for card in cards}
     kept: dict[str, Claim] = {}  # what an earlier one waits for
     for earlier in waiting:
-        if earlier.number > wish.number:
+        if earlier.identity > wish.identity:
             break
         picked = _pick(earlier, cards, holders, kept)
         for card in picked:  # it takes these within a second
@@ -90,8 +93,18 @@ def decide(
         reasons=tuple(
             _reason(wish, card, holders[card.uuid], kept.get(card.uuid)) for card in able
         ),
-        place=1 + sum(claim.number < wish.number for claim in rivals),
+        place=1 + sum(claim.identity < wish.identity for claim in rivals),
         of=1 + len(rivals),
+    )
+
+
+def collides(taken: Claim, claims: Iterable[Claim], cards: Sequence[Card]) -> bool:
+    """Whether a claim just written can't be kept beside what others hold of its cards by now."""
+    others = [c for c in claims if not c.waits and c.identity != taken.identity]
+    return any(
+        obstacle(taken, card, [other for other in others if card.uuid in other.cards])
+        for card in cards
+        if card.uuid in taken.cards
     )
 
 
@@ -162,7 +175,13 @@ def _occupied(holders: Sequence[Claim], others: Sequence[CardProcess]) -> str:
         ("is about to be taken by", [name_claim(each) for each in holders if each.waits]),
         ("is used by", [name_process(each) for each in others]),
     ]
-    return " and ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
+    return " and ".join(f"{verb} {_named(names)}" for verb, names in parts if names)
+
+
+def _named(names: Sequence[str]) -> str:
+    """All of a few; one user can be on a card hundreds of times."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join([*names[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _reason(wish: Claim, card: Card, holders: Sequence[Claim], earlier: Claim | None) -> str:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import psutil
 
-from runner.folder import RunFolder
 from runner.guard.nvml import NvmlFailed
 from runner.guard.records import DeviceProcess, DeviceReading, DeviceSource
 from runner.guard.sampler import in_container
-from runner.leases.book import read_small
-from runner.leases.records import Card, CardProcess, Claim
-from runner.liveness import start_ticks
+from runner.leases.claim_file import plain
+from runner.leases.processes import is_process, real_uid
+from runner.leases.records import Card, CardProcess, Claim, Identity
+from runner.leases.run_files import container_of
+from runner.liveness import pid_namespace
 
 DESKTOP_COMMANDS = frozenset(
     (
@@ -63,7 +64,7 @@ def _process(process: DeviceProcess, owners: _Owners) -> CardProcess:
     user = command = None
     with contextlib.suppress(psutil.Error, KeyError):
         seen = psutil.Process(process.pid)
-        command = "".join(c if c.isprintable() else "?" for c in seen.name())
+        command = plain(seen.name())
         user = seen.username()
     return CardProcess(
         pid=process.pid,
@@ -76,35 +77,39 @@ def _process(process: DeviceProcess, owners: _Owners) -> CardProcess:
 
 
 class _Owners:
-    """Whose run a process belongs to: below its supervisor, or in its container."""
+    """Whose run a process belongs to: below its supervisor, or in its container.
+
+    A claim and its run folder name pids and a container as they like. So what they name is the
+    run's only where it is the claimant's own process.
+    """
 
     def __init__(self, claims: Iterable[Claim]) -> None:
         holding = [claim for claim in claims if not claim.waits]
-        self._supervisors = {
-            claim.pid: claim.number
+        here = (None, pid_namespace())
+        self._roots = {
+            claim.pid: claim.identity
             for claim in holding
-            if start_ticks(claim.pid) == claim.start_ticks
+            if claim.pid_namespace in here and is_process(claim.pid, claim.start_ticks, claim.uid)
         }
-        self._orphans = {pid: claim.number for claim in holding for pid in claim.orphans}
-        self._containers = []
-        for claim in holding:
-            content = read_small(RunFolder(Path(claim.folder)).container_id)
-            text = "" if content is None else content[0].decode("ascii", "replace").strip()
-            if len(text) == 64:
-                self._containers.append((text, claim.number))
+        self._roots |= {pid: claim.identity for claim in holding for pid in claim.orphans}
+        self._containers = [
+            (container, claim.identity)
+            for claim in holding
+            if (container := container_of(claim)) is not None
+        ]
 
-    def of(self, pid: int) -> int | None:
-        """The number of the claim, or None."""
+    def of(self, pid: int) -> Identity | None:
+        """The claim, or None."""
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             for each in (process, *process.parents()):
-                found = self._supervisors.get(each.pid, self._orphans.get(each.pid))
-                if found is not None:
-                    return found
+                if each.pid in self._roots:
+                    return self._roots[each.pid]
         if self._containers:
+            uid = real_uid(pid)
             with contextlib.suppress(OSError):
                 cgroup = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
-                for container, number in self._containers:
-                    if in_container(cgroup, container):
-                        return number
+                for container, claim in self._containers:
+                    if claim[1] == uid and in_container(cgroup, container):
+                        return claim
         return None

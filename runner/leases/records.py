@@ -15,6 +15,9 @@ DESKTOP_BYTES = GIB
 WHOLE_CARD_FRACTION = 0.9
 """Of a card's memory, which has to be free for a run without a budget."""
 
+Identity = tuple[int, int, int]
+"""Number, uid and pid of a claim. A number alone names nobody: anybody can write the same one."""
+
 
 @dataclass(frozen=True)
 class CardProcess:
@@ -26,8 +29,8 @@ class CardProcess:
     command: str | None = None
     desktop: bool = False
     """A display server or the like, by its name."""
-    claim: int | None = None
-    """Number of the claim whose run it belongs to; None where it is foreign."""
+    claim: Identity | None = None
+    """Of the claim whose run it belongs to; None where it is foreign."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,19 @@ class Claim:
     """What a run has of the cards (a lease), or waits for (a place in the queue)."""
 
     number: int
-    """The order of arrival; unique among the claims of a machine."""
+    """The order of arrival: nanoseconds since the machine started (of earlier runners: 1, 2, …)."""
     run: str
     folder: str
+    uid: int
+    """Of the file's owner, by the kernel."""
     user: str
     pid: int
-    """Of the supervisor."""
+    """Of the supervisor, in its own pid namespace."""
     start_ticks: int
+    boot_id: str | None = None
+    """Of the start of the machine in which it was written; None of earlier runners."""
+    pid_namespace: str | None = None
+    """In which `pid` means something; None of earlier runners, which is taken for ours."""
     count: int
     """How many cards it wants."""
     budget_bytes: int | None
@@ -82,6 +91,11 @@ class Claim:
     orphans: tuple[int, ...] = ()
     """pids that still train after the supervisor's death: what keeps this claim alive."""
     since_unix_seconds: float = 0.0
+
+    @property
+    def identity(self) -> Identity:
+        """By which it is told from all others, and sorted: who came first is first."""
+        return self.number, self.uid, self.pid
 
     @property
     def waits(self) -> bool:
@@ -97,7 +111,7 @@ class Claim:
 
 def foreign(card: Card, holders: Iterable[Claim]) -> list[CardProcess]:
     """The processes on a card that are of none of its holders, desktops left out."""
-    known = {claim.number for claim in holders}
+    known = {claim.identity for claim in holders}
     others = [each for each in card.processes or () if each.claim not in known]
     drawing = [each for each in others if each.desktop]
     if sum(each.used_bytes or 0 for each in drawing) < DESKTOP_BYTES:
@@ -107,7 +121,7 @@ def foreign(card: Card, holders: Iterable[Claim]) -> list[CardProcess]:
 
 def foreign_bytes(card: Card, holders: Iterable[Claim]) -> int:
     """What is in use on a card and not known to be its holders'; what can't be told is counted."""
-    known = {claim.number for claim in holders}
+    known = {claim.identity for claim in holders}
     listed = card.processes or ()
     others = sum(each.used_bytes or 0 for each in listed if each.claim not in known)
     if card.used_bytes is None:

@@ -35,4 +35,4 @@ def refusal(answer: Blocked | Never) -> RefusedError:
         "no GPU is free for it" if answer.count == 1 else f"no {gpus(answer.count)} are free for it"
     )
     ahead = f" ({answer.place - 1} waiting)" if answer.place > 1 else ""
-    return RefusedError(f"{head}{ahead}: {'; '.join(answer.reasons)}", WAYS_OUT)
+    return RefusedError(f"{head}{ahead}: {'; '.join([*answer.reasons, *answer.notes])}", WAYS_OUT)

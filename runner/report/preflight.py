@@ -73,7 +73,7 @@ def enforcement(facts: Preflight) -> str:
 def _card(card: Card, claims: Sequence[Claim]) -> str:
     """GPU 1 (NVIDIA H100, idle) · 78.90 GiB free of 79.6"""
     beside = [name_claim(claim) for claim in claims if card.uuid in claim.cards]
-    known = {claim.number for claim in claims}
+    known = {claim.identity for claim in claims}
     beside += [
         name_process(each) + (", a desktop's" if each.desktop else "")
         for each in card.processes or ()

@@ -17,6 +17,7 @@ from runner.errors import EXIT_INTERRUPTED, RefusedError
 from runner.facts import named_by_caller
 from runner.folder import RunFolder
 from runner.guard.nvml import Nvml, NvmlFailed, NvmlUnavailable
+from runner.leases.book import LeasesUnusable
 from runner.leases.decide import Blocked, Chosen, Never
 from runner.leases.records import Card
 from runner.leases.replan import on_cards
@@ -33,6 +34,7 @@ POLL_SECONDS = 1.0
 _STOP_SECONDS = 0.05
 _SIZES_SECONDS = 10.0  # between two looks at sizes alone, which change all the time
 _SIZE = re.compile(r"\d+(?:\.\d+)? [KMG]iB")
+_OFTEN_SAID, _SELDOM_SECONDS = 200, 60.0  # others could have each look say something else for weeks
 _STUCK_SECONDS = 60.0  # that NVML or the folder of leases may fail to answer one who waits
 
 
@@ -106,11 +108,14 @@ class Cards:
                 )
             return None
         began, asked, failing = time.time(), time.monotonic(), 0.0
-        shown, shown_at = "", 0.0
+        shown, shown_at, trouble = "", 0.0, ""
+        said, said_at = 0, 0.0
         while self._blocked is not None:
-            text, now = self._blocked.line(), time.monotonic()
+            text, now = trouble or self._blocked.line(), time.monotonic()
             if _SIZE.sub("", text) != _SIZE.sub("", shown):
-                record.event("queued", text)
+                if said < _OFTEN_SAID or now - said_at >= _SELDOM_SECONDS:
+                    record.event("notice" if trouble else "queued", text)
+                    said, said_at = said + 1, now
                 self._show(self._blocked, text, began)
                 shown, shown_at = text, now
             elif text != shown and now - shown_at >= _SIZES_SECONDS:
@@ -123,8 +128,13 @@ class Cards:
                 time.sleep(_STOP_SECONDS)
             try:
                 answer = self._turn.ask(wait=True)
-                failing = 0.0
-            except (NvmlFailed, RefusedError) as error:
+                failing, trouble = 0.0, ""
+            except (NvmlFailed, LeasesUnusable) as error:
+                if isinstance(error, LeasesUnusable) and not error.own:
+                    # nothing that another user does there ends a run
+                    why = f"{error.message}; {error.hint}"
+                    trouble = f"waits on, though it can't ask for a GPU now: {why}"
+                    continue
                 failing = failing or time.monotonic()
                 if time.monotonic() - failing > _STUCK_SECONDS:
                     return _failed(f"it could not wait any longer: {error}", asked)
@@ -145,8 +155,11 @@ class Cards:
 
     def settle(self, plan: PlanBase, record: Record) -> PlanBase:
         """The plan on the cards that it got, its files rendered anew where they differ."""
-        if self._cards is None:
+        if self._cards is None or self._turn is None:
             return plan
+        for note in self._turn.notes:
+            record.event("notice", note)
+        self._turn.keep(lambda text: record.event("notice", text))
         changed = on_cards(plan, self._cards, share=self._share or plan.launch.share)
         if changed is plan:
             return plan

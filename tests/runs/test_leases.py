@@ -53,7 +53,8 @@ def card(index: int = 0, *, free: int = 80, processes: tuple[CardProcess, ...] =
 
 
 def claim(number: int, *, budget: int | None = 12, count: int = 1, **more: Any) -> Claim:
-    told = {"run": f"run-{number}", "folder": "/f", "user": "alice", "share": False, **more}
+    told = {"run": f"run-{number}", "folder": "/f", "user": "alice", "share": False, "uid": 7}
+    told |= more
     size = None if budget is None else budget * GIB
     return Claim(
         number=number, pid=100 + number, start_ticks=1, count=count, budget_bytes=size, **told
@@ -310,10 +311,12 @@ def test_a_ticket_that_somebody_removed_is_written_again(tmp_path: Path) -> None
     first, second = turn(tmp_path, "first"), turn(tmp_path, "second")
     first.ask(wait=True)
     second.ask(wait=True)
-    for path in tmp_path.glob("00000002-*"):
-        path.unlink()
+    numbers = [each.number for each in Book(tmp_path).claims()]
+    [waiting] = {*tmp_path.glob("*.json")} - {*tmp_path.glob("*.held.json")}
+    waiting.unlink()
+    assert [each.number for each in Book(tmp_path).claims()] == numbers[:1]
     second.ask(wait=True)
-    assert [each.number for each in Book(tmp_path).claims()] == [1, 2]
+    assert [each.number for each in Book(tmp_path).claims()] == numbers
 
 
 def test_what_others_put_into_the_folder_can_neither_mislead_nor_hold_up(tmp_path: Path) -> None:
@@ -356,12 +359,12 @@ def test_a_trainer_that_outlives_its_supervisor_keeps_the_card_before_it_has_any
     tmp_path: Path,
 ) -> None:
     """It may load weights still: NVML does not list it yet."""
-    from runner.liveness import start_ticks
+    from runner.liveness import boot_id, start_ticks
 
     book = tmp_path / "leases"
     (tmp_path / "run" / "engine").mkdir(parents=True)
     sleeper = subprocess.Popen(["sleep", "60"])
-    status = {"pid": sleeper.pid, "start_ticks": start_ticks(sleeper.pid)}
+    status = {"pid": sleeper.pid, "start_ticks": start_ticks(sleeper.pid), "boot_id": boot_id()}
     (tmp_path / "run" / "engine" / "rank-0.json").write_text(json.dumps(status))
     first = turn(book, "first")
     first._wish = replace(first._wish, folder=str(tmp_path / "run"))
