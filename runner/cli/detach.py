@@ -27,7 +27,7 @@ def start_supervisor(
     """Start it in a session of its own."""
     words = {"--resume": resume, "--wait": wait, "--share": plan.launch.share}
     said = [word for word, wanted in words.items() if wanted]
-    with folder.supervisor_log.open("ab") as log:
+    with folder.open_log(folder.supervisor_log) as log:
         return subprocess.Popen(
             module_argv("runner.supervise", str(folder.path), *said),
             stdin=subprocess.DEVNULL,
