@@ -62,6 +62,7 @@ def put_in_place(folder: RunFolder, plan: Plan, before: PlanBase, outcome: Outco
     The plan is written last: a kill in between leaves the old plan whole, by which the next start
     goes on. Of the other files a step down changes comments alone.
     """
+    folder.make_folder(folder.attempts)
     number = 1 + max(numbers(folder.names(folder.attempts)), default=0)
     place = folder.attempt(number)
     staging = place.parent / f".{place.name}"
