@@ -1,8 +1,9 @@
-"""termination.json, written last of all, on a full disk too. Imports runner.folder and outcome.
+"""termination.json, written last of all, on a full disk too.
 
 Others may fill what the run gives back before its end, so the verdict has a place of its own, taken
 at the start: written over in place and renamed, it needs no block that is not there. It is held
-open: what ran may remove it, or put a link of its name there, and leads nothing elsewhere.
+open: what ran may remove it, or put a link of its name there, and leads nothing elsewhere. Imports
+runner.folder, outcome and the supervisor's record.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import contextlib
 import json
 import os
 import sys
+from dataclasses import replace
 from types import TracebackType
 from typing import IO, Any, Self
 
+from runner import shared_folder
 from runner.folder import RunFolder
 from runner.outcome import Outcome
+from runner.supervise.record import Record
 
 PLACE_BYTES = 32 * 1024
 
@@ -24,7 +28,8 @@ class LastWord:
     """The place of the verdict. A context manager: left, what was not used of it is gone."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+        self._moved_aside: list[str] = []
+        self._folder = replace(folder, told=self._moved_aside.append)
         self._place = folder.path / ".verdict"
         self._held: IO[bytes] | None = None
 
@@ -45,8 +50,20 @@ class LastWord:
         self._give_back()
 
     def say(self, outcome: Outcome) -> None:
-        """Write the verdict; where that is not possible at all, it stands in the log alone."""
-        record = outcome.to_record()
+        """Write the verdict; where that is not possible at all, it stands in the log alone.
+
+        What had to give way to it is told of in events.jsonl.
+        """
+        self._write(outcome.to_record())
+        try:
+            record = Record(self._folder) if self._moved_aside else None
+        except OSError:
+            record = None
+        for text in self._moved_aside:
+            shared_folder.say(text) if record is None else record.warn(text)
+        self._moved_aside.clear()
+
+    def _write(self, record: dict[str, Any]) -> None:
         try:
             self._write_new(record)
             return

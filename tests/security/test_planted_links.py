@@ -146,6 +146,9 @@ def test_a_run_that_replaces_its_records_is_judged_and_writes_nowhere_else(
         assert not folder.termination.is_symlink()
         end = json.loads(folder.termination.read_text())
         assert (end["reason"], end["exit_code"]) == (reason, code)
+        if kind == "folder":
+            events = folder.events.read_text()  # the last of them: of what gave way to the verdict
+            assert "termination.json was a folder" in events.splitlines()[-1]
         told = cli("report", str(folder.path))
         assert (told.code, told.err) == (0, ""), told
         assert reason in told.out
@@ -207,6 +210,18 @@ def test_what_a_kill_left_is_looked_for_behind_no_link(tmp_path: Path, outside: 
         place.symlink_to(outside)
     (folder.path / ".staging-link.tmp").symlink_to(outside)
     assert unfinished.clear(folder) == [".staging-link.tmp"]
+
+
+def test_no_evaluation_is_made_where_a_link_leads(tmp_path: Path, outside: Path) -> None:
+    from runner.cli.evaluate import _make_folder
+    from runner.engine.evaluate.request import EvaluationFolder
+
+    folder = lay(tmp_path, script="true\n")
+    folder.evaluations.symlink_to(outside)
+    made = EvaluationFolder(_make_folder(None, folder, tmp_path, None))  # type: ignore[arg-type]
+    made.predictions.symlink_to(outside / "canary")
+    made.open_lines(made.predictions).write({"row": 1})
+    assert made.path.parent == folder.evaluations and not folder.evaluations.is_symlink()
 
 
 def test_pruning_removes_nothing_through_a_link(tmp_path: Path, outside: Path) -> None:
