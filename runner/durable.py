@@ -1,6 +1,7 @@
 """Files that outlive a process: written whole (temporary + fsync + rename) or appended by the line.
 
-Imports only the standard library. Every other module writes its records through here.
+Imports only the standard library. Every other module writes its records through here; those in a
+run's folder by runner.shared_folder, which follows no link.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,22 +46,46 @@ def replace_folder(staged: Path, final: Path, aside: Path) -> None:
 def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """A stream whose content replaces `path` when the block ends well, whole or not at all.
 
-    Raises OSError (disk full, no permission); then `path` is as it was and no temporary is left.
+    For places where this user alone writes; in a run's folder it is SharedFolder's. Raises OSError
+    (disk full, no permission); then `path` is as it was and no temporary is left.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with whole_file_in(parent, path.name, mode=mode) as stream:
+            yield stream
+    finally:
+        os.close(parent)
+
+
+@contextlib.contextmanager
+def whole_file_in(
+    parent: int, name: str, *, mode: int = 0o644, make_way: Callable[[], None] | None = None
+) -> Iterator[IO[bytes]]:
+    """`whole_file` of `name` in the folder that is open as the descriptor `parent`.
+
+    `make_way` clears the name where a folder has it.
+    """
+    temporary = f".{name}.{secrets.token_hex(8)}.tmp"
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o600, dir_fd=parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        try:
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except IsADirectoryError:
+            if make_way is None:
+                raise
+            make_way()
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+            os.unlink(temporary, dir_fd=parent)
         raise
-    fsync_folder(path.parent)
+    os.fsync(parent)
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -76,8 +101,12 @@ def write_text(path: Path, content: str, *, mode: int = 0o644) -> None:
 
 def write_json(path: Path, record: object) -> None:
     """`write_bytes` for one JSON document, indented, keys as given. NaN is refused (ValueError)."""
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_text(path, json_text(record))
+
+
+def json_text(record: object) -> str:
+    """One JSON document as `write_json` writes it; NaN is refused (ValueError)."""
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any | None:
@@ -103,8 +132,12 @@ class JsonlWriter:
     later record with it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    def __init__(self, place: Path | int) -> None:
+        """`place`: a path where this user alone writes, or a file opened to be read and appended
+        to, which is the writer's from now on."""
+        if isinstance(place, Path):
+            place = os.open(place, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._descriptor = place
         size = os.fstat(self._descriptor).st_size
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 

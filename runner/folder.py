@@ -1,6 +1,6 @@
 """RunFolder: the one place that knows the file names in a run, and how a RUN is found.
 
-Imports the standard library and runner.durable/errors. Creates folders; judges nothing.
+Imports the standard library and runner.shared_folder/errors. Creates folders; judges nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import durable, origin
+from runner import origin
 from runner.errors import RunnerError, UsageError, nearest
+from runner.shared_folder import SharedFolder, require_own_way
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _SUFFIXES = {"smoke": "-smoke", "dry_run": "-dry", "replay": "-replay"}
 """Of the names of runs that no later `runner train` goes on with, by what they are."""
 _STAMP = re.compile(r"^\d{8}-\d{6}-[0-9a-f]{7}")
+_NUMBER = re.compile(r"^[1-9][0-9]{0,8}$")
 
 
 def default_root() -> Path:
@@ -31,10 +33,8 @@ def default_root() -> Path:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """One run's folder and the names of all that lies in it."""
-
-    path: Path
+class RunFolder(SharedFolder):
+    """One run's folder and the names of all that lies in it; what is written in it, by them."""
 
     @property
     def name(self) -> str:
@@ -233,9 +233,9 @@ class RunFolder:
 
     def is_supervised(self) -> bool:
         """Whether a supervisor holds the lock, in whatever container or namespace this is asked."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            # anybody may have put something there: a pipe would be waited for
-            lock = os.open(self.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            lock = os.open(self.lock, flags)
         except OSError:
             return False
         try:
@@ -312,8 +312,7 @@ class RunFolder:
                 origin.seal(self.path, files[self.plan.name].encode())
         for name in sorted(files, key=lambda one: one == self.plan.name):
             mode = 0o755 if name.endswith(".sh") else 0o644
-            (self.path / name).parent.mkdir(exist_ok=True)
-            durable.write_text(self.path / name, files[name], mode=mode)
+            self.write_file(self.path / name, files[name], mode=mode)
 
     def verdicts(self) -> list[Path]:
         """What an earlier start said of its end, which a resumed run must not be judged by."""
@@ -333,20 +332,18 @@ class RunFolder:
 
         Returns that folder, or None where there was nothing to move.
         """
-        existing = [path for path in paths if path.exists()]
-        existing = [p for p in existing if not (p.is_dir() and not any(p.iterdir()))]
+        existing = [path for path in paths if self.is_there(path) and not self._is_bare(path)]
         if not existing:
             return None
-        self.earlier.mkdir(exist_ok=True)
-        number = 1 + max(
-            (int(p.name) for p in self.earlier.iterdir() if p.name.isdigit()), default=0
-        )
-        target = self.earlier / str(number)
-        target.mkdir()
+        self.make_folder(self.earlier)
+        target = self.earlier / str(1 + max(numbers(self.names(self.earlier)), default=0))
+        self.make_new_folder(target)
         for path in existing:
-            path.rename(target / path.name)
-        durable.fsync_folder(self.path)
+            self.move(path, target / path.name)
         return target
+
+    def _is_bare(self, path: Path) -> bool:
+        return self.is_folder(path) and not self.names(path)
 
 
 def create(
@@ -368,6 +365,7 @@ def create(
     made: Path | None = None
     try:
         (root / slug).mkdir(parents=True, exist_ok=True)
+        require_own_way(root / slug)
         for attempt in itertools.count(1):
             path = (root / slug / (base if attempt == 1 else f"{base}-{attempt}")).absolute()
             try:
@@ -379,7 +377,7 @@ def create(
         folder = RunFolder(path)
         folder.write_rendered(files)
         for inner in (folder.logs, folder.checkpoints, folder.engine):
-            inner.mkdir()
+            folder.make_folder(inner)
     except OSError as error:
         if made is not None:  # half a run folder would be listed as a run
             shutil.rmtree(made, ignore_errors=True)
@@ -398,6 +396,11 @@ def all_runs(root: Path) -> list[RunFolder]:
         if path.is_dir() and _STAMP.match(path.name)
     ]
     return sorted(found, key=lambda run: (run.path.name[:15], _created(run.path), run.name))
+
+
+def numbers(names: Iterable[str]) -> list[int]:
+    """Those of a folder's names that runner gave: 1, 2, ..., in no order."""
+    return [int(name) for name in names if _NUMBER.match(name)]
 
 
 def is_run_name(name: str) -> bool:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from runner import durable, temporary
+from runner import temporary
 from runner.errors import RefusedError, RunnerError, UsageError
 from runner.folder import RunFolder, is_run_name
+from runner.shared_folder import SharedFolder
 from runner.state import LIVING, state_of
 from runner.survivors import living_processes
 
@@ -49,7 +49,7 @@ def held(folder: RunFolder) -> Iterator[None]:
             f"kill {' '.join(map(str, living))} ends them",
         )
     try:
-        lock = folder.lock.open("ab")
+        lock = folder.open_lock(folder.lock)
     except FileNotFoundError:
         raise RunnerError(f"{folder.name}: its folder is gone already") from None
     except PermissionError:
@@ -69,22 +69,31 @@ def remove_run(folder: RunFolder) -> None:
     """
     with contextlib.suppress(OSError):  # the run is what its user wants gone
         temporary.clear(folder.path)
-    _remove(folder.path)
+    _remove(SharedFolder(folder.path.parent), folder.path)
 
 
 def remove_checkpoints(folder: RunFolder, names: tuple[str, ...]) -> None:
-    """Remove those checkpoints; only within `held`. Raises RunnerError as remove_run does."""
+    """Remove those checkpoints; only within `held`.
+
+    Raises RunnerError as remove_run does, and where checkpoints/ is a link.
+    """
+    if folder.is_there(folder.checkpoints) and not folder.is_folder(folder.checkpoints):
+        raise RunnerError(
+            f"{folder.checkpoints} is a link; nothing is removed through it",
+            "remove them by hand where they are",
+        )
     for name in names:
         path = folder.checkpoints / name
-        if path.is_dir():
-            _remove(path)
+        if folder.is_folder(path):
+            _remove(folder, path)
 
 
 def sweep(root: Path) -> None:
     """Delete what a removal that was killed has left."""
-    for pattern in ("*/", "*/*/checkpoints/"):
-        for path in root.glob(f"{pattern}{HIDDEN}*"):
-            shutil.rmtree(path, ignore_errors=True)
+    for job in (SharedFolder(path) for path in root.glob("*/")):
+        _sweep(job, job.path)
+        for name in job.names(job.path):
+            _sweep(job, job.path / name / "checkpoints")
 
 
 def disk_bytes(path: Path) -> int:
@@ -101,16 +110,21 @@ def disk_bytes(path: Path) -> int:
     return total
 
 
-def _remove(path: Path) -> None:
+def _sweep(within: SharedFolder, place: Path) -> None:
+    for name in within.names(place):
+        if name.startswith(HIDDEN):
+            within.remove(place / name, as_far_as_possible=True)
+
+
+def _remove(within: SharedFolder, path: Path) -> None:
     hidden = path.with_name(f"{HIDDEN}{path.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
+    within.remove(hidden, as_far_as_possible=True)
     try:
-        path.rename(hidden)
-        durable.fsync_folder(path.parent)
+        within.move(path, hidden)
     except OSError as error:
         raise RunnerError(f"{path} can't be removed: {error.strerror}") from None
-    shutil.rmtree(hidden, ignore_errors=True)
-    if hidden.exists():
+    within.remove(hidden, as_far_as_possible=True)
+    if within.is_there(hidden):
         raise RunnerError(
             f"{path.name} is removed, but some of its files can't be deleted: they are in {hidden}",
             "files of another user, perhaps; runner prune tries again",

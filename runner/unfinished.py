@@ -6,8 +6,8 @@ a user's script or a tracker keeps there is not looked at.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from runner.folder import RunFolder
@@ -21,18 +21,15 @@ def clear(folder: RunFolder) -> list[str]:
     """Remove temporary files and staging folders; the names of those removed, within the run.
 
     What had been moved out of the way for a successor that never took its place is moved back
-    first. Raises OSError where the disk refuses.
+    first. Nothing is looked for behind a link. Raises OSError where the disk refuses.
     """
     for old in _replaced(folder):
         final = _place_of(old, folder)
-        if not final.exists():
-            old.rename(final)
+        if not folder.is_there(final):
+            folder.move(old, final)
     removed = []
-    for path in sorted(_half_made(folder)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    for path in sorted(set(_half_made(folder))):
+        folder.remove(path)
         removed.append(str(path.relative_to(folder.path)))
     return removed
 
@@ -47,9 +44,11 @@ def replaced_of(final: Path) -> Path:
     return final.with_name(f".{final.name}{REPLACED}")
 
 
-def _replaced(folder: RunFolder) -> Iterator[Path]:
-    yield from folder.checkpoints.glob(f".staging-*/*{REPLACED}")
-    yield from folder.path.glob(f".*{REPLACED}")
+def _replaced(folder: RunFolder) -> list[Path]:
+    found = []
+    for staging in _named(folder, folder.checkpoints, ".staging-*"):
+        found += _named(folder, staging, f"*{REPLACED}")
+    return [*found, *_named(folder, folder.path, f".*{REPLACED}")]
 
 
 def _place_of(old: Path, folder: RunFolder) -> Path:
@@ -62,6 +61,10 @@ def _place_of(old: Path, folder: RunFolder) -> Path:
 def _half_made(folder: RunFolder) -> Iterator[Path]:
     for place in (folder.path, folder.engine, folder.checkpoints, folder.logs, folder.row_hashes):
         for pattern in _PATTERNS:
-            yield from place.glob(pattern)
+            yield from _named(folder, place, pattern)
     for place in (folder.phases, folder.attempts):
-        yield from place.glob(".*")
+        yield from _named(folder, place, ".*")
+
+
+def _named(folder: RunFolder, place: Path, pattern: str) -> list[Path]:
+    return [place / name for name in folder.names(place) if fnmatchcase(name, pattern)]

@@ -30,7 +30,7 @@ def start_supervisor(
     words = {"--resume": resume, "--wait": wait, "--share": plan.launch.share}
     said = [word for word, wanted in words.items() if wanted]
     said += ["--plan", hashlib.sha256(plan_yaml(plan).encode()).hexdigest()]
-    with folder.supervisor_log.open("ab") as log:
+    with folder.open_log(folder.supervisor_log) as log:
         return subprocess.Popen(
             module_argv("runner.supervise", str(folder.path), *said),
             stdin=subprocess.DEVNULL,

@@ -39,6 +39,7 @@ from runner.plan import Plan
 from runner.render import plan_yaml
 from runner.report.evaluation import evaluation_lines
 from runner.resolve import make_plan
+from runner.shared_folder import SharedFolder
 from runner.sources import cache_folder
 from runner.yaml_text import parse
 
@@ -92,7 +93,7 @@ def evaluate_run(
         settings = settings.model_copy(update={"max_rows": max_rows})
     folder = EvaluationFolder(_make_folder(out, run, root, plan))
     try:
-        durable.write_text(folder.plan, plan_yaml(plan))
+        folder.write_file(folder.plan, plan_yaml(plan))
         write_request(
             folder,
             Request(
@@ -190,14 +191,16 @@ def _make_folder(out: Path | None, run: RunFolder | None, root: Path, plan: Plan
             raise UsageError(f"--out {out} is there already", "name a folder that is new or empty")
         out.mkdir(parents=True, exist_ok=True)
         return out.absolute()
+    within = run or SharedFolder(root)
     parent = run.evaluations if run else root / "evaluations" / plan.job
-    parent.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    within.make_folder(parent)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for number in itertools.count(1):
-        path = (parent / (stamp if number == 1 else f"{stamp}-{number}")).absolute()
+        path = parent / (stamp if number == 1 else f"{stamp}-{number}")
         with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            return path
+            within.make_new_folder(path)
+            return path.absolute()
     raise AssertionError("itertools.count does not end")
 
 
@@ -254,7 +257,7 @@ def _remove_if_bare(folder: EvaluationFolder, *, ours: bool) -> None:
     if folder.predictions.exists() and folder.predictions.stat().st_size:
         return
     for path in (folder.request, folder.plan, folder.predictions):
-        path.unlink(missing_ok=True)
+        folder.remove(path)
     if ours:
         with contextlib.suppress(OSError):  # it, or the one that holds it, has something else
             folder.path.rmdir()

@@ -52,7 +52,7 @@ def predict_smoke(
 
 def keep_prediction(folder: RunFolder, prediction: Prediction) -> None:
     """Write it into the run's folder."""
-    durable.write_json(folder.prediction, prediction.model_dump(mode="json"))
+    folder.write_json(folder.prediction, prediction.model_dump(mode="json"))
 
 
 def memory_line(prediction: Prediction, plan: PlanBase) -> str:

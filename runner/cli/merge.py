@@ -50,7 +50,7 @@ def merge_run(
     require_mergeable(plan, folder)
     require_result(plan, folder)
     target = (out or folder.merged).absolute()
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise RefusedError(
             f"{target} is there already; nothing is overwritten",
             "name another folder with --out DIR, or remove it",

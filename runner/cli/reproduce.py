@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from runner import durable
 from runner.bundle.contents import JOB_FILE
 from runner.bundle.here import placed_inputs
 from runner.cli.cards import preflight, with_free_cards
@@ -219,7 +218,7 @@ def _place(on: str | None) -> On | None:
 
 def _new_folder(original: RunFolder, manifest: Manifest, plan: PlanBase, root: Path) -> RunFolder:
     folder = create(root, plan.job, plan.short_hash, "replay", render(plan))
-    durable.write_json(
+    folder.write_json(
         folder.sources,
         {
             "schema_version": 1,

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner import durable
 from runner.cli.cards import preflight, with_free_cards
 from runner.cli.detach import leave, said_by_supervisor, start_supervisor
 from runner.cli.follow import follow
@@ -133,7 +132,7 @@ def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunF
     """A new run folder with the rendered files and the source of each value."""
     folder = create(runs or default_root(), plan.job, plan.short_hash, plan.variant, render(plan))
     secrets = list(loaded.job.container.secrets)  # a run of this machine has no container's
-    durable.write_json(
+    folder.write_json(
         folder.sources,
         {
             "schema_version": 1,

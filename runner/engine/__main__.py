@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from runner import durable, unfinished
+from runner import unfinished
 from runner.engine.control import STOPPED_EXIT_CODE, SUPERVISOR_VARIABLE, Control, Stopped
 from runner.engine.oom import keep_snapshot
 from runner.errors import EXIT_REFUSED, RunnerError
@@ -44,11 +44,11 @@ def main() -> int:
     try:
         plan = read_plan(folder.plan)
         control.install()
-        _reserve(folder, rank).write_bytes(b"\0" * RESERVE_BYTES)
+        folder.write_file(_reserve(folder, rank), b"\0" * RESERVE_BYTES)
         from runner.engine.train import train
 
         code = train(plan, folder, control, resume=arguments.resume)
-        _reserve(folder, rank).unlink(missing_ok=True)
+        folder.remove(_reserve(folder, rank), as_far_as_possible=True)
         return code
     except Stopped:
         print("runner: stopped before the first step", file=sys.stderr)
@@ -87,7 +87,7 @@ def _prepare(folder: RunFolder, *, resume: bool) -> int:
             what = "verdict is" if resume else "results are"
             print(f"runner: the earlier {what} now in {moved}", file=sys.stderr)
     for inner in (folder.logs, folder.checkpoints, folder.engine):
-        inner.mkdir(exist_ok=True)
+        folder.make_folder(inner)
     for line in plan.substitutions:
         print(f"runner: SUBSTITUTED {line}", file=sys.stderr)
     return 0
@@ -129,10 +129,10 @@ def _reserve(folder: RunFolder, rank: int) -> Path:
 
 def _record_failure(folder: RunFolder, rank: int, kind: str, message: str, exit_code: int) -> None:
     """engine/failure.json: launchers turn every exit code into 1, so ours is written down."""
-    _reserve(folder, rank).unlink(missing_ok=True)
+    folder.remove(_reserve(folder, rank), as_far_as_possible=True)
     if rank == 0 or not folder.engine_failure.exists():
         try:
-            durable.write_json(
+            folder.write_json(
                 folder.engine_failure,
                 {
                     "schema_version": 1,

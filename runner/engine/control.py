@@ -1,6 +1,6 @@
 """How a training process is asked to save, to stop, and notices that its supervisor is gone.
 
-Standard library and runner.durable only: installed before torch is imported, so that a signal in
+Standard library and the run's folder only: installed before torch is imported, so that a signal in
 the first second already finds a handler. SIGUSR1 asks for a checkpoint at the next step boundary,
 SIGTERM (or Ctrl-C by hand) for a checkpoint and the end.
 """
@@ -14,7 +14,6 @@ import threading
 import time
 from types import FrameType
 
-from runner import durable
 from runner.folder import RunFolder
 from runner.liveness import boot_id, pid_namespace, start_ticks
 
@@ -57,7 +56,7 @@ class Control:
         """Record the phase; in an interruptible one a stop needs no step boundary."""
         self.phase = phase
         self._interruptible = interruptible
-        durable.write_json(
+        self.folder.write_json(
             self.folder.engine_status(self.rank),
             {
                 "schema_version": 1,

@@ -67,7 +67,7 @@ def merge(folder: RunFolder, plan: Plan, out: Path, dtype: str | None) -> dict[s
     """
     plan = plan.model_copy(update={"earlier": []})
     require_result(plan, folder)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise RefusedError(f"{out} is there already", "give another folder with --out DIR")
     cpu = plan.launch.model_copy(update={"device": "cpu", "deepspeed": "none"})
     plain = plan.model_copy(update={"method": "lora", "launch": cpu})

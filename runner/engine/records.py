@@ -83,7 +83,7 @@ class Records(TrainerCallback):
         if state.is_world_process_zero:
             if self._resumed_step is not None:
                 keep_metrics_until(self._folder, self._resumed_step)
-            self._writer = durable.JsonlWriter(self._folder.metrics)
+            self._writer = self._folder.open_lines(self._folder.metrics)
             self._go_on(self._offset + state.global_step)
         self._pace.start(time.monotonic())
 
@@ -257,7 +257,7 @@ def keep_metrics_until(folder: RunFolder, step: int) -> None:
     number = 1 + len(list(folder.logs.glob("metrics-before-resume-*.jsonl")))
     copy = folder.logs / f"metrics-before-resume-{number}.jsonl"
     for path, lines in ((copy, records), (folder.metrics, kept)):
-        durable.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        folder.write_file(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _finite(value: float | None) -> float | None:

@@ -349,7 +349,7 @@ def _names(plan: Plan, folder: RunFolder) -> dict[str, str]:
 
 
 def _remember(folder: RunFolder, names: dict[str, str]) -> None:
-    durable.write_json(folder.trackers, {"schema_version": SCHEMA_VERSION, "names": names})
+    folder.write_json(folder.trackers, {"schema_version": SCHEMA_VERSION, "names": names})
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -146,7 +145,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     control.stop_if_asked()
     if first:
         hashes = rows.prepared.split_hashes()
-        durable.write_json(folder.data_report, {**rows.report(), "split_sha256": hashes})
+        folder.write_json(folder.data_report, {**rows.report(), "split_sha256": hashes})
         rows.prepared.copy_hashes(_hashes_folder(folder, plan))
         for line in [*notes, *rows.lines()]:
             _say(line)
@@ -181,7 +180,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     _require_launch(plan, trainer)
     start = ready_to_train(trainer.model, plan)
     if first:
-        durable.write_json(folder.engine_stack, stack_record())
+        folder.write_json(folder.engine_stack, stack_record())
     parameters = counted(trainer.model)
     if first:
         _say(
@@ -241,7 +240,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
             **records.memory_peaks(),
         }
         if place.is_last:
-            durable.write_json(folder.engine_result, result)
+            folder.write_json(folder.engine_result, result)
         else:
             _close_phase(plan, folder, {**result, "steps": steps, "max_steps": planned})
     trainer.accelerator.wait_for_everyone()  # what comes next finds the files of this training
@@ -299,18 +298,17 @@ def _save(
 
 def _staged_phase(plan: Plan, folder: RunFolder) -> Path:
     staging = folder.phases / f".{plan.phase}"
-    staging.mkdir(parents=True, exist_ok=True)
+    folder.make_folder(staging)
     return staging
 
 
 def _close_phase(plan: Plan, folder: RunFolder, result: dict[str, Any]) -> None:
     """Publish an earlier training's folder whole: from then on a resume starts behind it."""
     staging, final = _staged_phase(plan, folder), folder.phase(plan.phase)
-    durable.write_json(staging / "result.json", result)
-    shutil.copyfile(folder.data_report, staging / folder.data_report.name)
-    shutil.rmtree(final, ignore_errors=True)
-    staging.rename(final)
-    durable.fsync_folder(final.parent)
+    folder.write_json(staging / "result.json", result)
+    folder.write_file(staging / folder.data_report.name, folder.data_report.read_bytes())
+    folder.remove(final, as_far_as_possible=True)
+    folder.move(staging, final)
 
 
 def _dry_run(trainer: Any, run: Run, place: Place) -> None:
@@ -326,7 +324,7 @@ def _dry_run(trainer: Any, run: Run, place: Place) -> None:
     if run.first:
         _say(f"dry run: one batch went through the model, loss {value:.3f}; nothing was trained")
         if place.is_last:
-            durable.write_json(
+            run.folder.write_json(
                 run.folder.engine_result,
                 {
                     "schema_version": 1,

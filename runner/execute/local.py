@@ -31,7 +31,7 @@ class LocalExecutor:
             own["TMPDIR"] = str(temporary.make(self._folder.path))
         except OSError as error:
             self.notes.append(f"temporary files go to everybody's TMPDIR: {error}")
-        with self._folder.train_log.open("ab") as log:
+        with self._folder.open_log(self._folder.train_log) as log:
             self._process = subprocess.Popen(
                 self.argv,
                 stdin=subprocess.DEVNULL,

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from runner import durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.outcome import Outcome
@@ -86,7 +85,7 @@ class Keeper:
         self._end_hashing()
         lists = self._folder.path.glob("images*.sha256")
         for made in (self._folder.manifest, self._folder.project_diff, *lists):
-            made.unlink(missing_ok=True)
+            self._folder.remove(made, as_far_as_possible=True)
 
     def _end_hashing(self) -> None:
         self._give_up.set()  # what is read now is the last
@@ -104,7 +103,7 @@ class Keeper:
             if len(diff.encode()) > DIFF_BYTES:
                 self._notes.append(f"project.diff is cut after {DIFF_BYTES} bytes")
                 diff = diff.encode()[:DIFF_BYTES].decode(errors="replace")
-            durable.write_text(self._folder.project_diff, diff)
+            self._folder.write_file(self._folder.project_diff, diff)
             digest = inputs.hashed(
                 FileRecord(what="diff", path=str(self._folder.project_diff), kind="file"),
                 self._hasher,
@@ -180,7 +179,7 @@ class Keeper:
     def _images(self, record: FileRecord, plan: Plan) -> FileRecord:
         """Hash the images of a training, and write the list of them beside the manifest."""
         found = inputs.image_list(record, self._hasher, plan)
-        durable.write_text(self._folder.images(inputs.phase_of(record)), found.text)
+        self._folder.write_file(self._folder.images(inputs.phase_of(record)), found.text)
         return inputs.of_images(record, found)
 
     def _complete(self, plan: PlanBase, outcome: Outcome, stopped: Callable[[], bool]) -> None:
@@ -228,7 +227,7 @@ class Keeper:
         # plan.yaml beside it says the same, and a replay needs it as it is
         plan = record.pop("plan")
         record = without_secrets(record, self._secrets)
-        durable.write_json(self._folder.manifest, {**record, "plan": plan})
+        self._folder.write_json(self._folder.manifest, {**record, "plan": plan})
 
 
 def _never_began(outcome: Outcome) -> NeverBegan:

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
@@ -40,7 +40,7 @@ def main() -> int:
     cards = Cards(folder, wait=arguments.wait, share=arguments.share)
     plan: PlanBase | None = None
     with contextlib.ExitStack() as stack:  # all is held until the verdict is written
-        lock = stack.enter_context(folder.lock.open("w"))
+        lock = stack.enter_context(folder.open_lock(folder.lock))
         stack.enter_context(cards)
         if not _locked(lock):
             print(f"error: {folder.name} already has a supervisor", file=sys.stderr)
@@ -99,7 +99,7 @@ def trusted_plan(folder: RunFolder, sha256: str | None) -> PlanBase:
     return parse_plan(content, folder.plan)
 
 
-def _locked(lock: TextIO) -> bool:
+def _locked(lock: IO[bytes]) -> bool:
     """Take the lock; a trainer that only looks whether it is held has it for an instant."""
     for attempt in range(5):
         try:

@@ -12,7 +12,6 @@ import time
 from types import TracebackType
 from typing import Self
 
-from runner import durable
 from runner.errors import EXIT_INTERRUPTED, RefusedError
 from runner.facts import named_by_caller
 from runner.folder import RunFolder
@@ -65,7 +64,7 @@ class Cards:
     ) -> None:
         if self._turn is not None:
             self._turn.drop()
-            self._folder.queue.unlink(missing_ok=True)
+            self._folder.remove(self._folder.queue, as_far_as_possible=True)
         self._nvml.close()
 
     def ask(self, plan: PlanBase) -> None:
@@ -146,7 +145,7 @@ class Cards:
                     self._blocked = answer
                 case Never(why, hint):
                     return _failed(f"{why}; {hint}", asked)
-        self._folder.queue.unlink(missing_ok=True)
+        self._folder.remove(self._folder.queue)
         names = ", ".join(f"GPU {card.index}" for card in self._cards or ())
         waited = time.monotonic() - asked
         text = f"waited {format_duration(waited)} for {names}"
@@ -177,7 +176,7 @@ class Cards:
 
     def _show(self, blocked: Blocked, text: str, began: float) -> None:
         with contextlib.suppress(OSError):  # a full disk hides the place, and takes it from nobody
-            durable.write_json(
+            self._folder.write_json(
                 self._folder.queue,
                 {
                     "schema_version": 1,

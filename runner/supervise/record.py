@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from runner import durable
@@ -20,11 +21,19 @@ class Record:
     """events.jsonl and memory.jsonl; a full disk loses lines, counted, and never the guard."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._events = durable.JsonlWriter(folder.events)
-        self._memory = durable.JsonlWriter(folder.memory)
         self.dropped = 0
         self.warnings: list[str] = []
         self._last_seconds = -RECORD_SECONDS
+        moved_aside: list[str] = []
+        seen = replace(folder, told=moved_aside.append)
+        self._events = seen.open_lines(folder.events)
+        self._memory = seen.open_lines(folder.memory)
+        for text in moved_aside:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """An event of the kind that the verdict repeats."""
+        self.event("warning", text)
 
     def event(self, kind: str, text: str, **more: Any) -> None:
         """One thing that happened, also said in the supervisor's log."""

@@ -6,12 +6,10 @@ of each attempt. The run goes on in the folder itself, by a plan that says what 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from runner import durable
-from runner.folder import RunFolder
+from runner.folder import RunFolder, numbers
 from runner.job_training import TrainingSettings
 from runner.outcome import Outcome, Reason
 from runner.plan import Plan, PlannedPhase
@@ -74,20 +72,19 @@ def put_in_place(folder: RunFolder, plan: Plan, before: PlanBase, outcome: Outco
     The plan is written last: a kill in between leaves the old plan whole, by which the next start
     goes on. Of the other files a step down changes comments alone.
     """
-    number = 1 + sum(1 for _ in folder.attempts.glob("[0-9]*"))
+    folder.make_folder(folder.attempts)
+    number = 1 + max(numbers(folder.names(folder.attempts)), default=0)
     place = folder.attempt(number)
     staging = place.parent / f".{place.name}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    for name in render(before):
-        if (folder.path / name).is_file():
-            shutil.copyfile(folder.path / name, staging / name)
-    durable.write_json(staging / folder.termination.name, outcome.to_record())
+    folder.remove(staging)
+    folder.make_folder(staging)
+    for name, text in render(before).items():  # what its script was; not what it left of it
+        folder.write_file(staging / name, text)
+    folder.write_json(staging / folder.termination.name, outcome.to_record())
     for left in (folder.engine_failure, folder.engine_result, folder.prediction):
-        if left.is_file():  # the next attempt must not be judged by it, nor by its prediction
-            left.rename(staging / left.name)
-    staging.rename(place)
-    durable.fsync_folder(place.parent)
+        if folder.is_there(left):  # the next attempt must not be judged by it
+            folder.move(left, staging / left.name)
+    folder.move(staging, place)
     folder.write_rendered(render(plan))
     return number
 

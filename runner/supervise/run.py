@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner import durable, unfinished
+from runner import unfinished
 from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.enforcer import become_subreaper
@@ -48,15 +48,15 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
     aside = folder.set_aside(folder.verdicts()) if resume else None
     reserve = folder.path / ".reserve"
     try:
-        reserve.write_bytes(b"\0" * RESERVE_BYTES)
+        folder.write_file(reserve, b"\0" * RESERVE_BYTES)
         return _supervised(folder, plan, stop, cards, started, resume=resume, reserve=reserve)
     except RefusedError:  # nothing was started: the folder is as it was, its old verdict too
-        folder.supervisor.unlink(missing_ok=True)
+        folder.remove(folder.supervisor)
         if aside is not None:
             _put_back(folder, aside)
         raise
     finally:
-        reserve.unlink(missing_ok=True)
+        folder.remove(reserve, as_far_as_possible=True)
 
 
 def _supervised(
@@ -71,7 +71,7 @@ def _supervised(
 ) -> Outcome:
     """From the record of this supervisor on. Raises RefusedError where nothing was started."""
     ticks = start_ticks(os.getpid())
-    durable.write_json(
+    folder.write_json(
         folder.supervisor,
         {
             "schema_version": 1,
@@ -83,8 +83,9 @@ def _supervised(
         },
     )
     record = Record(folder)
+    folder = replace(folder, told=record.warn)
     never_began = cards.await_turn(stop, record)
-    keeper = Keeper(folder, lambda line: record.event("warning", line))
+    keeper = Keeper(folder, record.warn)
     if never_began is not None:
         keeper.never_began(plan, never_began)
         return never_began
@@ -153,15 +154,15 @@ def _attempts(
             f"{outcome.reason.value}: on from {outcome.checkpoint or 'the start'} with {step}",
         )
         plan, resume = lower, True
-    reserve.unlink(missing_ok=True)
+    folder.remove(reserve, as_far_as_possible=True)
     return replace(outcome, attempts=tuple(earlier)), plan
 
 
 def _put_back(folder: RunFolder, aside: Path) -> None:
     """Undo RunFolder.set_aside."""
     for path in folder.verdicts():
-        if (aside / path.name).exists():
-            (aside / path.name).rename(path)
-    aside.rmdir()
+        if folder.is_there(aside / path.name):
+            folder.move(aside / path.name, path)
     with contextlib.suppress(OSError):  # there are others in it
+        aside.rmdir()
         folder.earlier.rmdir()

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner import durable
 from runner.engine.data.prepare import prepare
 from runner.engine.evaluate import record as records
 from runner.engine.evaluate.generate import Greedy, longest_sequence
@@ -120,7 +119,7 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
     for line in records.draw_confusion(folder, result, figures, "trained" if run else "model"):
         asked.notes.append(line)
         _say(line)
-    durable.write_json(folder.evaluation, result)
+    folder.write_json(folder.evaluation, result)
 
 
 def _answers(
@@ -136,7 +135,7 @@ def _answers(
     limit = settings.max_new_tokens if asked.task else 0
     costs = [material.cost(index, limit) for index in range(len(material.rows))]
     progress = state.progress = Progress(len(costs), sum(costs))
-    writer = durable.JsonlWriter(state.folder.predictions)
+    writer = state.folder.open_lines(state.folder.predictions)
 
     def take(batch: Sequence[tuple[int, records.Told]]) -> None:
         for index, answers in batch:

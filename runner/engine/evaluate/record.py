@@ -1,6 +1,6 @@
 """What an evaluation leaves: a line for each row, evaluation.json, and the picture.
 
-Imports this package, runner.durable and package metadata; hashes files.
+Imports this package and package metadata; hashes files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from runner import __version__, durable
+from runner import __version__
 from runner.engine.evaluate import metrics, picture
 from runner.engine.evaluate.measure import Answer, Material
 from runner.engine.evaluate.request import EvaluationFolder
@@ -155,7 +155,7 @@ def write_predictions(folder: EvaluationFolder, lines: Sequence[dict[str, Any]])
     import json
 
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    durable.write_text(folder.predictions, text)
+    folder.write_file(folder.predictions, text)
 
 
 def _judged(told: Sequence[Told]) -> tuple[list[Judgement], list[Judgement] | None]:

@@ -1,6 +1,6 @@
 """What `runner evaluate` asks of the engine: request.json in the evaluation's folder.
 
-Imports the standard library, runner.durable and the settings' model.
+Imports the standard library, runner.durable, shared_folder and the settings' model.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from typing import Any
 from runner import durable
 from runner.errors import RunnerError
 from runner.job_training import EvaluationSettings
+from runner.shared_folder import SharedFolder
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class EvaluationFolder:
+class EvaluationFolder(SharedFolder):
     """The folder of one evaluation and the names of all that lies in it."""
-
-    path: Path
 
     @property
     def request(self) -> Path:
@@ -59,7 +58,7 @@ class Request:
 
 def write_request(folder: EvaluationFolder, request: Request) -> None:
     """Raises OSError where the disk refuses."""
-    durable.write_json(
+    folder.write_json(
         folder.request,
         {
             "schema_version": SCHEMA_VERSION,

@@ -1,10 +1,9 @@
-"""How far an evaluation is, for an end before the end. Standard library and runner.durable only."""
+"""How far an evaluation is, for an end before the end. Standard library only."""
 
 from __future__ import annotations
 
 import os
 
-from runner import durable
 from runner.engine.evaluate.progress import Progress
 from runner.engine.evaluate.request import SCHEMA_VERSION, EvaluationFolder
 
@@ -40,5 +39,5 @@ class State:
             "rows": self.rows,
             "rows_done": self.done,
         }
-        durable.write_json(self.folder.evaluation, record)
+        self.folder.write_json(self.folder.evaluation, record)
         return f"{text}; their answers are in {self.folder.predictions}"
