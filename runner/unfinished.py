@@ -48,7 +48,10 @@ def replaced_of(final: Path) -> Path:
 
 
 def _replaced(folder: RunFolder) -> Iterator[Path]:
-    yield from folder.checkpoints.glob(f".staging-*/*{REPLACED}")
+    if not folder.checkpoints.is_symlink():
+        for staging in folder.checkpoints.glob(".staging-*"):
+            if not staging.is_symlink():
+                yield from staging.glob(f"*{REPLACED}")
     yield from folder.path.glob(f".*{REPLACED}")
 
 
@@ -61,7 +64,12 @@ def _place_of(old: Path, folder: RunFolder) -> Path:
 
 def _half_made(folder: RunFolder) -> Iterator[Path]:
     for place in (folder.path, folder.engine, folder.checkpoints, folder.logs, folder.row_hashes):
-        for pattern in _PATTERNS:
+        for pattern in _PATTERNS if not _is_planted(place, folder) else ():
             yield from place.glob(pattern)
     for place in (folder.phases, folder.attempts):
-        yield from place.glob(".*")
+        yield from place.glob(".*") if not place.is_symlink() else ()
+
+
+def _is_planted(place: Path, folder: RunFolder) -> bool:
+    """Whether a folder in the run is a link: a run's own code can have put it there."""
+    return place != folder.path and place.is_symlink()

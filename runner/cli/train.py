@@ -30,7 +30,6 @@ from runner.cli.resume import Choice, choose
 from runner.cli.smoke_mgm import smoke_plan, stand_in
 from runner.cli.survey import require_disk, survey, survey_lines
 from runner.cli.vram import require_fits
-from runner.container.cli import ContainerCli
 from runner.execute.docker import docker_argv
 from runner.facts import Facts, HostFacts, gather, require_data
 from runner.folder import RunFolder, create, default_root
@@ -87,7 +86,7 @@ def train_job(
             keep_prediction(folder, prediction)
     announce(plan, facts, folder, out, surveyed, prediction)
     if dry_run and plan.container is not None:
-        command = docker_argv(folder, plan, ContainerCli(plan.container.program))
+        command = docker_argv(folder, plan)
         out.say(field("command", shlex.join(command)))
     if only_shown:
         shutil.rmtree(folder.path)  # what a script would do can't be tried without doing it

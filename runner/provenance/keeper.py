@@ -8,6 +8,7 @@ unless a stop was asked for.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runner import durable
+from runner.container.in_place import write_in_place
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.outcome import Outcome
@@ -171,7 +173,8 @@ class Keeper:
                 except (RunnerError, ImportError) as error:  # rows that name images
                     self._notes.append(f"{record.what} could not be hashed: {error}")
             if not self._give_up.is_set():
-                self._write()
+                # a rename would take away what keeps a container from writing the manifest
+                self._write(in_place=plan.container is not None)
         except GaveUp:
             self._notes.append("the run was stopped before all of its inputs were hashed")
         except Exception as error:
@@ -219,7 +222,7 @@ class Keeper:
         )
         self._write()
 
-    def _write(self) -> None:
+    def _write(self, *, in_place: bool = False) -> None:
         assert self._manifest is not None  # noqa: S101 - the caller has looked
         whole = self._manifest.model_copy(
             update={"files": list(self._files), "notes": list(self._notes)}
@@ -228,7 +231,12 @@ class Keeper:
         # plan.yaml beside it says the same, and a replay needs it as it is
         plan = record.pop("plan")
         record = without_secrets(record, self._secrets)
-        durable.write_json(self._folder.manifest, {**record, "plan": plan})
+        record = {**record, "plan": plan}
+        if in_place:
+            text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            write_in_place(self._folder.manifest, text.encode())
+        else:
+            durable.write_json(self._folder.manifest, record)
 
 
 def _never_began(outcome: Outcome) -> NeverBegan:

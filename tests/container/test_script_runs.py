@@ -91,7 +91,12 @@ def test_the_container_is_as_closed_as_it_is_said_to_be(bench: Bench) -> None:
     assert host["NetworkMode"] == "none"
     assert (host["PidsLimit"], host["ShmSize"]) == (4096, 8 << 30)
     mounts = {mount["Source"]: mount["RW"] for mount in seen["Mounts"]}
-    assert mounts == {str(run.absolute()): True, str(bench.place.folder): False}
+    within = {Path(source) for source in mounts if run.absolute() in Path(source).parents}
+    writable = {Path(source) for source, writes in mounts.items() if writes}
+    assert writable == {run.absolute(), run.absolute() / "logs", run.absolute() / "engine"}
+    closed = {str(path.relative_to(run.absolute())) for path in within - writable}
+    assert {"plan.yaml", "launch.sh", "supervisor.json", "container.id", ".lock"} <= closed
+    assert set(mounts) == {str(run.absolute()), str(bench.place.folder), *map(str, within)}
     labels = config["Labels"]
     assert labels["dev.runner.run"] == str(run.absolute())
     assert labels["dev.runner.supervisor"].split(":")[0].isdigit()
