@@ -79,6 +79,12 @@ Gpus = Annotated[
 Wait = Annotated[
     bool, typer.Option("--wait", help="Queue for a GPU that others hold, in order of arrival.")
 ]
+Unsafe = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-container", help="Take mounts and arguments that undo the container's closure."
+    ),
+]
 
 
 def overrides(
@@ -244,6 +250,7 @@ def train(
     ] = False,
     gpus: Gpus = None,
     wait: Wait = False,
+    unsafe: Unsafe = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -265,6 +272,7 @@ def train(
         choice="resume" if resume else "fresh" if fresh else None,
         dry_run=dry_run,
         detach=detach,
+        unsafe=unsafe,
         as_json=as_json,
     )
     raise typer.Exit(code)
@@ -284,6 +292,7 @@ def smoke(
     on: On = None,
     gpus: Gpus = None,
     wait: Wait = False,
+    unsafe: Unsafe = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -297,6 +306,7 @@ def smoke(
             max_steps=max_steps,
             runs=runs,
             wait=wait,
+            unsafe=unsafe,
             as_json=as_json,
         )
     )
@@ -567,6 +577,7 @@ def reproduce(
             help="Where an input lies now: data.train=FILE, model=FOLDER; may be repeated.",
         ),
     ] = None,
+    unsafe: Unsafe = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -574,7 +585,9 @@ def reproduce(
     from runner.cli.reproduce import reproduce_run
 
     raise typer.Exit(
-        reproduce_run(run, steps=steps, on=on, at=at or [], runs=runs, as_json=as_json)
+        reproduce_run(
+            run, steps=steps, on=on, at=at or [], runs=runs, unsafe=unsafe, as_json=as_json
+        )
     )
 
 

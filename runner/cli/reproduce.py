@@ -23,6 +23,7 @@ from runner.cli.preflight import make_stand_in, require_place, require_run_stack
 from runner.cli.report import verdict_lines as end_lines
 from runner.cli.train import start_and_follow
 from runner.cli.verify import compare, manifest_folder, verdict_lines
+from runner.container.unsafe import require_safe
 from runner.errors import RefusedError, UsageError, nearest
 from runner.folder import RunFolder, create, default_root
 from runner.liveness import host_pid
@@ -52,6 +53,7 @@ def reproduce_run(
     at: list[str],
     runs: Path | None,
     as_json: bool,
+    unsafe: bool = False,
 ) -> int:
     """0 where the new run is identical, 1 where not; the new run's code where it did not end well.
 
@@ -59,6 +61,7 @@ def reproduce_run(
         steps: end it after so many steps and compare these.
         on: local or docker; None is where the run ran.
         at: PART=PATH, where an input lies now.
+        unsafe: its container may be one that is not closed.
 
     Raises:
         RefusedError: an input is missing or changed, the run has no results, the image is not here.
@@ -80,6 +83,7 @@ def reproduce_run(
     if asked.container is None and plan.container is not None:  # what its job wants to be told
         box = plan.container.model_copy(update={"secrets": manifest.secrets})
         plan = plan.model_copy(update={"container": box})
+    require_safe(plan, where=manifest.run, runs=root, allowed=unsafe)
     require_toolkits_python(plan)
     if isinstance(plan, Plan):
         require_run_stack(plan)

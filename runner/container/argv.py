@@ -1,7 +1,7 @@
 """The command line of a run's container, as a list of words. Pure: values in, values out.
 
 What a dry run prints, what container.json records and what is executed is this one list. It holds
-names of variables, never a secret's value. Imports runner.plan_base only.
+names of variables, never a secret's value. Imports runner.plan_base and job_warnings only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.job_warnings import KNOWN_SECRETS
 from runner.plan_base import PlannedContainer, PlannedMount
 
 HOME = "/home/runner"
@@ -34,8 +35,6 @@ PASSED_ON_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Passed on only with a network; they can hold a password, so by name alone."""
 HUB_SECRETS = ("HF_TOKEN", "MODELSCOPE_API_TOKEN")
-KNOWN_SECRETS = (*HUB_SECRETS, "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY")
-"""Never passed as variables: where container.environment names one, it goes in as a file."""
 _REDIRECT = 'exec bash "$2" "${@:3}" >>"$1" 2>&1'
 """The log is written from inside, so that it goes on when dockerd dies and loses no last line."""
 
@@ -160,7 +159,7 @@ def passed_on(
 
 def secret_names(container: PlannedContainer) -> list[str]:
     """Names of the variables that reach the container as files, where they are set: those that the
-    job names, and no others.
+    job names, and no others. Known ones go so also where container.environment names them.
     """
     return sorted({*container.secrets, *(set(container.environment) & set(KNOWN_SECRETS))})
 
