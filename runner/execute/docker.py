@@ -99,6 +99,7 @@ class DockerExecutor:
                 "image": self._container.image,
                 "image_id": self._container.image_id,
                 "argv": self.argv,
+                "by_hand": by_hand_argv(self._folder, self._plan, self._cli),
             },
         )
         log = open_own(self._folder.container_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -344,6 +345,25 @@ def docker_argv(
         gpu_limit_bytes=plan.budget.limit_bytes if plan.budget.kind == "gpu" else None,
         id_file=str(place / ID),
         secrets_folder=str(place / SECRETS) if have_secrets(secret_names(plan.container)) else None,
+    )
+
+
+def by_hand_argv(folder: RunFolder, plan: PlanBase, cli: ContainerCli) -> list[str]:
+    """The command by which a person runs the launch script again, without runner on the host.
+
+    Nothing is laid over the run folder: the script sets its earlier results aside by itself.
+    """
+    assert plan.container is not None  # noqa: S101 - the caller has looked
+    return run_argv(
+        plan.container,
+        this_caller(cli),
+        program=cli.program,
+        name=f"{container_name(folder)}-by-hand",
+        labels={},
+        mounts=plan_mounts(plan, folder.path, cache_folder()),
+        command=["bash", str(folder.launch_script)],
+        workdir=str(folder.path),
+        gpu_uuids=plan.launch.gpu_uuids,
     )
 
 
