@@ -117,10 +117,12 @@ class ContainerSettings(JobModel):
     secrets: list[EnvironmentName] = Field(
         [],
         description="Names of variables whose values reach the container as files in memory, "
-        "never in a command line.",
+        "never in a command line; no other secret does.",
     )
     arguments: list[str] = Field(
-        [], description="Further arguments of `docker run`, word by word, taken as they are."
+        [],
+        description="Further arguments of `docker run`, word by word; those that are not known to "
+        "leave the container closed need --unsafe-container on the command line.",
     )
 
     @model_validator(mode="after")

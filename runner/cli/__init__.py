@@ -86,6 +86,12 @@ TrustRemoteCode = Annotated[
 Wait = Annotated[
     bool, typer.Option("--wait", help="Queue for a GPU that others hold, in order of arrival.")
 ]
+Unsafe = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-container", help="Take mounts and arguments that undo the container's closure."
+    ),
+]
 
 
 def overrides(
@@ -251,6 +257,7 @@ def train(
     ] = False,
     gpus: Gpus = None,
     wait: Wait = False,
+    unsafe: Unsafe = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -272,6 +279,7 @@ def train(
         choice="resume" if resume else "fresh" if fresh else None,
         dry_run=dry_run,
         detach=detach,
+        unsafe=unsafe,
         as_json=as_json,
     )
     raise typer.Exit(code)
@@ -291,6 +299,7 @@ def smoke(
     on: On = None,
     gpus: Gpus = None,
     wait: Wait = False,
+    unsafe: Unsafe = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -304,6 +313,7 @@ def smoke(
             max_steps=max_steps,
             runs=runs,
             wait=wait,
+            unsafe=unsafe,
             as_json=as_json,
         )
     )
@@ -591,6 +601,7 @@ def reproduce(
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
+    unsafe: Unsafe = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -604,6 +615,7 @@ def reproduce(
             on=on,
             at=at or [],
             trust_code=trust_remote_code,
+            unsafe=unsafe,
             runs=runs,
             as_json=as_json,
         )

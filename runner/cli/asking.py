@@ -17,7 +17,7 @@ from typing import Any
 
 from runner.cli.output import Output, field
 from runner.container.inside import question
-from runner.container.mounts import plan_mounts
+from runner.container.mounts import PREPARED, plan_mounts
 from runner.errors import EXIT_INTERRUPTED, RefusedError, RunnerError
 from runner.plan import Plan
 from runner.sources import cache_folder
@@ -63,6 +63,8 @@ def ask_engine(
             arguments(folder),
             reads=plan_mounts(plan, None, cache_folder()),
             writes=[folder],
+            caches=[PREPARED, "vram"],
+            environment=True,
         )
         process = subprocess.Popen(
             asked.argv,

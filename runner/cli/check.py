@@ -14,6 +14,7 @@ from runner.cli.cards import preflight, with_free_cards
 from runner.cli.measured import corrected_survey, memory_line
 from runner.cli.output import Output, colour, field
 from runner.cli.preflight import fetch_missing, require_place, require_training_stack
+from runner.cli.risks import all_warnings
 from runner.cli.survey import require_disk, survey, survey_lines
 from runner.cli.vram import require_fits
 from runner.facts import gather, require_data
@@ -62,7 +63,8 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
         default_root(), int(surveyed["disk_bytes"]), what="this run's checkpoints and result"
     )
     lines += [field("SUBSTITUTE", text) for text in plan.substitutions]
-    lines += [field("WARNING", text) for text in (*plan.warnings, *surveyed["warnings"])]
+    warnings = [*plan.warnings, *surveyed["warnings"], *all_warnings(loaded, plan)]
+    lines += [field("WARNING", text) for text in warnings]
     lines += [field("note", text) for text in surveyed["notes"]]
     prediction = corrected_survey(surveyed, plan, facts)
     if prediction is not None:
@@ -84,7 +86,7 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
             "substitutions": plan.substitutions,
             **surveyed,
             "memory": prediction and prediction.model_dump(mode="json"),
-            "warnings": [*plan.warnings, *surveyed["warnings"]],
+            "warnings": warnings,
         },
         lines,
     )
@@ -97,6 +99,7 @@ def _check_other(loaded: LoadedJob, command: str, out: Output) -> int:
     if isinstance(plan, MgmPlan):
         require_mgm(loaded, plan)
     require_place(plan, facts)
+    warnings = [*plan.warnings, *all_warnings(loaded, plan)]
     lines = [
         field("job", f"{loaded.name}: {loaded.path} is valid"),
         field("plan", plan.short_hash),
@@ -104,12 +107,12 @@ def _check_other(loaded: LoadedJob, command: str, out: Output) -> int:
         field("place", facts.place.line),
         preflight(with_free_cards(plan, wait=True)),
         *(field("SUBSTITUTE", text) for text in plan.substitutions),
-        *(field("WARNING", text) for text in plan.warnings),
+        *(field("WARNING", text) for text in warnings),
         "",
         field("ok", f"{command} would start"),
     ]
     record = {"ok": True, "job": loaded.name, "plan_hash": plan.hash, "exit_code": 0}
-    told = {"substitutions": plan.substitutions, "warnings": plan.warnings}
+    told = {"substitutions": plan.substitutions, "warnings": warnings}
     out.result({**record, **told}, lines)
     return 0
 

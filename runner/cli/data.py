@@ -18,7 +18,7 @@ from runner.cli.output import Output, field, table
 from runner.cli.preflight import refuse_unreachable, require_packages
 from runner.cli.wanted import fetch, lacking
 from runner.container.inside import question
-from runner.container.mounts import plan_mounts
+from runner.container.mounts import PREPARED, plan_mounts
 from runner.engine.data.summary import cleaning_lines, name_of
 from runner.errors import EXIT_INTERRUPTED, RefusedError
 from runner.facts import Facts, gather, require_data
@@ -156,12 +156,20 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
         path = Path(folder) / "plan.yaml"
         path.write_text(plan_yaml(plan), encoding="utf-8")
         command = ["runner.engine.data", str(path)]
+        made = False
         writes = [Path(folder)]
         if out is not None:
             command += ["--out", str(out.absolute())]
-            writes.append(out.absolute().parent)
+            if plan.container is not None:
+                made = _make_out(out)
+                writes.append(out.absolute())
         asked = question(
-            plan.container, command, reads=plan_mounts(plan, None, cache_folder()), writes=writes
+            plan.container,
+            command,
+            reads=plan_mounts(plan, None, cache_folder()),
+            writes=writes,
+            caches=[PREPARED],
+            environment=True,
         )
         process = subprocess.Popen(asked.argv, stdout=subprocess.PIPE, text=True)  # says on stderr
         try:
@@ -173,6 +181,10 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
             process.kill()
             asked.abandon()
             raise
+        finally:
+            if made and out is not None:
+                with contextlib.suppress(OSError):  # it holds rows
+                    out.rmdir()
     if process.returncode == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     try:
@@ -183,6 +195,19 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
             "the lines above say why, where it could; runner doctor looks at the packages",
         ) from None
     return process.returncode, answer
+
+
+def _make_out(out: Path) -> bool:
+    """Make the folder that a container is to write to, so that it needs no more than that one;
+    whether it was not there. Raises RefusedError.
+    """
+    if out.is_dir():
+        return False
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise RefusedError(f"--out {out} can't be made: {error.strerror or error}") from None
+    return True
 
 
 def _rows_alone(loaded: LoadedJob) -> LoadedJob:

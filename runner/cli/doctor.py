@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from runner import durable
 from runner.cli.output import Output, field
+from runner.container.private import sweep_private
 from runner.doctor import containers, leases, probes
 from runner.doctor.checks import Findings, judge, make_record, printable
 from runner.errors import UsageError
@@ -23,7 +24,8 @@ _T = TypeVar("_T")
 def examine(out: Path, *, as_json: bool, fix: bool = False) -> int:
     """1 where a check found a problem, an orphan stayed or the report was not written, else 0.
 
-    With `fix`, orphaned containers are removed before the machine is looked at.
+    With `fix`, orphaned containers are removed before the machine is looked at, and folders in
+    memory (secrets) whose process was killed.
 
     Raises:
         UsageError: the report can't lie at `out`; said before anything is asked.
@@ -36,6 +38,8 @@ def examine(out: Path, *, as_json: bool, fix: bool = False) -> int:
         removed = containers.remove_orphans(
             lambda line: output.say(field("fix", printable(line, secrets)))
         )
+        for folder in sweep_private():
+            output.say(field("fix", f"{folder}: removed; a process that was killed had left it"))
     findings = gather(output)
     checks = judge(findings)
     when = datetime.now(UTC).isoformat(timespec="seconds")

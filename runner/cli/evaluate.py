@@ -19,7 +19,7 @@ from runner.cli.output import Output
 from runner.cli.preflight import answering_gpu, fetch_missing, require_run_stack
 from runner.cli.recorded_plan import mount_of, plan_to_ask, result_mounts
 from runner.container.inside import question
-from runner.container.mounts import plan_mounts
+from runner.container.mounts import PREPARED, plan_mounts
 from runner.engine.evaluate.request import EvaluationFolder, Request, write_request
 from runner.engine.trained import require_result
 from runner.errors import (
@@ -218,6 +218,7 @@ def _measure(
         ["runner.engine.evaluate", str(folder.path)],
         reads=[*seen, *given],
         writes=[folder.path],
+        caches=[PREPARED],
         gpu_uuids=card,
     )
     # a session of its own: what a terminal's Ctrl-C does to it is decided here alone

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runner.cli.output import Output, field
 from runner.cli.wanted import Wanted, fetch, lacking
-from runner.container.cli import ContainerCli
+from runner.container.cli import require_cli
 from runner.container.images import find_image
 from runner.container.inside import question
 from runner.container.place import HERE, Place
@@ -61,7 +61,7 @@ def require_run_stack(plan: PlanBase, packages: Iterable[str] = ()) -> None:
         require_training_stack()
         require_packages(packages)
         return
-    cli = ContainerCli(plan.container.program)
+    cli = require_cli()  # of this machine, whatever the record of the run says
     if find_image(cli, plan.container.image_id) is None:
         raise RefusedError(
             f"the image that this run trained in is gone: {plan.container.image} "
@@ -201,6 +201,8 @@ def make_stand_in(plan: Plan, out: Output) -> None:
         plan.container,
         ["runner.engine.standin", model.model_type, model.folder, str(rows.path)],
         reads=[PlannedMount(source=rows.path, target=rows.path)],
+        caches=["standins"],
+        environment=True,
     )
     done = subprocess.run(
         asked.argv,

@@ -40,7 +40,8 @@ def plan_to_ask(folder: RunFolder, out: Output, *, trust_code: bool) -> Plan:
 
 def result_mounts(plan: Plan, folder: RunFolder) -> list[PlannedMount]:
     """What a container sees that a run's result is asked in; the run's folder to read only."""
-    return [*plan_mounts(plan, None, cache_folder()), mount_of(folder.path)]
+    cache = cache_folder()
+    return plan_mounts(plan, folder.path, cache, run_writable=False, own_mounts=False)
 
 
 def mount_of(path: Path) -> PlannedMount:

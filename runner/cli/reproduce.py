@@ -22,6 +22,7 @@ from runner.cli.preflight import make_stand_in, require_place, require_run_stack
 from runner.cli.report import verdict_lines as end_lines
 from runner.cli.train import start_and_follow
 from runner.cli.verify import compare, manifest_folder, verdict_lines
+from runner.container.unsafe import require_safe
 from runner.errors import RefusedError, UsageError, nearest
 from runner.folder import RunFolder, create, default_root
 from runner.origin import Origin
@@ -60,6 +61,7 @@ def reproduce_run(
     trust_code: bool = False,
     runs: Path | None,
     as_json: bool,
+    unsafe: bool = False,
 ) -> int:
     """0 where the new run is identical, 1 where not; the new run's code where it did not end well.
 
@@ -68,6 +70,7 @@ def reproduce_run(
         on: local or docker; None is where the run ran.
         at: PART=PATH, where an input lies now.
         trust_code: what came with a foreign run may run: script, toolkit, a model's Python files.
+        unsafe: its container may be one that is not closed.
 
     Raises:
         RefusedError: an input is missing or changed, the run has no results, the image is not here.
@@ -96,9 +99,11 @@ def reproduce_run(
         whole=True,
     )
     plan, facts = placed(taken.plan, _place(on))
-    if asked.container is None and plan.container is not None:  # what its job wants to be told
+    into_image = asked.container is None and plan.container is not None
+    if into_image and origin.is_own and plan.container is not None:  # what its job wants to be told
         box = plan.container.model_copy(update={"secrets": manifest.secrets})
         plan = plan.model_copy(update={"container": box})
+    require_safe(plan, where=manifest.run, runs=root, allowed=unsafe)
     if isinstance(plan, Plan):
         require_run_stack(plan)
         make_stand_in(plan, out)

@@ -26,6 +26,7 @@ def smoke_jobs(
     runs: Path | None,
     wait: bool,
     as_json: bool,
+    unsafe: bool = False,
 ) -> int:
     """0 where every job passed, 1 where one did not, 130 after Ctrl-C; each one is in the table."""
     out = Output(as_json=as_json)
@@ -39,7 +40,7 @@ def smoke_jobs(
         out.say(f"\n[{number}/{len(loaded)}] {job.name}")
         began = time.monotonic()
         try:
-            records.append(_smoke(job, max_steps, runs, out, wait=wait))
+            records.append(_smoke(job, max_steps, runs, out, wait=wait, unsafe=unsafe))
         except RunnerError as error:
             for line in error.lines():
                 out.say(line)
@@ -72,10 +73,16 @@ def smoke_jobs(
 
 
 def _smoke(
-    job: LoadedJob, max_steps: int | None, runs: Path | None, out: Output, *, wait: bool
+    job: LoadedJob,
+    max_steps: int | None,
+    runs: Path | None,
+    out: Output,
+    *,
+    wait: bool,
+    unsafe: bool,
 ) -> dict[str, Any]:
     steps = max_steps or SMOKE_DEFAULT_STEPS
-    plan, facts, folder = ready_smoke(job, steps, runs, out, wait=wait)
+    plan, facts, folder = ready_smoke(job, steps, runs, out, wait=wait, unsafe=unsafe)
     out.say(field("place", facts.place.line))
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))

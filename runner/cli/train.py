@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from runner.cli.preflight import (
 )
 from runner.cli.report import verdict_lines
 from runner.cli.resume import Choice, choose, plan_for, write_plan
+from runner.cli.risks import say_job_warnings, settle_risks
 from runner.cli.smoke_mgm import smoke_plan, stand_in
 from runner.cli.survey import require_disk, survey, survey_lines
 from runner.cli.vram import require_fits
-from runner.container.cli import ContainerCli
 from runner.execute.docker import docker_argv
 from runner.facts import Facts, HostFacts, gather, require_data
 from runner.folder import RunFolder, create, default_root
@@ -58,14 +58,19 @@ def train_job(
     wait: bool,
     detach: bool,
     as_json: bool,
+    unsafe: bool = False,
 ) -> int:
     """The run's exit code. With `wait` it queues for a GPU that is taken.
+
+    With `unsafe` its container may be one that is not closed.
 
     With `detach` 0 as soon as the run has a supervisor, or why it has none.
     """
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
+    say_job_warnings(loaded, out)
     plan, facts = _planned(loaded, "dry_run" if dry_run else "train", max_steps, out)
+    settle_risks(loaded, plan, runs, out, unsafe=unsafe)
     root = runs or default_root()
     folder = None if dry_run else choose(plan, root, choice, out)
     resume = folder is not None
@@ -90,7 +95,7 @@ def train_job(
         write_plan(plan, folder, out)
     announce(plan, facts, folder, out, surveyed, prediction)
     if dry_run and plan.container is not None:
-        command = docker_argv(folder, plan, ContainerCli(plan.container.program))
+        command = docker_argv(folder, plan)
         out.say(field("command", shlex.join(command)))
     if only_shown:
         shutil.rmtree(folder.path)  # what a script would do can't be tried without doing it
@@ -184,25 +189,41 @@ def start_and_follow(
 
 
 def ready_smoke(
-    loaded: LoadedJob, max_steps: int, runs: Path | None, out: Output, *, wait: bool
+    loaded: LoadedJob,
+    max_steps: int,
+    runs: Path | None,
+    out: Output,
+    *,
+    wait: bool,
+    unsafe: bool = False,
 ) -> tuple[PlanBase, HostFacts, RunFolder]:
     """A smoke's plan, facts and folder, its stand-ins made and its cards chosen."""
-    plan, facts = _smoke_plan(loaded, max_steps, out)
+    say_job_warnings(loaded, out)
+    plan, facts = _smoke_plan(
+        loaded,
+        max_steps,
+        out,
+        lambda plan: settle_risks(loaded, plan, runs, out, unsafe=unsafe),
+    )
     plan = with_free_cards(plan, wait=wait)
     return plan, facts, prepare_folder(loaded, plan, runs)
 
 
-def _smoke_plan(loaded: LoadedJob, max_steps: int, out: Output) -> tuple[PlanBase, HostFacts]:
-    """A smoke's plan and facts, its stand-ins made."""
+def _smoke_plan(
+    loaded: LoadedJob, max_steps: int, out: Output, settle: Callable[[PlanBase], None]
+) -> tuple[PlanBase, HostFacts]:
+    """A smoke's plan and facts, its stand-ins made once `settle` has let the plan pass."""
     if not isinstance(loaded.job, Job):
         plan, facts, why = smoke_plan(loaded, max_steps)
         if isinstance(plan, MgmPlan) and why is not None:
             native, facts = stand_in(loaded, plan, why, max_steps)
+            settle(native)
             require_place(native, facts)
             make_stand_in(native, out)
             return native, facts
         if isinstance(plan, MgmPlan):
             require_mgm(loaded, plan)
+        settle(plan)
         require_place(plan, facts)
         return plan, facts
     own = gather(loaded)
@@ -212,6 +233,7 @@ def _smoke_plan(loaded: LoadedJob, max_steps: int, out: Output) -> tuple[PlanBas
     sft = make_plan(loaded, own, "smoke", max_steps)
     if sft.rows.train.path is None or not Path(sft.rows.train.path).is_file():
         require_data(loaded, own)  # neither the job's rows nor samples are here
+    settle(sft)
     require_place(sft, own)
     make_stand_in(sft, out)
     return sft, own

@@ -101,7 +101,9 @@ def fetch(
         RunnerError: the process ended without having answered for all of them.
         KeyboardInterrupt: the user stopped it; what came is kept.
     """
-    ask = question(container, ["runner.engine.fetch"], online=True, interactive=True)
+    ask = question(
+        container, ["runner.engine.fetch"], online=True, environment=True, interactive=True
+    )
     process = subprocess.Popen(
         ask.argv,
         stdin=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """The command line of a run's container, as a list of words. Pure: values in, values out.
 
 What a dry run prints, what container.json records and what is executed is this one list. It holds
-names of variables, never a secret's value. Imports runner.plan_base only.
+names of variables, never a secret's value. Imports runner.plan_base and job_warnings only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.job_warnings import KNOWN_SECRETS
 from runner.plan_base import PlannedContainer, PlannedMount
 
 HOME = "/home/runner"
@@ -33,8 +34,7 @@ PASSED_ON = (
 PASSED_ON_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Passed on only with a network; they can hold a password, so by name alone."""
-KNOWN_SECRETS = ("HF_TOKEN", "MLFLOW_TRACKING_TOKEN", "MODELSCOPE_API_TOKEN", "WANDB_API_KEY")
-"""Passed as files only with a network."""
+HUB_SECRETS = ("HF_TOKEN", "MODELSCOPE_API_TOKEN")
 _REDIRECT = 'exec bash "$2" "${@:3}" >>"$1" 2>&1'
 """The log is written from inside, so that it goes on when dockerd dies and loses no last line."""
 
@@ -65,6 +65,7 @@ def run_argv(
     container: PlannedContainer,
     caller: Caller,
     *,
+    program: str,
     name: str,
     labels: Mapping[str, str],
     mounts: Iterable[PlannedMount],
@@ -80,6 +81,7 @@ def run_argv(
     """The command that runs `command` in the container and ends with its exit code.
 
     Args:
+        program: of this machine; a plan only tells which one there was.
         name: the container's name: letters, digits, "_.-".
         command: words after the image; its first is a program.
         gpu_limit_bytes: asked of the driver (NVIDIA_GPU_MEMORY_LIMIT, in whole MiB); older
@@ -89,7 +91,7 @@ def run_argv(
         interactive: pass standard input on.
     """
     with_network = container.network != "none"
-    argv = [container.program, "run", "--rm", "--name", name, "--pull", "never"]
+    argv = [program, "run", "--rm", "--name", name, "--pull", "never"]
     argv += ["--cidfile", id_file] if id_file else []
     argv += ["--interactive"] if interactive else []
     for key, value in labels.items():
@@ -156,9 +158,10 @@ def passed_on(
 
 
 def secret_names(container: PlannedContainer) -> list[str]:
-    """Names of the variables that reach the container as files, where they are set."""
-    known = KNOWN_SECRETS if container.network != "none" else ()
-    return sorted({*container.secrets, *known})
+    """Names of the variables that reach the container as files, where they are set: those that the
+    job names, and no others. Known ones go so also where container.environment names them.
+    """
+    return sorted({*container.secrets, *(set(container.environment) & set(KNOWN_SECRETS))})
 
 
 def mount_text(mount: PlannedMount) -> str:

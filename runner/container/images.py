@@ -86,6 +86,11 @@ def default_name(kind: str) -> str:
     return f"runner-{kind}:{__version__}"
 
 
+def is_own_name(name: str) -> bool:
+    """Whether it is an image that `runner` takes by itself, not one that a job names."""
+    return name in {default_name(kind) for kind in context.KINDS}
+
+
 def find_image(cli: ContainerCli, name: str) -> Image | None:
     """The image of a name or id; None where there is none here.
 

@@ -20,11 +20,24 @@ TAKEN = ("/", "/tmp", "/opt", "/usr/bin", "/usr/local/bin", "/bin", HOME)  # noq
 """Folders that every container has itself: one of the host's is not laid over them."""
 
 
-def plan_mounts(plan: PlanBase, run_folder: Path | None, cache: Path) -> list[PlannedMount]:
+PREPARED = "prepared"
+"""Of the cache: the rows that a training prepares, and all that it may write there."""
+
+
+def plan_mounts(
+    plan: PlanBase,
+    run_folder: Path | None,
+    cache: Path,
+    *,
+    run_writable: bool = True,
+    own_mounts: bool = True,
+) -> list[PlannedMount]:
     """The mounts of a run, each target once; a run folder of None is for what runs before it.
 
     Args:
-        cache: runner's cache of prepared rows and of models that it made, writable.
+        cache: runner's cache, read-only but for the prepared rows of a run that is to write.
+        run_writable: False for what only reads a run's result.
+        own_mounts: whether container.mounts of the plan count; not those of a foreign record.
     """
     found: dict[str, PlannedMount] = {}
 
@@ -41,7 +54,7 @@ def plan_mounts(plan: PlanBase, run_folder: Path | None, cache: Path) -> list[Pl
             for model in (plan.model, *([plan.vision.model] if plan.vision else [])):
                 for link, real in _links_out(model):
                     add(real, target=str(link))
-            add(cache, readonly=False)
+            add(cache)
         case ScriptPlan():
             script = Path(plan.script.path)
             # with what lies beside it; not where the container has a folder of its own there
@@ -53,16 +66,19 @@ def plan_mounts(plan: PlanBase, run_folder: Path | None, cache: Path) -> list[Pl
             for path in mgm_paths(plan.mgm):
                 add(path)
     if run_folder is not None:
-        add(run_folder, readonly=False)
-    for mount in plan.container.mounts if plan.container else []:
+        add(run_folder, readonly=not run_writable)
+    for mount in plan.container.mounts if plan.container and own_mounts else []:
         add(Path(mount.source), readonly=mount.readonly, target=mount.target)
-    inside = cache
-    return [
-        mount
-        for target, mount in sorted(found.items())
-        # what lies in the cache comes with it, writable as it is, where it comes at all
-        if inside not in Path(target).parents or str(inside) not in found
-    ]
+    mounts = {
+        target: mount
+        for target, mount in found.items()
+        # what lies in the cache comes with it, where it comes at all
+        if not mount.readonly or cache not in Path(target).parents or str(cache) not in found
+    }
+    if isinstance(plan, Plan) and run_folder is not None and run_writable:
+        prepared = str(cache / PREPARED)
+        mounts[prepared] = PlannedMount(source=prepared, target=prepared, readonly=False)
+    return [mounts[target] for target in sorted(mounts)]
 
 
 def _read_by(plan: Plan) -> list[Path]:

@@ -2,6 +2,9 @@
 
 The container program is a child whose exit code is the run's; the container writes its own log, and
 its processes are watched and signalled as the host's, so that dockerd's death takes nothing away.
+
+What the container could have written is never followed: its id comes from a folder that it does not
+see, control files are laid over its folder read-only, and links that it left are taken away.
 """
 
 from __future__ import annotations
@@ -18,22 +21,31 @@ from pathlib import Path
 from runner import durable
 from runner.container.argv import launch_command, run_argv, secret_names
 from runner.container.caller import this_caller
-from runner.container.cli import ContainerCli
-from runner.container.labels import run_labels, supervisor_label
-from runner.container.mounts import plan_mounts
+from runner.container.cli import ContainerCli, require_cli
+from runner.container.in_place import open_own, write_in_place
+from runner.container.labels import RUN, run_labels, supervisor_label
+from runner.container.mounts import PREPARED, plan_mounts
+from runner.container.overlays import fixed_above, make_places, over, run_overlays
+from runner.container.private import make_private, private_example
 from runner.container.refusals import daemon_lost, discarded, explain_run, last_error
-from runner.container.secrets import secrets_folder, write_secrets
+from runner.container.secrets import have_secrets, write_secrets
 from runner.engine.control import LOCK_LIFELINE, SUPERVISOR_VARIABLE
 from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.container import ContainerTree, first_process
-from runner.plan_base import PlanBase
+from runner.plan import Plan
+from runner.plan_base import PlanBase, PlannedMount
+from runner.plan_mgm import MgmPlan
+from runner.planted_links import remove_planted
 from runner.sources import cache_folder
 
 START_SECONDS = 300.0  # a daemon under load, or a disk that is slow, takes its time
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 3.0  # a container that says it runs is among the processes by then
 HUNG_SECONDS = 60.0  # between a container's end and its client's: removal takes its time
+ID, SECRETS = "id", "secrets"
+"""Names in the private folder of a container."""
+_ID = re.compile("[0-9a-f]{64}")
 _UNSAFE = re.compile(r"[^a-zA-Z0-9_.-]+")
 
 
@@ -43,17 +55,19 @@ class DockerExecutor:
     def __init__(self, folder: RunFolder, plan: PlanBase, *, resume: bool) -> None:
         assert plan.container is not None  # noqa: S101 - the caller has looked
         self._folder, self._plan, self._container = folder, plan, plan.container
-        self._cli = ContainerCli(plan.container.program)
+        self._cli = require_cli()
         self._resume = resume
         self._process: subprocess.Popen[bytes] | None = None
-        self._secrets: Path | None = None
+        self._private: Path | None = None  # the container's id and its secrets
+        self._made: list[Path] = []
         self._cut_off = False
         self._gone_since: float | None = None
         self._said_before = 0  # bytes of the program's log that are of earlier starts
         self.tree = ContainerTree()
         self.name = container_name(folder)
         self.container_id: str | None = None
-        self.argv = docker_argv(folder, plan, self._cli, resume=resume)
+        self.argv: list[str] = []
+        """Known once it is started."""
         self.notes: list[str] = []
         """What happened to the container program or its daemon, for events.jsonl."""
 
@@ -72,10 +86,11 @@ class DockerExecutor:
                     f"runner doctor --fix ends it; or {self._cli.name} stop {self.name}",
                 )
             self._cli.ask("rm", "--force", self.name)
-        self._folder.container_id.unlink(missing_ok=True)
-        self._secrets = _secrets_of(self._folder, self._plan)
-        if self._secrets is not None:
-            write_secrets(self._secrets, secret_names(self._container))
+        self._lay_out()
+        assert self._private is not None  # noqa: S101 - laid out
+        self.argv = docker_argv(
+            self._folder, self._plan, self._cli, resume=self._resume, private=self._private
+        )
         durable.write_json(
             self._folder.container,
             {
@@ -84,10 +99,12 @@ class DockerExecutor:
                 "image": self._container.image,
                 "image_id": self._container.image_id,
                 "argv": self.argv,
+                "by_hand": by_hand_argv(self._folder, self._plan, self._cli),
             },
         )
-        with self._folder.container_log.open("ab") as log:
-            self._said_before = log.tell()
+        log = open_own(self._folder.container_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            self._said_before = os.fstat(log).st_size
             self._process = subprocess.Popen(
                 self.argv,
                 stdin=subprocess.DEVNULL,
@@ -95,7 +112,32 @@ class DockerExecutor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        finally:
+            os.close(log)
         self._attach()
+
+    def _lay_out(self) -> None:
+        """Make what the container is to find, and what it is not to.
+
+        Raises OSError, RefusedError.
+        """
+        try:
+            self._private = make_private()
+            names = secret_names(self._container)
+            if have_secrets(names):
+                write_secrets(self._private / SECRETS, names)
+        except OSError as error:
+            raise RefusedError(
+                f"no private folder can be made in memory: {error}", "look at /dev/shm: df /dev/shm"
+            ) from None
+        self._take_away_links()
+        if isinstance(self._plan, Plan):  # docker would make it as root
+            (cache_folder() / PREPARED).mkdir(parents=True, exist_ok=True)
+        self._made = make_places(self._folder, earlier=_host_alone(self._plan))
+        write_in_place(self._folder.container_id, b"")
+
+    def _take_away_links(self) -> None:
+        self.notes += [f"taken away: {each}" for each in remove_planted(self._folder)]
 
     def _attach(self) -> None:
         """Wait for the container's first process; nothing where it ended or failed before.
@@ -109,8 +151,8 @@ class DockerExecutor:
         begun = time.monotonic()
         while time.monotonic() - begun < START_SECONDS:
             gone = self._running() is not None  # asked first: what it left is seen once more then
-            with contextlib.suppress(OSError):
-                self.container_id = self._folder.container_id.read_text().strip() or None
+            if self.container_id is None:
+                self._learn_id()
             late = time.monotonic() - begun > ELSEWHERE_SECONDS
             pid = None
             if self.container_id:
@@ -124,6 +166,29 @@ class DockerExecutor:
             if self.container_id and late:
                 self._require_here(self.container_id)
             time.sleep(POLL_SECONDS)
+
+    def _learn_id(self) -> None:
+        """Take the container's id from where it can't write, once it is there; tell others of it.
+
+        Raises:
+            RefusedError: the container of that id is not this run's, as its label says.
+        """
+        assert self._private is not None  # noqa: S101 - started
+        try:
+            told = (self._private / ID).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            return
+        if not _ID.fullmatch(told):
+            return
+        label = f'{{{{index .Config.Labels "{RUN}"}}}}'
+        answer = self._cli.ask("container", "inspect", "--format", label, told)
+        # --format ends the label with one line break, and the path may have its own
+        if answer.code == 0 and answer.out.removesuffix("\n") != str(self._folder.path):
+            raise RefusedError(
+                f"{self._cli.name} started the container {told[:12]}, which is not this run's"
+            )
+        self.container_id = told
+        write_in_place(self._folder.container_id, told.encode() + b"\n")
 
     def _require_here(self, container_id: str) -> None:
         """End the container where its process is not one of this machine.
@@ -211,14 +276,15 @@ class DockerExecutor:
     def _told(self) -> str:
         """What the container program has said since this start, its end."""
         try:
-            with self._folder.container_log.open(errors="replace") as log:
+            descriptor = open_own(self._folder.container_log, os.O_RDONLY)
+            with os.fdopen(descriptor, errors="replace") as log:
                 log.seek(self._said_before)
                 return log.read()[-8000:]
         except OSError:
             return ""
 
     def clear(self) -> list[str]:
-        """See that no container, secret or id file is left; what could not be removed, in words."""
+        """See that no container, secret, id file or planted link is left; what is to be told."""
         left: list[str] = []
         if self._process is not None:  # else what there is of this name is another's
             answer = self._cli.ask("rm", "--force", self.name)
@@ -227,24 +293,49 @@ class DockerExecutor:
                     f"the container {self.name} could not be removed ({answer.reason}); runner "
                     "doctor --fix does it later"
                 )
-            self._folder.container_id.unlink(missing_ok=True)
-        if self._secrets is not None:
-            shutil.rmtree(self._secrets, ignore_errors=True)
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._folder.container_id.unlink(missing_ok=True)
+            for place in self._made:
+                with contextlib.suppress(OSError):  # it is in use by now
+                    place.rmdir()
+            try:
+                self._take_away_links()
+            except OSError as error:
+                left.append(f"links in the run folder could not be taken away: {error}")
+            left += self.notes
+            self.notes.clear()
         return left
 
 
 def docker_argv(
-    folder: RunFolder, plan: PlanBase, cli: ContainerCli, *, resume: bool = False
+    folder: RunFolder,
+    plan: PlanBase,
+    cli: ContainerCli | None = None,
+    *,
+    resume: bool = False,
+    private: Path | None = None,
 ) -> list[str]:
-    """The command of a run's container: what a dry run prints, and what is executed."""
+    """The command of a run's container: what a dry run prints, and what is executed.
+
+    Args:
+        cli: the container program of this machine, found where it is not given.
+        private: the folder with the secrets, where the id is written; None in a dry run, which
+            tells what would be there.
+
+    Raises RefusedError.
+    """
     assert plan.container is not None  # noqa: S101 - the caller has looked
-    secrets = _secrets_of(folder, plan)
+    cli = cli or require_cli()
+    place = private or private_example()
     return run_argv(
         plan.container,
         this_caller(cli),
+        program=cli.program,
         name=container_name(folder),
         labels=run_labels(folder.path, plan.job, plan.hash, os.geteuid(), supervisor_label()),
-        mounts=plan_mounts(plan, folder.path, cache_folder()),
+        mounts=_mounts(folder, plan, expected=private is None),
         command=launch_command(
             folder.launch_script, folder.train_log, ["--resume"] if resume else []
         ),
@@ -252,9 +343,39 @@ def docker_argv(
         environment={SUPERVISOR_VARIABLE: LOCK_LIFELINE},
         gpu_uuids=plan.launch.gpu_uuids,
         gpu_limit_bytes=plan.budget.limit_bytes if plan.budget.kind == "gpu" else None,
-        id_file=str(folder.container_id),
-        secrets_folder=None if secrets is None else str(secrets),
+        id_file=str(place / ID),
+        secrets_folder=str(place / SECRETS) if have_secrets(secret_names(plan.container)) else None,
     )
+
+
+def by_hand_argv(folder: RunFolder, plan: PlanBase, cli: ContainerCli) -> list[str]:
+    """The command by which a person runs the launch script again, without runner on the host.
+
+    Nothing is laid over the run folder: the script sets its earlier results aside by itself.
+    """
+    assert plan.container is not None  # noqa: S101 - the caller has looked
+    return run_argv(
+        plan.container,
+        this_caller(cli),
+        program=cli.program,
+        name=f"{container_name(folder)}-by-hand",
+        labels={},
+        mounts=plan_mounts(plan, folder.path, cache_folder()),
+        command=["bash", str(folder.launch_script)],
+        workdir=str(folder.path),
+        gpu_uuids=plan.launch.gpu_uuids,
+    )
+
+
+def _mounts(folder: RunFolder, plan: PlanBase, *, expected: bool) -> list[PlannedMount]:
+    mounts = plan_mounts(plan, folder.path, cache_folder())
+    mounts = over(fixed_above(folder.path, mounts), mounts)
+    return over(mounts, run_overlays(folder, earlier=_host_alone(plan), expected=expected))
+
+
+def _host_alone(plan: PlanBase) -> bool:
+    """Whether earlier/ is the host's; the MGM toolkit's stages set what was there aside in it."""
+    return not isinstance(plan, MgmPlan)
 
 
 def container_name(folder: RunFolder) -> str:
@@ -264,8 +385,3 @@ def container_name(folder: RunFolder) -> str:
     """
     place = hashlib.sha256(str(folder.path.absolute()).encode()).hexdigest()[:8]
     return f"runner-{_UNSAFE.sub('_', folder.name.replace('/', '-'))}-{place}"
-
-
-def _secrets_of(folder: RunFolder, plan: PlanBase) -> Path | None:
-    assert plan.container is not None  # noqa: S101 - the caller has looked
-    return secrets_folder(container_name(folder), secret_names(plan.container))

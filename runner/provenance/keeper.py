@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from runner import durable
+from runner.container.in_place import write_in_place
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.outcome import Outcome
@@ -170,7 +172,8 @@ class Keeper:
                 except (RunnerError, ImportError) as error:  # rows that name images
                     self._notes.append(f"{record.what} could not be hashed: {error}")
             if not self._give_up.is_set():
-                self._write()
+                # a rename would take away what keeps a container from writing the manifest
+                self._write(in_place=plan.container is not None)
         except GaveUp:
             self._notes.append("the run was stopped before all of its inputs were hashed")
         except Exception as error:
@@ -218,7 +221,7 @@ class Keeper:
         )
         self._write()
 
-    def _write(self) -> None:
+    def _write(self, *, in_place: bool = False) -> None:
         assert self._manifest is not None  # noqa: S101 - the caller has looked
         whole = self._manifest.model_copy(
             update={"files": list(self._files), "notes": list(self._notes)}
@@ -227,7 +230,11 @@ class Keeper:
         # plan.yaml beside it says the same, and a replay needs it as it is
         plan = record.pop("plan")
         record = without_secrets(record, self._secrets)
-        self._folder.write_json(self._folder.manifest, {**record, "plan": plan})
+        record = {**record, "plan": plan}
+        if in_place:  # a rename would take away what is mounted over it in the container
+            write_in_place(self._folder.manifest, durable.json_text(record).encode())
+        else:
+            self._folder.write_json(self._folder.manifest, record)
 
 
 def _never_began(outcome: Outcome) -> NeverBegan:

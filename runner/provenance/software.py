@@ -17,7 +17,7 @@ from pathlib import Path
 
 from runner import __version__
 from runner.container import context
-from runner.container.cli import ContainerCli
+from runner.container.cli import require_cli
 from runner.container.images import Image, find_image, image_facts
 from runner.errors import RunnerError
 from runner.packaged import docker_folder
@@ -110,8 +110,8 @@ def image_and_lock(plan: PlanBase) -> tuple[ImageRecord | None, Lock | None, lis
         here = hashlib.sha256(lock.read_bytes()).hexdigest()
         return None, Lock(file=lock.name, sha256=here), []
     bare = ImageRecord(name=plan.container.image, id=plan.container.image_id)
-    cli = ContainerCli(plan.container.program)
     try:
+        cli = require_cli()
         image = find_image(cli, plan.container.image_id)
     except RunnerError as error:
         return bare, None, [f"the image could not be asked about: {error}"]
@@ -138,7 +138,7 @@ def _inside(plan: PlanBase) -> tuple[Interpreter, list[str]]:
     assert plan.container is not None  # noqa: S101 - the caller has looked
     box = plan.container
     try:
-        known = image_facts(ContainerCli(box.program), Image(box.image, box.image_id, {}, 0, ""))
+        known = image_facts(require_cli(), Image(box.image, box.image_id, {}, 0, ""))
     except (RunnerError, OSError) as error:
         return Interpreter(path=plan.python), [f"packages of the image are not known: {error}"]
     notes = [] if known.packages else ["the image does not say what is installed in it"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from runner import durable
 from runner.container.inside import question
-from runner.container.mounts import plan_mounts
+from runner.container.mounts import PREPARED, plan_mounts
 from runner.folder import RunFolder
 from runner.outcome import Outcome, Reason
 from runner.plan import Plan
@@ -79,6 +79,8 @@ def _ask(
             write_request(place, plan, batches, cheapest=asked),
             reads=plan_mounts(plan, None, cache_folder()),
             writes=[place],
+            caches=[PREPARED, "vram"],
+            environment=True,
         )
         try:
             done = subprocess.run(

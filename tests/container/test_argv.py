@@ -48,6 +48,7 @@ def container(**changes: Any) -> PlannedContainer:
 
 def argv(box: PlannedContainer | None = None, caller: Caller = CALLER, **more: Any) -> list[str]:
     given: dict[str, Any] = {
+        "program": "docker",
         "name": "runner-x",
         "labels": {},
         "mounts": [],

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+from runner.container.private import dead_private
 from tests.conftest import REPOSITORY
 from tests.container.conftest import Bench
 from tests.runs.conftest import Finished, Workplace, termination
@@ -91,7 +92,12 @@ def test_the_container_is_as_closed_as_it_is_said_to_be(bench: Bench) -> None:
     assert host["NetworkMode"] == "none"
     assert (host["PidsLimit"], host["ShmSize"]) == (4096, 8 << 30)
     mounts = {mount["Source"]: mount["RW"] for mount in seen["Mounts"]}
-    assert mounts == {str(run.absolute()): True, str(bench.place.folder): False}
+    within = {Path(source) for source in mounts if run.absolute() in Path(source).parents}
+    writable = {Path(source) for source, writes in mounts.items() if writes}
+    assert writable == {run.absolute(), run.absolute() / "logs", run.absolute() / "engine"}
+    closed = {str(path.relative_to(run.absolute())) for path in within - writable}
+    assert {"plan.yaml", "launch.sh", "supervisor.json", "container.id", ".lock"} <= closed
+    assert set(mounts) == {str(run.absolute()), str(bench.place.folder), *map(str, within)}
     labels = config["Labels"]
     assert labels["dev.runner.run"] == str(run.absolute())
     assert labels["dev.runner.supervisor"].split(":")[0].isdigit()
@@ -220,7 +226,7 @@ def test_secrets_reach_the_script_and_nothing_else(
     assert not host.is_running()
     texts = [p.read_text(errors="replace") for p in run.rglob("*") if p.is_file()]
     assert not any("canary-of-a-secret" in text for text in [seen, done.err, done.out, *texts])
-    assert not list(Path("/dev/shm").glob(f"runner-*{run.name}*"))
+    assert dead_private() == []
 
 
 def test_two_runs_at_once_do_not_meet(bench: Bench) -> None:
@@ -254,7 +260,7 @@ def test_the_dry_run_prints_the_command_that_is_recorded(bench: Bench) -> None:
 
     def settings(argv: list[str]) -> list[str]:
         """Without what names the run folder and the process that asks."""
-        varies = ("place/runs/job", "dev.runner.supervisor=", "dev.runner.plan=")
+        varies = ("place/runs/job", "dev.runner.supervisor=", "dev.runner.plan=", "/dev/shm/")
         return [word for word in argv if not any(part in word for part in varies)]
 
     name = words.index("--name") + 1

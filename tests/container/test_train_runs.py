@@ -53,18 +53,7 @@ def test_a_training_in_the_image_is_whole_and_its_script_repeats_it_by_hand(
     # without runner on the host: the recorded command with the script alone, as a person types it
     recorded = json.loads((run / "container.json").read_text())
     before = [line["loss"] for line in lines(run / "metrics.jsonl") if "loss" in line]
-    mounts = [
-        word
-        for index, text in enumerate(recorded["argv"])
-        if text == "--mount" and "run/secrets" not in recorded["argv"][index + 1]
-        for word in ("--mount", recorded["argv"][index + 1])
-    ]
-    me = f"{os.geteuid()}:{os.getegid()}"
-    by_hand = ["docker", "run", "--rm", "--network", "none", "--user", me, *mounts]
-    by_hand.append(recorded["image_id"])
-    again = subprocess.run(
-        [*by_hand, "bash", str(run / "launch.sh")], capture_output=True, text=True
-    )
+    again = subprocess.run(recorded["by_hand"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert (run / "earlier" / "1" / "termination.json").is_file()
     after = [line["loss"] for line in lines(run / "metrics.jsonl") if "loss" in line]
