@@ -17,6 +17,7 @@ from pathlib import Path
 from runner import durable, unfinished
 from runner.engine.control import STOPPED_EXIT_CODE, SUPERVISOR_VARIABLE, Control, Stopped
 from runner.engine.oom import keep_snapshot
+from runner.engine.pickles import load_tensors_only
 from runner.errors import EXIT_REFUSED, RunnerError
 from runner.folder import RunFolder
 from runner.liveness import living_engines
@@ -30,6 +31,7 @@ TIGHT_BYTES = 512 * MIB  # a card with less free was full, whatever the cap
 
 def main() -> int:
     """The exit code: 0 completed, 143 stopped on request, 2 or 3 refused, 1 failed."""
+    load_tensors_only()
     parser = argparse.ArgumentParser(prog="python -m runner.engine", description=__doc__)
     parser.add_argument("folder", type=Path, help="the run's folder, with plan.yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
