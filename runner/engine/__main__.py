@@ -130,9 +130,14 @@ def _reserve(folder: RunFolder, rank: int) -> Path:
 
 
 def _record_failure(folder: RunFolder, rank: int, kind: str, message: str, exit_code: int) -> None:
-    """engine/failure.json: launchers turn every exit code into 1, so ours is written down."""
+    """engine/failure.json: launchers turn every exit code into 1, so ours is written down.
+
+    The first rank's word counts most, but for a lost connection to one that refused to go on.
+    """
     _reserve(folder, rank).unlink(missing_ok=True)
-    if rank == 0 or not folder.engine_failure.exists():
+    before = durable.read_json(folder.engine_failure)
+    refused = isinstance(before, dict) and before.get("kind") == "refused"
+    if before is None or (rank == 0 and not (refused and kind == "failed")):
         try:
             durable.write_json(
                 folder.engine_failure,
