@@ -14,9 +14,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from runner import unfinished
+from runner import durable, unfinished
 from runner.engine.control import STOPPED_EXIT_CODE, SUPERVISOR_VARIABLE, Control, Stopped
 from runner.engine.oom import keep_snapshot
+from runner.engine.pickles import load_tensors_only
 from runner.errors import EXIT_REFUSED, RunnerError
 from runner.folder import RunFolder
 from runner.liveness import living_engines
@@ -30,6 +31,7 @@ TIGHT_BYTES = 512 * MIB  # a card with less free was full, whatever the cap
 
 def main() -> int:
     """The exit code: 0 completed, 143 stopped on request, 2 or 3 refused, 1 failed."""
+    load_tensors_only()
     parser = argparse.ArgumentParser(prog="python -m runner.engine", description=__doc__)
     parser.add_argument("folder", type=Path, help="the run's folder, with plan.yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
@@ -128,9 +130,14 @@ def _reserve(folder: RunFolder, rank: int) -> Path:
 
 
 def _record_failure(folder: RunFolder, rank: int, kind: str, message: str, exit_code: int) -> None:
-    """engine/failure.json: launchers turn every exit code into 1, so ours is written down."""
+    """engine/failure.json: launchers turn every exit code into 1, so ours is written down.
+
+    The first rank's word counts most, but for a lost connection to one that refused to go on.
+    """
     folder.remove(_reserve(folder, rank), as_far_as_possible=True)
-    if rank == 0 or not folder.engine_failure.exists():
+    before = durable.read_json(folder.engine_failure)
+    refused = isinstance(before, dict) and before.get("kind") == "refused"
+    if before is None or (rank == 0 and not (refused and kind == "failed")):
         try:
             folder.write_json(
                 folder.engine_failure,

@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import RefusedError, nearest
+from runner.engine.adapter_config import CONFIG, require_plain_adapter
+from runner.errors import RefusedError, RunnerError, nearest
 from runner.plan import Plan
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
 
+WEIGHTS = "adapter_model.safetensors"
 PREFIX_ENCODER = "prefix_encoder.safetensors"
 
 
@@ -175,10 +177,27 @@ def require_prefix_fits(model: Any) -> None:
 
 
 def load_adapter(base: Any, adapter: Path) -> Any:
-    """The base model with a saved adapter on it, loaded by plain PEFT."""
-    from peft import PeftModel
+    """The base model with a saved adapter on it, loaded by plain PEFT.
 
-    return PeftModel.from_pretrained(base, str(adapter))
+    Raises:
+        RefusedError: its config asks for more than LoRA or a prefix, or its weights are not there
+            as safetensors (PEFT would take a pickle, or ask the hub).
+        RunnerError: it does not fit the base.
+    """
+    import torch
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    require_plain_adapter(adapter / CONFIG)
+    if not (adapter / WEIGHTS).is_file():
+        raise RefusedError(f"{adapter} has no {WEIGHTS}", "no other file of weights is taken")
+    try:
+        return PeftModel.from_pretrained(base, str(adapter))
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunnerError(f"the adapter {adapter} can't be put on its base: {reason[0]}") from error
 
 
 def save_prefix_encoder(model: Any, folder: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import durable
+from runner.engine.pickles import load_tensors_only
 from runner.engine.standin import publish
 from runner.errors import RefusedError, RunnerError
 from runner.own_python import module_argv
@@ -151,9 +152,11 @@ def convert(gguf: Path, out: Path) -> None:
     )
 
     loaded = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
+    )
     # the shape of HuggingFaceTB/SmolLM2-135M-Instruct's config.json
     config = LlamaConfig(
         vocab_size=49152,
@@ -227,6 +230,7 @@ def _say(line: str) -> None:
 
 def main() -> int:
     """Command line; exit code 0 or that of the refusal."""
+    load_tensors_only()
     try:
         fetch(Path(sys.argv[1]).absolute())
     except RunnerError as error:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.engine.data.masks import end_of_turn_ids
+from runner.engine.pickles import load_tensors_only
 from runner.engine.subjects import Active, load_subjects, placed
-from runner.errors import RunnerError
+from runner.errors import RunnerError, bug
 from runner.folder import RunFolder
 from runner.plan import Plan
 from runner.render import read_plan
@@ -93,6 +94,7 @@ class Talker:
 
 def main() -> int:
     """Command line; exit code 0 or that of the refusal."""
+    load_tensors_only()
     parser = argparse.ArgumentParser(prog="python -m runner.engine.chat", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("plan", type=Path, help="by which its model is loaded")
@@ -102,15 +104,22 @@ def main() -> int:
         "--prompt-from-stdin", action="store_true", help="answer standard input and print JSON"
     )
     arguments = parser.parse_args()
-    folder = RunFolder(arguments.folder)
     try:
-        plan = read_plan(arguments.plan)
-        quiet(plan)
-        print("runner: loading the model", file=sys.stderr, flush=True)
-        talker = Talker(folder, plan, base=arguments.base, max_new_tokens=arguments.max_new_tokens)
+        return _talk(arguments)
     except RunnerError as error:
         print("\n".join(error.lines()), file=sys.stderr)
         return error.exit_code
+    except Exception as error:  # a model, or its chat template, from who knows where
+        print("\n".join(bug(error).lines()), file=sys.stderr)
+        return 1
+
+
+def _talk(arguments: argparse.Namespace) -> int:
+    folder = RunFolder(arguments.folder)
+    plan = read_plan(arguments.plan)
+    quiet(plan)
+    print("runner: loading the model", file=sys.stderr, flush=True)
+    talker = Talker(folder, plan, base=arguments.base, max_new_tokens=arguments.max_new_tokens)
     for note in talker.notes:
         print(f"runner: {note}", file=sys.stderr)
     if arguments.prompt_from_stdin:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from runner.engine.remote_code import remote_code_refused
 from runner.errors import RefusedError
 from runner.plan import Plan, PlannedModel
 from runner.sources import offline_switch
@@ -51,8 +52,9 @@ def model_config(model: PlannedModel, *, trust_remote_code: bool = False) -> tup
             try:
                 found = AutoConfig.from_pretrained(model.id, local_files_only=True, **options)
                 return found, None
-            except (OSError, ValueError):
-                pass
+            except (OSError, ValueError) as error:
+                if refused := remote_code_refused(error, f"the model {model.id}"):
+                    raise refused from None
         if entry is not None:
             figures = dict(entry["config"])
             config = AutoConfig.for_model(figures.pop("model_type"), **figures)
@@ -60,9 +62,10 @@ def model_config(model: PlannedModel, *, trust_remote_code: bool = False) -> tup
         if model.kind == "hub" and offline_switch() is None:
             return AutoConfig.from_pretrained(model.id, **options), None
     except (OSError, ValueError) as error:
+        name = model.folder or model.id
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RefusedError(
-            f"the config of {model.folder or model.id} can't be had: {reason}",
+        raise remote_code_refused(error, f"the model {name}") or RefusedError(
+            f"the config of {name} can't be had: {reason}",
             "give a folder with config.json: --set model=FOLDER",
         ) from None
     raise RefusedError(

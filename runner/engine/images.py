@@ -53,7 +53,9 @@ def image_processor(plan: Plan) -> ImageProcessor:
     field = "model" if model is plan.model else "vision.model"
     where, options = place(model)
     try:
-        processor = AutoImageProcessor.from_pretrained(where, backend="pil", **options)
+        processor = AutoImageProcessor.from_pretrained(
+            where, backend="pil", trust_remote_code=plan.trust_remote_code, **options
+        )
     except (OSError, ValueError) as error:
         raise unreachable(model, error, field) from None
     config = vision_config(plan)

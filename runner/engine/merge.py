@@ -21,6 +21,7 @@ import psutil
 
 from runner import durable
 from runner.engine.chat import quiet
+from runner.engine.pickles import load_tensors_only
 from runner.engine.result import publish_folder, sums
 from runner.engine.trained import (
     LIMIT,
@@ -32,7 +33,7 @@ from runner.engine.trained import (
     require_result,
     token_batch,
 )
-from runner.errors import RefusedError, RunnerError
+from runner.errors import RefusedError, RunnerError, bug
 from runner.folder import RunFolder
 from runner.plan import Plan
 from runner.render import read_plan
@@ -270,6 +271,7 @@ def _say(line: str) -> None:
 
 def main() -> int:
     """Command line; exit code 0 or that of the refusal."""
+    load_tensors_only()
     parser = argparse.ArgumentParser(prog="python -m runner.engine.merge", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("plan", type=Path, help="by which its model is loaded")
@@ -287,6 +289,9 @@ def main() -> int:
         return error.exit_code
     except OSError as error:
         print(f"error: the merged model can't be written: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # a model from who knows where
+        print("\n".join(bug(error).lines()), file=sys.stderr)
         return 1
     print(json.dumps(record))
     return 0

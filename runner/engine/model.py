@@ -10,7 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from runner.engine.adapter_config import require_plain_model
 from runner.engine.data.masks import ensure_chat_template
+from runner.engine.remote_code import remote_code_refused
 from runner.errors import RefusedError, RunnerError
 from runner.plan import Plan
 
@@ -72,6 +74,7 @@ def load_model(plan: Plan) -> Any:
 
     Raises RefusedError where the weights can't be had or bitsandbytes does not work here.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     whole = plan.method == "full" and plan.launch.deepspeed == "none"
@@ -83,11 +86,12 @@ def load_model(plan: Plan) -> Any:
     place, options = location(plan)
     if plan.method == "qlora":
         options |= _quantized(plan)
+    require_plain_model(place, options)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             place, dtype=dtype, use_safetensors=True, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise unreachable(plan, error) from None
     if plan.method == "qlora":
         _keep_layout(model)
@@ -95,16 +99,27 @@ def load_model(plan: Plan) -> Any:
 
 
 def load_whole(plan: Plan, folder: Path) -> Any:
-    """A whole trained model that lies in `folder`, in the plan's precision, on the CPU."""
+    """A whole trained model that lies in `folder`, in the plan's precision, on the CPU.
+
+    Raises RefusedError where it can't be loaded.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = AutoModelForCausalLM if plan.vision is None else AutoModelForImageTextToText
-    return kind.from_pretrained(
-        str(folder),
-        dtype=precision_dtype(plan.precision),
-        use_safetensors=True,
-        trust_remote_code=plan.trust_remote_code,
-    )
+    require_plain_model(str(folder), {})
+    try:
+        return kind.from_pretrained(
+            str(folder),
+            dtype=precision_dtype(plan.precision),
+            use_safetensors=True,
+            trust_remote_code=plan.trust_remote_code,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise remote_code_refused(error, str(folder)) or RefusedError(
+            f"the model in {folder} can't be loaded: {_first_line(error)}",
+            "its files are damaged, or were changed after the run",
+        ) from None
 
 
 def training_device(plan: Plan) -> str:
@@ -192,9 +207,12 @@ def require_quantization(plan: Plan, device: str) -> None:
 def unreachable(plan: Plan, error: Exception) -> RunnerError:
     """The refusal for weights that from_pretrained could not load."""
     place, _ = location(plan)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return RefusedError(
-        f"the model {place} can't be loaded: {reason}",
+    return remote_code_refused(error, f"the model {place}") or RefusedError(
+        f"the model {place} can't be loaded: {_first_line(error)}",
         "give a folder with --set model=FOLDER, or check the network, HF_ENDPOINT (a mirror) and "
         "HF_HUB_OFFLINE",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.engine.data.read import read_rows
+from runner.engine.pickles import load_tensors_only
 from runner.errors import RefusedError, RunnerError
 
 LLAVA = "llava-"
@@ -192,7 +193,9 @@ def _tiny_text(model_type: str, tokenizer: Any) -> Any:
 
     config = _tiny_config(model_type, tokenizer)
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
     except ValueError as error:
         raise RefusedError(f"{model_type} is not a text model: {str(error)[:120]}") from None
 
@@ -242,6 +245,7 @@ def publish(staging: Path, out: Path) -> None:
 
 def main() -> int:
     """Command line; exit code 0 or that of the refusal, whose reason is the last line."""
+    load_tensors_only()
     model_type, out, rows = sys.argv[1:4]
     try:
         make(model_type, Path(out), Path(rows))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.engine.arguments import require_optimizer
+from runner.engine.pickles import load_tensors_only
 from runner.engine.schedule import best_candidates, kept_at_once, saved_steps
 from runner.errors import Problem, RunnerError, SpecError, bug
 from runner.job_training import TrainingSettings, beyond_the_end
@@ -204,6 +205,7 @@ def _tokenizer_bytes(plan: Plan) -> int:
 
 def main() -> int:
     """Exit code 0, or that of the first refusal, whose lines are in the JSON."""
+    load_tensors_only()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     plan = read_plan(Path(sys.argv[1]))
     if plan.model.folder is not None:

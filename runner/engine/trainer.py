@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -25,14 +24,15 @@ from runner.engine.adapter import (
     load_prefix_encoder,
     save_prefix_encoder,
 )
+from runner.engine.adapter_config import CONFIG, require_plain_adapter
 from runner.engine.best import best_checkpoint
 from runner.engine.control import Stopped
 from runner.engine.milestones import Milestones
+from runner.engine.pickles import deepspeed_states, unloadable
 from runner.engine.recompute import Recompute
 from runner.engine.records import Records
 from runner.engine.rng import kept_random_state
 from runner.engine.schedule import learning_rate_at
-from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.job_training import TrainingSettings
 from runner.plan import Plan
@@ -144,17 +144,17 @@ class RunTrainer(SFTTrainer):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As the libraries do. Raises RunnerError for a checkpoint that is no mere state."""
-        self._gone_on_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        """As the libraries do. Raises RefusedError for a checkpoint that is no mere state."""
+        start = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._gone_on_from = start
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
-        except pickle.UnpicklingError as error:  # torch loads these files with weights_only
-            name = Path(str(resume_from_checkpoint)).name
-            raise RunnerError(
-                f"{name} holds something else than tensors and numbers, and was not loaded: "
-                f"{str(error).splitlines()[0]}",
-                "it was not written by this run; delete it to go on from an earlier one",
-            ) from None
+            with deepspeed_states(start, deepspeed=self.is_deepspeed_enabled):
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Exception as error:
+            refused = unloadable(error, start) if start is not None else None
+            if refused is None:
+                raise
+            raise refused from None
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._gone_on_from is not None:
@@ -248,6 +248,9 @@ class RunTrainer(SFTTrainer):
         save_prefix_encoder(self.model, Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        adapter = Path(resume_from_checkpoint) / CONFIG
+        if adapter.exists():
+            require_plain_adapter(adapter)
         # what PEFT saves of a projected prefix can't be loaded to go on training
         if not load_prefix_encoder(model or self.model, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)

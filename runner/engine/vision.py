@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from runner import durable
+from runner.engine.adapter_config import require_plain_model
+from runner.engine.remote_code import remote_code_refused
 from runner.errors import RefusedError, RunnerError
 from runner.plan import Plan, PlannedModel, PlannedVision
 
@@ -280,8 +282,9 @@ def whole_or_tower(plan: Plan) -> PlannedModel:
 def unreachable(model: PlannedModel, error: Exception, field: str) -> RefusedError:
     """The refusal for a checkpoint, or a part of it, that can't be loaded."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return RefusedError(
-        f"{field} {model.folder or model.id} can't be loaded: {reason}",
+    name = f"{field} {model.folder or model.id}"
+    return remote_code_refused(error, name) or RefusedError(
+        f"{name} can't be loaded: {reason}",
         f"give a folder with --set {field}=FOLDER, or check the network, HF_ENDPOINT (a mirror) "
         "and HF_HUB_OFFLINE; weights have to be safetensors",
     )
@@ -421,7 +424,7 @@ def _load_whole(plan: Plan, dtype: Any) -> Any:
     from transformers import LlavaForConditionalGeneration
 
     where, options = place(plan.model)
-    options["config"] = _whole_config(plan)
+    options |= {"config": _whole_config(plan), "trust_remote_code": plan.trust_remote_code}
     return _loaded(LlavaForConditionalGeneration, plan.model, "model", where, dtype, options)
 
 
@@ -438,7 +441,7 @@ def _compose(plan: Plan, dtype: Any) -> Any:
     options["trust_remote_code"] = plan.trust_remote_code
     text = _loaded(AutoModelForCausalLM, plan.model, "model", where, dtype, options)
     where, options = place(vision.model)
-    options["config"] = tower_config
+    options |= {"config": tower_config, "trust_remote_code": plan.trust_remote_code}
     tower = _loaded(CLIPVisionModel, vision.model, "vision.model", where, dtype, options)
 
     _grow(text, _vocabulary(text.config.vocab_size, token))
@@ -479,6 +482,7 @@ def _loaded(
     kind: Any, model: PlannedModel, field: str, where: str, dtype: Any, options: dict[str, Any]
 ) -> Any:
     """from_pretrained that leaves nothing at random: missing or misshapen weights are refused."""
+    require_plain_model(where, options)
     try:
         with _quiet():  # of a whole CLIP the text half is left out, and would be listed
             loaded, info = kind.from_pretrained(

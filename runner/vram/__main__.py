@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from runner.engine.pickles import load_tensors_only
 from runner.errors import RunnerError, bug
 from runner.packages import package_version
 from runner.render import read_plan
@@ -22,6 +23,7 @@ from runner.vram.ask import PACKAGES, Batch, predicted
 
 def main() -> int:
     """Exit code 0, or that of the refusal, whose lines are in the JSON."""
+    load_tensors_only()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     code = 0
     try:

@@ -16,6 +16,7 @@ from typing import Any
 from runner import durable
 from runner.engine.data.prepare import prepare
 from runner.engine.data.prepared import SIDES, Prepared, Side
+from runner.engine.pickles import load_tensors_only
 from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError, bug
 from runner.plan import Plan
 from runner.render import read_plan
@@ -91,6 +92,7 @@ def _say(line: str) -> None:
 
 def main() -> int:
     """Exit code 0, or that of the refusal, whose lines are in the JSON."""
+    load_tensors_only()
     parser = argparse.ArgumentParser()
     parser.add_argument("plan", type=Path)
     parser.add_argument("--out", type=Path)

@@ -14,12 +14,14 @@ from pathlib import Path
 from runner.engine.chat import quiet
 from runner.engine.evaluate.request import EvaluationFolder, read_request
 from runner.engine.evaluate.state import State
+from runner.engine.pickles import load_tensors_only
 from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
 from runner.render import read_plan
 
 
 def main() -> int:
     """The exit code: 0 done, 2 or 3 refused, 130 stopped."""
+    load_tensors_only()
     folder = EvaluationFolder(Path(sys.argv[1]).absolute())
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)  # a shell's background jobs start with it ignored

@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runner.engine.pickles import load_tensors_only
 from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
 
 
 def main() -> int:
     """Fetch one after the other; one that can't be had does not keep the others away."""
+    load_tensors_only()
     asked = json.load(sys.stdin)
     # their bars and notes would be drawn over ours; what matters of them comes as errors
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from runner import durable
 from runner.engine.fetch.fetched import Fetched, require_room, weights_sha256
 from runner.engine.fetch.files import RemoteFile, checked, needed, weights
+from runner.engine.fetch.secure import session
 from runner.engine.fetch.stream import download, partial_file
 from runner.errors import RefusedError
 from runner.sources import INDEX, hub_cache
@@ -90,6 +91,7 @@ def look_up(
     """The commit and its files, or those of `paths` alone (a data set may have a million)."""
     from huggingface_hub import HfApi
 
+    session()
     api = HfApi()
     if type_ == "model":
         info: Any = api.model_info(

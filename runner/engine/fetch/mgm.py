@@ -23,11 +23,13 @@ from runner.engine.fetch.mgm_place import alone
 from runner.engine.fetch.mgm_record import images_to_check, read_record, record_file
 from runner.engine.fetch.refusals import is_connection_error, refusal, said
 from runner.engine.mgm.sources import MgmSource
+from runner.engine.pickles import load_tensors_only
 from runner.errors import EXIT_INTERRUPTED, RefusedError, RunnerError, bug
 
 
 def main() -> int:
     """Fetch one after the other; one that can't be had does not keep the others away."""
+    load_tensors_only()
     asked = json.load(sys.stdin)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

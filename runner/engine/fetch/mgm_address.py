@@ -36,6 +36,12 @@ def address(source: MgmSource) -> str:
         return source.where
     mirror = os.environ.get(DATA_ENDPOINT)
     if not mirror:
+        if source.sha256 is None and not source.where.startswith("https://"):
+            raise RefusedError(
+                f"{source.name} is published over plain http and its sha256 is not known, so that "
+                "anyone on the way could send something else",
+                f"{DATA_ENDPOINT} names a server that you trust",
+            )
         return source.where
     if not re.match(r"https?://[^/]", mirror):
         raise RefusedError(

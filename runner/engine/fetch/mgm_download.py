@@ -19,6 +19,7 @@ from runner.engine.fetch.fetched import require_room
 from runner.engine.fetch.files import RemoteFile
 from runner.engine.fetch.mgm_address import shown
 from runner.engine.fetch.refusals import is_connection_error
+from runner.engine.fetch.secure import session
 from runner.engine.fetch.stream import SOCKET_SECONDS, download, partial_file
 from runner.engine.mgm.sources import MgmSource
 from runner.errors import RefusedError
@@ -164,11 +165,11 @@ def _bring(
 
 def _look(url: str) -> Remote:
     """What the server says of the file; the HTTP client's error where it has none."""
-    from huggingface_hub.utils import get_session, hf_raise_for_status
+    from huggingface_hub.utils import hf_raise_for_status
 
     for tries_left in range(TRIES - 1, -1, -1):
         try:
-            response: Any = get_session().head(
+            response: Any = session().head(
                 url,
                 headers={"Accept-Encoding": "identity"},
                 timeout=SOCKET_SECONDS,

@@ -24,6 +24,7 @@ from runner.engine.fetch.files import (
     weights,
 )
 from runner.engine.fetch.progress import FileProgress
+from runner.engine.fetch.secure import check_requests
 from runner.errors import RefusedError
 from runner.sources import INDEX, MANIFEST, cache_folder, file_sha256, modelscope_folder
 
@@ -105,6 +106,7 @@ def client() -> Any:
             "pip install 'runner[modelscope]'",
         ) from error
     logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)
+    check_requests()
     return HubApi()
 
 
@@ -136,7 +138,18 @@ def _bring(
     class Told(FileProgress):  # the client makes one a file: Told(path, bytes)
         def __init__(self, path: str, total_bytes: int) -> None:
             super().__init__(path, total_bytes, quiet=quiet)
+            self._most = sizes.get(path)
 
+        def update(self, more: int) -> None:
+            super().update(more)
+            if self._most is not None and self.bytes > self._most:  # the client itself reads on
+                raise RefusedError(
+                    f"{self.name} came with another content than ModelScope states: more than "
+                    f"{self._most} bytes for {self._most}",
+                    "a mirror or a proxy may be at fault: try another, or later",
+                )
+
+    sizes = {file.path: file.size_bytes for file in lacking}
     entries = [
         {"Path": f.path, "Size": f.size_bytes, "Sha256": f.sha256, "Type": "blob"} for f in lacking
     ]

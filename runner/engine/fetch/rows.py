@@ -70,7 +70,8 @@ def fetch_rows(asked: Asked, *, quiet: bool, say: Callable[[str], None]) -> Fetc
             )
             what = f"modelscope:{asked.id}@{commit}"
             builder = _builder(datasets, str(folder), asked.name, None, staging, what)
-            _narrow(builder, asked.split, what)
+            inside = [path for part in _narrow(builder, asked.split, what) for path in part]
+            _require_inside(inside, f"{folder.resolve()}/", what)
         rows = _prepare(datasets, builder, asked.split, staging, what)
         if len(rows) == 0:
             raise RefusedError(f"{what} has no rows in its split {asked.split!r}")
@@ -145,9 +146,20 @@ def _bring_split(
     """Fetch the files that the split is made of into the hub's cache, where `datasets` looks."""
     prefix = f"hf://datasets/{identity}@{commit}/"
     urls = [url for part in _narrow(builder, split, what) for url in part]
-    paths = [url.removeprefix(prefix) for url in urls if url.startswith(prefix)]
+    _require_inside(urls, prefix, what)
+    paths = [url.removeprefix(prefix) for url in urls]
     found = hub.look_up("dataset", identity, commit, paths)
     return found.files, hub.bring(found, found.files, quiet=quiet, say=say)
+
+
+def _require_inside(files: list[str], prefix: str, what: str) -> None:
+    """Refuse a data set whose card names files elsewhere: on this machine, or on any server."""
+    outside = [file for file in files if not file.startswith(prefix) or ".." in file.split("/")]
+    if outside:
+        raise RefusedError(
+            f"{what} names a file that is none of its own: {outside[0][:200]!r}",
+            "data sets are taken where all of their files are in the repository",
+        )
 
 
 def _narrow(builder: Any, split: str, what: str) -> list[list[str]]:

@@ -10,22 +10,30 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from runner import durable
+from runner.engine.fetch.fetched import SPARE_BYTES
 from runner.engine.fetch.files import RemoteFile
 from runner.engine.fetch.progress import FileProgress
 from runner.engine.fetch.refusals import is_connection_error
+from runner.engine.fetch.secure import session
 from runner.errors import RefusedError
+from runner.units import format_bytes
 
 HASH_BLOCK_BYTES = 8 * 1024 * 1024
 SOCKET_SECONDS = 30.0
 TRIES_WITHOUT_A_BYTE = 5
 LONGEST_WAIT_SECONDS = 16.0
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
+
+
+class _TooMuch(Exception):
+    """More came than was stated; the message says how much, in a few words."""
 
 
 def partial_file(target: Path) -> Path:
@@ -45,8 +53,9 @@ def download(
     """Bring `url` to `target`, whole and with the hash that the listing states, or not at all.
 
     Raises:
-        RefusedError: the content has another hash twice, the second time from the first byte on;
-            nothing of it is kept.
+        RefusedError: the content has another hash or more bytes than stated twice, the second time
+            from the first byte on; it is larger than the room on the disk; a redirect leaves TLS.
+            Nothing of it is kept, and nothing is written past the stated size.
         Exception: the HTTP client's own, where the server refuses or stays away; what came is
             kept for the next time.
     """
@@ -60,10 +69,10 @@ def download(
         resumed = had > 0
         while True:
             with partial.open("ab") as out:
-                _receive(url, headers, file, out, progress)
+                problem = _receive(url, headers, file, out, progress)
                 out.flush()
                 os.fsync(out.fileno())
-            problem = _mismatch(partial, file)
+            problem = problem or _mismatch(partial, file)
             if problem is None:
                 break
             partial.unlink()
@@ -96,16 +105,21 @@ def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _receive(
     url: str, headers: dict[str, str], file: RemoteFile, out: BinaryIO, progress: FileProgress
-) -> None:
-    """Append to `out` what it lacks, over as many connections as that takes."""
+) -> str | None:
+    """Append to `out` what it lacks, over as many connections as that takes.
+
+    Returns a few words on a server that sends more than was stated, else None.
+    """
     idle = 0
     while True:
         before = out.tell()
         if file.size_bytes is not None and before >= file.size_bytes > 0:
-            return
+            return None
         try:
             _one_connection(url, headers, out, progress, file.size_bytes)
-            return
+            return None
+        except _TooMuch as error:
+            return str(error)
         except Exception as error:
             out.flush()
             idle = 0 if out.tell() > before else idle + 1
@@ -122,14 +136,14 @@ def _one_connection(
     progress: FileProgress,
     size_bytes: int | None,
 ) -> None:
-    from huggingface_hub.utils import get_session, hf_raise_for_status
+    from huggingface_hub.utils import hf_raise_for_status
 
     have = out.tell()
     # ranges count the bytes as they are stored, so nothing may be compressed on the way
     asked = {**headers, "Accept-Encoding": "identity"}
     if have:
         asked["Range"] = f"bytes={have}-"
-    with get_session().stream(
+    with session().stream(
         "GET", url, headers=asked, timeout=SOCKET_SECONDS, follow_redirects=True
     ) as response:
         if (
@@ -140,12 +154,45 @@ def _one_connection(
         hf_raise_for_status(response)
         if have and not _continues(response, have):
             _drop(out, progress)
+        most = _most_bytes(response, out, size_bytes)
         # as they come: what a fixed chunk size gathers is lost where the connection breaks
         for chunk in response.iter_bytes():
+            if out.tell() + len(chunk) > most:
+                raise _overflow(out, most, size_bytes)
             out.write(chunk)
             progress.update(len(chunk))
     if size_bytes is not None and out.tell() < size_bytes:
         raise ConnectionError(f"the connection ended at byte {out.tell()} of {size_bytes}")
+
+
+def _most_bytes(response: Any, out: BinaryIO, size_bytes: int | None) -> int:
+    """How large the file may become: as stated, else what the answer says, else what the disk has.
+
+    Raises _TooMuch where the answer says that it is larger than was stated.
+    """
+    said = response.headers.get("Content-Length", "")
+    whole = out.tell() + int(said) if said.isdecimal() else None
+    if size_bytes is not None:
+        if whole is not None and whole > size_bytes:
+            raise _TooMuch(f"{whole} bytes for {size_bytes}")
+        return size_bytes
+    return whole if whole is not None else out.tell() + _room(out)
+
+
+def _room(out: BinaryIO) -> int:
+    return max(0, shutil.disk_usage(Path(out.name).parent).free - SPARE_BYTES)
+
+
+def _overflow(out: BinaryIO, most: int, size_bytes: int | None) -> Exception:
+    if size_bytes is not None:
+        return _TooMuch(f"more than {size_bytes} bytes for {size_bytes}")
+    folder = Path(out.name).parent
+    out.truncate(0)
+    return RefusedError(
+        f"the server sends more than {format_bytes(most)} and states no size; {folder} has no room "
+        f"for more ({format_bytes(SPARE_BYTES)} are kept free)",
+        "nothing of it was kept; look at what the address sends, or make room",
+    )
 
 
 def _continues(response: Any, have: int) -> bool:

@@ -2,9 +2,10 @@
 
 Standard library only; downloads nothing. Addresses of the challenge's files are those of its
 download script (lxp17-17/BLIP2-Enhanced-MGM-Training eb58a72, download_10k_baseline.sh; the 400k
-variant in reyvan14/Better_Synth_challenge 114a4c7, download.sh). They are plain http and no
-checksums of them are published, so what arrives is checked by what is in it, and `sha256` stays
-None until someone has both. Hub files are checked by the sha256 that the hub states.
+variant in reyvan14/Better_Synth_challenge 114a4c7, download.sh). It names them by http; the same
+server has them over https. No checksums of them are published, so what arrives is checked by what
+is in it, and `sha256` stays None until someone has one. Hub files are checked by the sha256 that
+the hub states.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 MGM_REPOSITORY = "https://github.com/dvlab-research/MGM.git"
 MGM_COMMIT = "769820cb71afc7c2b9a2166ca3ce92db1636215c"
-_CHALLENGE = "http://dail-wlcb.oss-cn-wulanchabu.aliyuncs.com/dj-competition/better_synth"
+_CHALLENGE = "https://dail-wlcb.oss-cn-wulanchabu.aliyuncs.com/dj-competition/better_synth"
 
 Part = Literal["toolkit", "weights", "data", "benchmark"]
 
