@@ -48,13 +48,20 @@ def held(folder: RunFolder) -> Iterator[None]:
             f"pids {living} of {folder.name} still live, without a supervisor; it is left alone",
             f"kill {' '.join(map(str, living))} ends them",
         )
+    # neither waited for nor followed, whatever somebody put in its place
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        lock = folder.lock.open("ab")
+        descriptor = os.open(folder.lock, flags, 0o644)
     except FileNotFoundError:
         raise RunnerError(f"{folder.name}: its folder is gone already") from None
     except PermissionError:
         raise RefusedError(f"{folder.name} belongs to another user") from None
-    with lock:
+    except OSError as error:
+        raise RefusedError(
+            f"{folder.lock} of {folder.name} can't be locked: {error.strerror}",
+            "it is no file that runner made; delete the run by hand",
+        ) from None
+    with os.fdopen(descriptor, "rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

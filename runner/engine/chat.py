@@ -8,7 +8,6 @@ the base model answers beside the trained one, each in a conversation of its own
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner import terminal
 from runner.bundle.here import plan_here
 from runner.engine.data.masks import end_of_turn_ids
 from runner.engine.subjects import Active, load_subjects, placed
@@ -103,34 +103,32 @@ def main() -> int:
     try:
         plan = plan_here(folder)
         quiet(plan)
-        print("runner: loading the model", file=sys.stderr, flush=True)
+        terminal.say("runner: loading the model")
         talker = Talker(folder, plan, base=arguments.base, max_new_tokens=arguments.max_new_tokens)
     except RunnerError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
         return error.exit_code
     for note in talker.notes:
-        print(f"runner: {note}", file=sys.stderr)
+        terminal.say(f"runner: {note}")
     if arguments.prompt_from_stdin:
         prompt = sys.stdin.read()
         answers = {speaker.name: talker.answer(speaker, prompt) for speaker in talker.speakers}
         record = {"prompt": prompt, "answer": answers["run"]}
         if arguments.base:
             record["base_answer"] = answers["base"]
-        print(json.dumps(record, ensure_ascii=False))
+        terminal.put_json(record)
         return 0
     return _converse(talker)
 
 
 def _converse(talker: Talker) -> int:
-    from transformers import TextStreamer
-
-    print("Type a message; /new starts over, /quit or Ctrl-D ends.", file=sys.stderr)
+    terminal.say("Type a message; /new starts over, /quit or Ctrl-D ends.")
     width = max(len(speaker.name) for speaker in talker.speakers)
     while True:
         try:
             prompt = input(f"{'you':<{width}}> ").strip()
         except (EOFError, KeyboardInterrupt):
-            print(file=sys.stderr)
+            terminal.say()
             return 0
         if prompt in ("/quit", "/exit"):
             return 0
@@ -140,12 +138,22 @@ def _converse(talker: Talker) -> int:
         if not prompt:
             continue
         for speaker in talker.speakers:
-            print(f"{speaker.name:<{width}}> ", end="", flush=True)
-            streamer = TextStreamer(talker.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            terminal.put(f"{speaker.name:<{width}}> ", end="")
             try:
-                talker.answer(speaker, prompt, streamer)
+                talker.answer(speaker, prompt, answer_streamer(talker.tokenizer))
             except KeyboardInterrupt:
-                print("\n(stopped)", file=sys.stderr)
+                terminal.say("\n(stopped)")
+
+
+def answer_streamer(tokenizer: Any) -> Any:
+    """What prints an answer as it comes: a model may say anything, escape sequences too."""
+    from transformers import TextStreamer
+
+    class Cleaned(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            terminal.put(text, end="\n" if stream_end else "")
+
+    return Cleaned(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def quiet(plan: Plan) -> None:
@@ -162,4 +170,5 @@ def quiet(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     sys.exit(main())

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
+from runner import terminal
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
@@ -39,7 +40,7 @@ def main() -> int:
         lock = stack.enter_context(folder.lock.open("w"))
         stack.enter_context(cards)
         if not _locked(lock):
-            print(f"error: {folder.name} already has a supervisor", file=sys.stderr)
+            terminal.say(f"error: {folder.name} already has a supervisor")
             return 3
         last_word = stack.enter_context(LastWord(folder))
         started, began = time.time(), time.monotonic()
@@ -50,7 +51,7 @@ def main() -> int:
             plan = read_any_plan(folder.plan)
             outcome = supervise(folder, plan, resume=arguments.resume, cards=cards)
         except RunnerError as error:  # before anything was started; an old verdict stays as it is
-            print("\n".join(error.lines()), file=sys.stderr)
+            terminal.say("\n".join(error.lines()))
             return error.exit_code
         except Exception as error:
             traceback.print_exc()

@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from types import TracebackType
 from typing import Self
 
-from runner import durable
+from runner import durable, terminal
 from runner.folder import RunFolder
 from runner.outcome import Outcome
 
@@ -52,8 +51,8 @@ class LastWord:
         try:
             self._write_over(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         except (OSError, ValueError):
-            print(f"error: termination.json can't be written: {why}", file=sys.stderr)
-            print(json.dumps(record), file=sys.stderr)
+            terminal.say(f"error: termination.json can't be written: {why}")
+            terminal.say(json.dumps(record))
 
     def _write_over(self, content: bytes) -> None:
         """Raises OSError, ValueError where the place is too small."""
