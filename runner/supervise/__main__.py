@@ -54,7 +54,7 @@ def main() -> int:
             terminal.say("\n".join(error.lines()))
             return error.exit_code
         except Exception as error:
-            traceback.print_exc()
+            terminal.say(traceback.format_exc())
             outcome = Outcome(
                 Reason.FAILED,
                 1,
