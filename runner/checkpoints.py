@@ -18,7 +18,9 @@ from runner import durable
 
 SEAL = "seal.json"
 SCHEMA_VERSION = 1
-_NAME = re.compile(r"^checkpoint-(\d+)$")
+_NAME = re.compile(r"^checkpoint-(\d{1,18})\Z", re.ASCII)
+_HOLLOW_BYTES = 1 << 30
+"""What is larger is looked at for holes: a file of petabytes is made in an instant."""
 
 
 def seal(folder: Path, facts: Mapping[str, Any] | None = None) -> None:
@@ -63,18 +65,32 @@ def damage(folder: Path, *, by_size: bool = False) -> str | None:
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         return "it has no seal, so its save did not finish"
     for name, facts in record["files"].items():
-        path = folder / name
         if not isinstance(facts, dict) or not {"size_bytes", "sha256"} <= facts.keys():
             return f"its seal says nothing usable of {name}"
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["size_bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, not {facts['size_bytes']}"
-        if by_size:
-            continue
-        with path.open("rb") as stream:
+        if name.startswith("/") or ".." in name.split("/"):
+            return f"its seal names {name}, which is not in it"
+        wrong = _damage_of(folder / name, facts, by_size=by_size)
+        if wrong is not None:
+            return f"{name} {wrong}"
+    return None
+
+
+def _damage_of(path: Path, facts: Mapping[str, Any], *, by_size: bool) -> str | None:
+    try:
+        with durable.open_record(path) as stream:
+            status = os.fstat(stream.fileno())
+            if status.st_size != facts["size_bytes"]:
+                return f"has {status.st_size} bytes, not {facts['size_bytes']}"
+            if status.st_size > _HOLLOW_BYTES and status.st_blocks * 512 < status.st_size // 8:
+                return "is mostly a hole, which no save leaves"  # and would take hours to read
+            if by_size:
+                return None
             if hashlib.file_digest(stream, "sha256").hexdigest() != facts["sha256"]:
-                return f"{name} was changed since it was sealed"
+                return "was changed since it was sealed"
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
     return None
 
 
@@ -93,9 +109,8 @@ def step_of(folder: Path) -> int:
 
 def listed(folder: Path) -> list[Path]:
     """The checkpoint folders in `folder`, lowest step first, whole or not."""
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if p.is_dir() and _NAME.match(p.name)), key=step_of)
+    named = (path for path in durable.entries(folder) if _NAME.match(path.name))
+    return sorted(filter(durable.is_folder, named), key=step_of)
 
 
 def surplus(

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 
 def fsync_folder(folder: Path) -> None:
@@ -109,11 +112,124 @@ def json_text(record: object) -> str:
     return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_json(path: Path) -> Any | None:
-    """The JSON document at `path`, or None where there is none or it is damaged."""
+MAX_JSON_BYTES = 16 << 20
+"""Of one record. The largest that runner writes, a manifest, has some hundred KiB."""
+MAX_LINE_BYTES = 1 << 20
+"""Of one line of a JSONL file; longer ones are passed over. Ours have less than 1 KiB."""
+MAX_JSONL_BYTES = 1 << 30
+"""Of a JSONL file; what comes after is not read. The guard's line a second fills it in a month."""
+SHORTEST_LINE_BYTES = 256
+"""A line counts as so many of MAX_JSONL_BYTES at least: 4 million lines of `{}` end it too."""
+MAX_DEPTH = 64
+"""Of objects in objects in a record. Ours have 8."""
+_ENDLESS = re.compile("[0-9]{40}")
+MAX_VALUES = 1_000_000
+"""In a record: each takes some hundred bytes of memory, whatever it takes in the file."""
+
+
+def open_record(path: Path, *, follow_link: bool = False) -> io.BufferedReader:
+    """A regular file in a folder that somebody else may write to, opened for reading.
+
+    A pipe, a device, a socket, a folder or a link in its place is refused and never waited for. A
+    link is followed with `follow_link` alone: for a cache of links that is the user's own.
+
+    Raises OSError, whose strerror says what it is.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        descriptor = os.open(path, flags if follow_link else flags | os.O_NOFOLLOW)
+    except ValueError:  # a NUL in its name, or a letter that no file name can have
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow_link:
+            raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path)) from None
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "it is no regular file", str(path)) from None
+        raise
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_record(path: Path, at_most_bytes: int, *, follow_link: bool = False) -> bytes:
+    """The content of such a file. Raises OSError, also where it is longer."""
+    with open_record(path, follow_link=follow_link) as stream:
+        content = stream.read(at_most_bytes + 1)
+    if len(content) > at_most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {at_most_bytes:,} bytes", str(path))
+    return content
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name, be it a link to nothing; False where that can't be seen."""
+    return os.path.lexists(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, or a link to one; False where that can't be seen."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where one may not look
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it is none, or can't be listed."""
+    try:
+        return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 - no Path twice
+    except OSError:
+        return []
+
+
+def read_word(path: Path) -> str:
+    """A short text in such a file, without space around it; "" where there is none."""
+    try:
+        return read_record(path, 4096).decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def parse_record(text: str) -> Any:
+    """The JSON value in `text`, of bounded depth, count of values and digits of its whole numbers.
+
+    Raises ValueError where it is no JSON, or beyond the bounds.
+    """
+    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:
+        raise ValueError("too many values")
+    try:
+        # asked for only where there may be one: it makes the reading several times slower
+        value = json.loads(text, parse_int=_figure if _ENDLESS.search(text) else None)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def _figure(digits: str) -> int:
+    if len(digits) > 40:
+        raise ValueError("a figure without end")
+    return int(digits)
+
+
+def read_json(path: Path, *, follow_link: bool = False) -> Any | None:
+    """The JSON document at `path`, or None where there is none or it is damaged.
+
+    What open_record and parse_record refuse counts as damaged.
+    """
+    try:
+        content = read_record(path, MAX_JSON_BYTES, follow_link=follow_link)
+        return parse_record(content.decode())
+    except (OSError, ValueError):
         return None
 
 
@@ -156,21 +272,47 @@ class JsonlWriter:
         os.close(self._descriptor)
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def lines_in(stream: BinaryIO, at_most_bytes: int = MAX_JSONL_BYTES) -> Iterator[bytes]:
+    """The lines of a JSONL file with their ends, the last perhaps without one.
+
+    One of more than MAX_LINE_BYTES is passed over as b"".
+    """
+    left = at_most_bytes
+    while left > 0 and (line := stream.readline(MAX_LINE_BYTES)):
+        left -= max(len(line), SHORTEST_LINE_BYTES)
+        if line.endswith(b"\n") or len(line) < MAX_LINE_BYTES:
+            yield line
+            continue
+        while left > 0 and (more := stream.readline(MAX_LINE_BYTES)):
+            left -= len(more)
+            if more.endswith(b"\n"):
+                break
+        yield b""
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The object in a line; None where there is none, or it is damaged."""
+    try:
+        record = parse_record(line.decode(errors="replace"))
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_jsonl(path: Path, at_most_bytes: int = MAX_JSONL_BYTES) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file; a torn last line (a kill in mid-write) is passed over.
 
     None where it can't be read.
     """
     try:
-        stream = path.open(encoding="utf-8", errors="replace")
+        stream = open_record(path)
     except OSError:
         return
     with stream:
-        for line in stream:
-            with contextlib.suppress(ValueError, RecursionError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    yield record
+        for line in lines_in(stream, at_most_bytes):
+            record = parse_line(line)
+            if record is not None:
+                yield record
 
 
 def last_jsonl(path: Path, having: str | None = None) -> dict[str, Any] | None:
@@ -179,15 +321,14 @@ def last_jsonl(path: Path, having: str | None = None) -> dict[str, Any] | None:
     Read from the last 64 KiB; None where there is none.
     """
     try:
-        with path.open("rb") as stream:
+        with open_record(path) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - 64 * 1024))
-            tail = stream.read().splitlines()
+            tail = stream.read(64 * 1024).splitlines()
     except OSError:
         return None
     for line in reversed(tail):
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            if isinstance(record, dict) and (having is None or having in record):
-                return record
+        record = parse_line(line)
+        if record is not None and (having is None or having in record):
+            return record
     return None

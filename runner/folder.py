@@ -16,13 +16,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import origin
+from runner import durable, origin
 from runner.errors import RunnerError, UsageError, nearest
 from runner.shared_folder import SharedFolder, require_own_way
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _SUFFIXES = {"smoke": "-smoke", "dry_run": "-dry", "replay": "-replay"}
 """Of the names of runs that no later `runner train` goes on with, by what they are."""
+_RANK = re.compile(r"rank-\d+\.json")
+MOST_RANKS = 4096
+"""Of a training's processes so many are looked at: a folder may hold a million such names."""
 _STAMP = re.compile(r"^\d{8}-\d{6}-[0-9a-f]{7}")
 _NUMBER = re.compile(r"^[1-9][0-9]{0,8}$")
 
@@ -198,6 +201,11 @@ class RunFolder(SharedFolder):
     def engine_status(self, rank: int) -> Path:
         return self.engine / f"rank-{rank}.json"
 
+    def engine_statuses(self) -> list[Path]:
+        """What each training process said of itself; at most MOST_RANKS of them."""
+        found = [path for path in durable.entries(self.engine) if _RANK.fullmatch(path.name)]
+        return sorted(found)[:MOST_RANKS]
+
     @property
     def engine_failure(self) -> Path:
         return self.engine / "failure.json"
@@ -233,19 +241,13 @@ class RunFolder(SharedFolder):
 
     def is_supervised(self) -> bool:
         """Whether a supervisor holds the lock, in whatever container or namespace this is asked."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            lock = os.open(self.lock, flags)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with durable.open_record(self.lock) as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        finally:
-            os.close(lock)
         return False
 
     @property
@@ -276,6 +278,15 @@ class RunFolder(SharedFolder):
     @property
     def earlier(self) -> Path:
         return self.path / "earlier"
+
+    def records(self) -> list[Path]:
+        """What commands read beside verdict and supervisor: files, and folders of files."""
+        return [
+            *(self.plan, self.sources, self.manifest, self.metrics, self.memory, self.events),
+            *(self.data_report, self.prediction, self.container, self.queue, self.train_log),
+            *(self.engine_result, self.engine_failure, *self.engine_statuses()[:1]),
+            *(self.engine, self.checkpoints, self.logs, self.phases, self.attempts, self.stages),
+        ]
 
     def results(self) -> list[Path]:
         """What a run leaves, beside the rendered files and the logs."""
@@ -392,8 +403,9 @@ def all_runs(root: Path) -> list[RunFolder]:
     """Every run under `root`, oldest first."""
     found = [
         RunFolder(path.absolute())
-        for path in root.glob("*/*")
-        if path.is_dir() and _STAMP.match(path.name)
+        for job in durable.entries(root)
+        for path in durable.entries(job)
+        if _STAMP.match(path.name) and not job.name.startswith(".") and durable.is_folder(path)
     ]
     return sorted(found, key=lambda run: (run.path.name[:15], _created(run.path), run.name))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from runner import terminal
 from runner.errors import nearest
 from runner.job import Job
 from runner.job_base import JobBase
@@ -40,6 +41,4 @@ def json_schema() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import json
-
-    print(json.dumps(json_schema(), indent=2))
+    terminal.put_json(json_schema(), indent=2)

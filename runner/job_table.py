@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from runner import terminal
 from runner.job_fields import model_at
 from runner.job_kinds import KINDS
 from runner.yaml_text import to_yaml
@@ -98,4 +99,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    terminal.put(table(), end="")

@@ -20,11 +20,11 @@ def start_ticks(pid: int) -> int | None:
     None where the process is gone, or is a zombie that only waits to be reaped.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
+    fields = stat.rpartition(b")")[2].split()  # a process may give itself any bytes for a name
+    return None if fields[0] == b"Z" else int(fields[19])
 
 
 def boot_id() -> str | None:
@@ -71,7 +71,7 @@ def host_pid(record: dict[str, Any]) -> int | None:
         if not entry.name.isdigit() or start_ticks(int(entry.name)) != ticks:
             continue
         try:
-            status = (entry / "status").read_text()
+            status = (entry / "status").read_text(errors="replace")
         except OSError:
             continue
         for line in status.splitlines():
@@ -106,6 +106,6 @@ def living_engines(folder: RunFolder) -> list[int]:
         owner = folder.path.stat().st_uid
     except OSError:
         return []
-    records = (durable.read_json(path) for path in folder.engine.glob("rank-*.json"))
+    records = (durable.read_json(path) for path in folder.engine_statuses())
     found = (host_pid(record) for record in records if isinstance(record, dict))
     return sorted(pid for pid in found if pid is not None and real_uid(pid) == owner)

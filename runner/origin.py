@@ -118,15 +118,9 @@ def _equal(one: str, other: str) -> bool:
 def _plan_bytes(path: Path) -> bytes | None:
     """A plan's bytes; None where what lies there is no plain file of at most 4 MiB."""
     try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        descriptor = os.open(path, flags)
+        return durable.read_record(path, _LARGEST_PLAN_BYTES)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as stream:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_PLAN_BYTES:
-            return None
-        return stream.read(_LARGEST_PLAN_BYTES)
 
 
 def _read_key() -> bytes | None:

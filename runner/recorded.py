@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -196,7 +197,7 @@ def status_of(folder: RunFolder, rank: int = 0) -> dict[str, Any]:
 
 def started(folder: RunFolder) -> bool:
     """Whether a supervisor has taken it over once, be its record damaged by now."""
-    return folder.supervisor.exists()
+    return durable.is_there(folder.supervisor)
 
 
 def trouble(folder: RunFolder) -> list[str]:
@@ -210,7 +211,26 @@ def trouble(folder: RunFolder) -> list[str]:
         line = _trouble(path, kinds)
         if line is not None:
             found.append(line)
-    return found
+    return found + [line for path in folder.records() if (line := _odd(path, folder)) is not None]
+
+
+def _odd(path: Path, folder: RunFolder) -> str | None:
+    """That something else stands in a record's or a folder's place, or that it has no end."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    name = path.relative_to(folder.path)
+    if path.suffix:
+        if stat.S_ISLNK(status.st_mode):
+            return f"{name} is a link, which is not followed"
+        if not stat.S_ISREG(status.st_mode):
+            return f"{name} is no regular file: it is not read"
+        if path.suffix == ".jsonl" and status.st_size > durable.MAX_JSONL_BYTES:
+            read = durable.MAX_JSONL_BYTES >> 20
+            return f"{name} is longer than {read} MiB: what comes after is not read"
+        return None
+    return None if durable.is_folder(path) else f"{name} is no folder: nothing in it is read"
 
 
 def newer_records(folder: RunFolder) -> str | None:
@@ -224,9 +244,8 @@ def newer_records(folder: RunFolder) -> str | None:
 
 def _trouble(path: Path, kinds: Mapping[str, Kind]) -> str | None:
     try:
-        size = path.lstat().st_size
-        with path.open("rb") as stream:
-            stream.read(1)
+        with durable.open_record(path) as stream:
+            size = len(stream.read(1))
     except FileNotFoundError:
         return None
     except OSError as error:

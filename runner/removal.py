@@ -54,6 +54,11 @@ def held(folder: RunFolder) -> Iterator[None]:
         raise RunnerError(f"{folder.name}: its folder is gone already") from None
     except PermissionError:
         raise RefusedError(f"{folder.name} belongs to another user") from None
+    except OSError as error:
+        raise RefusedError(
+            f"{folder.lock} of {folder.name} can't be locked: {error.strerror}",
+            "it is no file that runner made; delete the run by hand",
+        ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

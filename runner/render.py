@@ -24,8 +24,11 @@ from runner.plan_script import ScriptPlan
 from runner.render_base import BlockDumper, budget_line, templates, title
 from runner.render_script import script_launch, script_lines
 from runner.vram.shards import BUCKET_VALUES
+from runner.yaml_text import RecordLoader
 
 SCHEMA_VERSION = 1
+MAX_PLAN_BYTES = 4 << 20
+"""A plan has some ten KiB; its job file has at most one MiB."""
 _ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
@@ -100,7 +103,7 @@ def read_any_plan(path: Path) -> PlanBase:
     Raises RunnerError where the file is missing, damaged or edited (its hash no longer fits).
     """
     try:
-        content = path.read_bytes()
+        content = durable.read_record(path, MAX_PLAN_BYTES)
     except OSError as error:
         raise RunnerError(f"{path} can't be read: {error.strerror}") from None
     return parse_plan(content, path)
@@ -109,20 +112,25 @@ def read_any_plan(path: Path) -> PlanBase:
 def parse_plan(content: bytes, path: Path) -> PlanBase:
     """The plan in these bytes, which were read from `path`. Raises RunnerError as read_any_plan."""
     try:
-        record = yaml.safe_load(content.decode("utf-8"))
+        text = content.decode()
+        record = yaml.load(text, Loader=RecordLoader)  # noqa: S506 - a SafeLoader, and stricter
         if not isinstance(record, dict):
             raise RunnerError(f"{path} is damaged: there is no plan in it")
         other = durable.newer(record, PLAN_VERSION)
         if other is not None:
             raise RunnerError(f"{path} was {other}", "the runner that started it reads it")
-        stated = record.pop("plan_hash")
+        stated = str(record.pop("plan_hash"))
         plan = PLANS[record["engine"]].model_validate(record)
+        fits = plan.hash == stated
     except UnicodeDecodeError:
         raise RunnerError(f"{path} is damaged: it is no text") from None
+    except yaml.MarkedYAMLError as error:
+        at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RunnerError(f"{path} is not a plan of this runner: {error.problem}{at}") from None
     except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise RunnerError(f"{path} is not a plan of this runner: {reason}") from None
-    if plan.hash != stated:
+    if not fits:
         raise RunnerError(
             f"{path} was edited: it says plan {stated[:7]}, its contents are {plan.short_hash}",
             "change the job and render it anew, so that the hash names what runs",

@@ -3,7 +3,7 @@
 A run's folder is mounted, to be written, in the run's own container. What is put there in place of
 a record or of a folder (a link, a pipe, a second name of another file) is moved aside under the
 name NAME.planted-N and told of, so that no record is led elsewhere and none is lost for it.
-Standard library and runner.durable only.
+Standard library and runner.durable, terminal only.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import os
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from runner import durable
+from runner import durable, terminal
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -34,7 +33,7 @@ _NUMBERS = 100
 def say(text: str) -> None:
     """A warning on stderr: the supervisor's log, the trainer's, or a user's terminal."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"WARNING: {text}", file=sys.stderr, flush=True)
+        terminal.say(f"WARNING: {text}")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """What state a run is in, from its folder, a pid with its start time, and a lock.
 
-Imports the standard library and runner.folder, liveness, outcome, recorded. No server is asked, and
-nothing is remembered: who looks, looks anew.
+Imports the standard library and runner.durable, folder, liveness, outcome, recorded. No server is
+asked, and nothing is remembered: who looks, looks anew.
 """
 
 from __future__ import annotations
 
+from runner import durable
 from runner.folder import RunFolder
 from runner.liveness import is_living, living_engines
 from runner.outcome import Reason
@@ -29,7 +30,7 @@ def state_of(folder: RunFolder) -> str:
     if living in LIVING:
         return living
     # it may have ended between the two looks, or have been removed
-    return _reason(folder) or (living if folder.path.is_dir() else GONE)
+    return _reason(folder) or (living if durable.is_folder(folder.path) else GONE)
 
 
 def live_state(folder: RunFolder) -> str:
@@ -39,10 +40,10 @@ def live_state(folder: RunFolder) -> str:
     lock that it holds, where its pid means nothing here, or as long as it has not said its own.
     """
     if is_living(supervisor_of(folder)) or folder.is_supervised():
-        return QUEUED if folder.queue.exists() else RUNNING
+        return QUEUED if durable.is_there(folder.queue) else RUNNING
     if started(folder):
         return Reason.LOST.value
-    if any(folder.engine.glob("rank-*.json")):
+    if folder.engine_statuses():
         return BY_HAND
     return NOT_STARTED
 

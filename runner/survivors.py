@@ -44,10 +44,7 @@ class _Signs:
         own = f"{SUPERVISOR_VARIABLE}={pid}:{ticks}".encode()
         self._own = None if pid is None or ticks is None else own
         self._session, self._since = _launched(folder, ticks)
-        try:
-            container = folder.container_id.read_text(errors="replace").strip()
-        except OSError:
-            container = ""
+        container = durable.read_word(folder.container_id)
         self._container = container if len(container) == 64 else None
 
     def fit(self, pid: int) -> bool:

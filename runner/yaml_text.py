@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -19,6 +19,9 @@ FieldPath = tuple[str | int, ...]
 MAX_FILE_BYTES = 1 << 20
 
 MAX_NODES = 20_000  # a job has about a hundred; more is an alias bomb
+
+MAX_RECORD_DEPTH = 32  # a plan has 7
+MAX_RECORD_NODES = 50_000  # the largest plan has some two thousand
 
 
 class Loader(yaml.SafeLoader):
@@ -46,6 +49,39 @@ def _number(loader: Loader, node: yaml.ScalarNode) -> int:
 
 
 Loader.add_constructor("tag:yaml.org,2002:int", _number)
+
+
+class RecordLoader(yaml.SafeLoader):
+    """YAML as runner itself writes its records: no aliases, no tags, of bounded depth and size.
+
+    An alias in each line of ten multiplies to what no memory holds; and a whole number of a million
+    digits takes hours. Raises yaml.YAMLError.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self._refuse("an alias, which no record of runner's has")
+        self._depth, self._count = self._depth + 1, self._count + 1
+        if self._depth > MAX_RECORD_DEPTH or self._count > MAX_RECORD_NODES:
+            self._refuse("more values than a record has")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is not None:
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            if kind not in _TAGS[type(node)]:
+                self._refuse(f"a value of kind {kind}")
+            if kind != "str" and isinstance(node, yaml.ScalarNode) and len(node.value) > 40:
+                self._refuse("a figure of more than 40 letters")
+        return node
+
+    def _refuse(self, what: str) -> NoReturn:
+        mark = yaml.Mark("", 0, self.line, self.column, None, 0)
+        raise yaml.MarkedYAMLError(problem=f"it holds {what}", problem_mark=mark)
+
 
 _TAGS: dict[type[yaml.Node], tuple[str, ...]] = {
     yaml.ScalarNode: ("null", "bool", "int", "float", "str"),

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from runner import terminal
 from runner.cli.complete import ASKED, complete_jobs, complete_runs, rejoin_words
 
 app = typer.Typer(
@@ -481,14 +482,21 @@ def logs(
     supervisor: Annotated[
         bool, typer.Option("--supervisor", help="What the guard said, not the trainer.")
     ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="Its bytes as they are, escape sequences too, which a terminal obeys: for a pipe.",
+        ),
+    ] = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a run's trainer printed."""
+    """Print what a run's trainer printed, as text that no terminal obeys."""
     from runner.cli.logs import show_log
 
     raise typer.Exit(
-        show_log(run, follow=follow, supervisor=supervisor, runs=runs, as_json=as_json)
+        show_log(run, follow=follow, supervisor=supervisor, raw=raw, runs=runs, as_json=as_json)
     )
 
 
@@ -781,7 +789,7 @@ def _version(value: bool) -> None:
     if value:
         from runner import __version__
 
-        print(f"runner {__version__}")
+        terminal.put(f"runner {__version__}")
         raise typer.Exit
 
 
@@ -803,7 +811,7 @@ def main() -> None:
     try:
         app()
     except RunnerError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
@@ -812,8 +820,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.say(f"error: {error}")
         sys.exit(1)
     except Exception as error:
-        print("\n".join(bug(error).lines()), file=sys.stderr)
+        terminal.say("\n".join(bug(error).lines()))
         sys.exit(1)

@@ -6,9 +6,9 @@ The parts that need a tokenizer or torch run in a process of their own.
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import Any
 
+from runner import terminal
 from runner.cli.asking import EngineRefused
 from runner.cli.cards import preflight, with_free_cards
 from runner.cli.measured import corrected_survey, memory_line
@@ -27,7 +27,7 @@ from runner.resolve import make_plan
 from runner.resolve_kinds import make_any_plan
 from runner.resolve_mgm import require_mgm
 
-_GREEN, _PLAIN = "\x1b[30;42m", "\x1b[0m"
+_GREEN, _PLAIN = terminal.ink("30;42"), terminal.ink("0")
 
 
 def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int:
@@ -54,7 +54,7 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     try:
         surveyed = survey(plan, out, samples)
     except EngineRefused as error:
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
         if as_json:
             record = {"ok": False, "job": loaded.name, "exit_code": error.exit_code}
             out.result({**record, "error": error.lines()}, [])

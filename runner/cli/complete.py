@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import typer
 
 ASKED = "_RUNNER_COMPLETE"
 """Set where a shell asks for completions, by Typer's script."""
+
+_PLAIN = re.compile(r"[\w./@+=,:-]+")
+"""What is completed: a shell takes the word as it is, where `;` ends a command."""
 
 
 def rejoin_words() -> None:
@@ -41,7 +45,7 @@ def complete_jobs(incomplete: str) -> list[str]:
         for pattern in ("*.yaml", "*.yml")
         for path in folder.glob(pattern)
     }
-    return sorted(name for name in found if name.startswith(incomplete))
+    return sorted(name for name in found if name.startswith(incomplete) and _PLAIN.fullmatch(name))
 
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -54,4 +58,4 @@ def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
     if incomplete[:1].isdigit():
         names += [run.path.name for run in runs]
     words = ["@last", *names] if runs else []
-    return [word for word in words if word.startswith(incomplete)]
+    return [word for word in words if word.startswith(incomplete) and _PLAIN.fullmatch(word)]

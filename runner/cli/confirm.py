@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from runner import terminal
 from runner.errors import UsageError
 
 
@@ -16,5 +17,5 @@ def confirmed(question: str, *, yes: bool) -> bool:
         return True
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError("nobody can be asked here, so nothing was removed", "--yes removes it")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    terminal.say(f"{question} [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runner import terminal
 from runner.cli.output import Output, field, table
 from runner.cli.preflight import refuse_unreachable, require_packages
 from runner.cli.wanted import fetch, lacking
@@ -62,7 +62,7 @@ def data_job(
     ]
     code, answer = _prepare(plan, out)
     if "error" in answer:
-        print("\n".join(answer["error"]), file=sys.stderr)
+        terminal.say("\n".join(answer["error"]))
         if as_json:
             output.result({"ok": False, "job": loaded.name, "exit_code": code, **answer}, [])
         return code

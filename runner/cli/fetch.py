@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-from runner import durable
+from runner import durable, terminal
 from runner.cli.fetch_mgm import fetch_mgm
 from runner.cli.output import Output, field, table
 from runner.cli.preflight import refuse_unreachable
@@ -133,7 +132,7 @@ def _complain(loaded: LoadedJob, wanted: list[Need], items: list[dict[str, Any]]
             code = EXIT_BAD_SPEC
         else:
             continue
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
     return code
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from runner import terminal
 from runner.cli.output import Output, field, table
 from runner.engine.fetch.mgm_address import address, of_kind, shown
 from runner.engine.fetch.mgm_record import base_folder, belongs, images_to_check, read_record
@@ -308,16 +308,16 @@ def _complain(loaded: LoadedJob, wanted: list[MgmNeed], items: list[dict[str, An
     for need, item in zip(wanted, items, strict=True):
         if _optional(item):
             why = item["error"] or "it is not where the job looks for it"
-            print(f"note: {item['name']}, which is optional: {why}", file=sys.stderr)
+            terminal.say(f"note: {item['name']}, which is optional: {why}")
         elif item["state"] == "failed":
             failed.setdefault((item["error"], item["hint"]), []).append(item["name"])
             code = code or int(item["exit_code"] or EXIT_REFUSED)
         elif item["state"] == "absent":
-            print("\n".join(_not_fetched(loaded, need).lines()), file=sys.stderr)
+            terminal.say("\n".join(_not_fetched(loaded, need).lines()))
             code = EXIT_BAD_SPEC
     for (message, hint), names in failed.items():  # one host out of reach is said once
         error = RunnerError(f"{', '.join(names)}: {message}", hint)
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
     return code
 
 

@@ -7,55 +7,26 @@ twice to end it now. `runner attach` has the same view of a run that somebody el
 
 from __future__ import annotations
 
-import contextlib
-import json
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+from runner import terminal
 from runner.cli.output import Output, field
 from runner.folder import RunFolder
 from runner.metrics import is_loss_line, time_of
 from runner.plan_base import PlanBase
 from runner.recorded import number, object_at, status_of, whole
+from runner.tail import Tail
 from runner.units import format_bytes, format_duration
 
 POLL_SECONDS = 0.2
 _JUMP_FACTOR = 100.0  # a step that took so many times the usual is a clock that was set
 PACE_RECORDS = 200  # what the speed is worked out from
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
-
-
-class Tail:
-    """The records that were appended to a JSONL file since the last look."""
-
-    def __init__(self, path: Path, *, from_end: bool = False) -> None:
-        self._path = path
-        self._offset = 0
-        if from_end:
-            with contextlib.suppress(OSError):
-                self._offset = path.stat().st_size
-
-    def read(self) -> list[dict[str, Any]]:
-        """New whole lines; a line in mid-write waits for the next look."""
-        out = []
-        with contextlib.suppress(OSError), self._path.open("rb") as stream:
-            if self._path.stat().st_size < self._offset:
-                self._offset = 0  # a resumed run took lines out
-            stream.seek(self._offset)
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                with contextlib.suppress(ValueError, RecursionError):
-                    record = json.loads(line)
-                    if isinstance(record, dict):
-                        out.append(record)
-        return out
 
 
 def seconds_a_step(records: Iterable[tuple[float, int]]) -> float | None:
@@ -86,7 +57,7 @@ class Progress:
         """Its speed is that since `since_unix_seconds`; without it, from now on."""
         self._folder, self._plan = folder, plan
         self._metrics, self._memory = Tail(folder.metrics), Tail(folder.memory)
-        self._events = Tail(folder.events, from_end=True)
+        self._events = Tail(folder.events, newest_bytes=0)
         self.last: dict[str, Any] = {}
         self.phase = "starting"
         self.waiting = ""
@@ -133,7 +104,7 @@ class Progress:
         if self.last:
             parts.append(f"step {step}/{total}" if total else f"step {step}")
             if total:
-                filled = round(24 * min(1.0, step / total))
+                filled = round(24 * max(0.0, min(1.0, step / total)))
                 parts.append("━" * filled + "─" * (24 - filled))
             loss = self.last.get("loss")
             parts.append(f"loss {loss:.3f}" if number(loss) else "loss not finite")
@@ -175,11 +146,7 @@ class View:
         if ended:
             return
         if self._live:
-            import shutil
-
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(prefix + progress.line(width - len(prefix)))
-            sys.stderr.flush()
+            terminal.draw_line(prefix + progress.line(2000))
         elif progress.waiting:
             if progress.waiting != self._waiting:
                 self._out.say(prefix + progress.line(2000))
@@ -191,7 +158,7 @@ class View:
     def clear(self) -> None:
         """Make room for other lines."""
         if self._live:
-            sys.stderr.write("\r\x1b[K")
+            terminal.erase_line()
 
 
 def follow(

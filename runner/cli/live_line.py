@@ -1,12 +1,12 @@
-"""One line on a terminal that is redrawn while something large is copied. Standard library only."""
+"""One line on a terminal that is redrawn while something large is copied. By runner.terminal."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
 
+from runner import terminal
 from runner.units import format_bytes
 
 _REDRAW_SECONDS = 0.2
@@ -22,16 +22,12 @@ class LiveLine:
     def draw(self, text: str) -> None:
         now = time.monotonic()
         if self._live and now - self._drawn >= _REDRAW_SECONDS:
-            width = shutil.get_terminal_size().columns - 1
-            shown = "".join(letter if letter.isprintable() else " " for letter in text)
-            sys.stderr.write(f"\r\x1b[K{shown[:width]}")
-            sys.stderr.flush()
+            terminal.draw_line(text)
             self._drawn = now
 
     def clear(self) -> None:
         if self._live:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            terminal.erase_line()
 
     def bytes(self, what: str, whole: int | None) -> Callable[[int], None]:
         """A progress function that tells bytes handled, of how many where that is known."""

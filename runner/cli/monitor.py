@@ -7,9 +7,7 @@ of showing is a function that is given a Snapshot an interval.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner import durable, terminal
 from runner.cli.output import Output
 from runner.errors import UsageError
 from runner.folder import RunFolder, default_root, find_run
@@ -123,7 +122,7 @@ def _reports(
 def _has_ended(followed: RunFolder | None) -> bool:
     if followed is None:
         return False
-    return followed.termination.exists() or state_of(followed) == Reason.LOST
+    return durable.is_there(followed.termination) or state_of(followed) == Reason.LOST
 
 
 def _watch_machine(
@@ -156,7 +155,7 @@ def _shown_by(
     if how.as_json:
         return partial(_as_json, line=line, once=how.once, out=out)
     if how.as_csv:
-        print(monitor_csv.header(), flush=True)
+        terminal.put(monitor_csv.header())
         return _as_csv
     if how.prometheus is not None or how.textfile is not None:
         return _as_metrics(how, out)
@@ -171,11 +170,11 @@ def _as_json(snapshot: Snapshot, *, line: RunLine | None, once: bool, out: Outpu
     if once:
         out.result(record, [])
     else:
-        print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
+        terminal.put_json(record)
 
 
 def _as_csv(snapshot: Snapshot) -> None:
-    print("\n".join(monitor_csv.rows(snapshot)), flush=True)
+    terminal.put("\n".join(monitor_csv.rows(snapshot)))
 
 
 class Latest:
@@ -217,12 +216,9 @@ def _as_metrics(how: How, out: Output) -> Show:
 
 def _drawn(how: How, interval: float, line: RunLine | None, stack: contextlib.ExitStack) -> Show:
     """In a terminal a view that is drawn anew in its place; elsewhere one after the other."""
-    from rich.console import Console
     from rich.live import Live
 
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # an encoding without bars shows "?"
-    console = Console(file=sys.stdout, highlight=False)
+    console = terminal.console()
     every = None if how.once else interval
     if how.once or not console.is_terminal:
         return lambda snapshot: console.print(
@@ -257,7 +253,7 @@ class RunLine:
 
     def lines(self) -> list[str]:
         """For people; what the run's records gained since the last call is taken in."""
-        if self.folder.termination.exists():
+        if durable.is_there(self.folder.termination):
             from runner.report.run import read_report, verdict
 
             return verdict(read_report(self.folder))
@@ -272,4 +268,4 @@ class RunLine:
     def text(self) -> str:
         """For records: on one line as long as the run lives."""
         lines = self.lines()
-        return ("\n" if self.folder.termination.exists() else "").join(lines)
+        return ("\n" if durable.is_there(self.folder.termination) else "").join(lines)

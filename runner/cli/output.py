@@ -1,15 +1,16 @@
 """The one way the commands print: data to stdout; progress, notes and errors to stderr.
 
-Standard library only; rich is imported by the few views that draw.
+Standard library and runner.terminal, which makes all of it fit for a terminal; rich is imported by
+the few views that draw.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 from typing import Any
+
+from runner import terminal
 
 
 class Output:
@@ -21,36 +22,18 @@ class Output:
     def result(self, record: Any, lines: list[str]) -> None:
         """The command's result: `record` as JSON, or `lines` for people."""
         if self.as_json:
-            print(_document(record))
+            terminal.put_json(record, indent=2)
         else:
-            print("\n".join(lines))
-        sys.stdout.flush()
+            terminal.put("\n".join(lines))
 
     def say(self, line: str) -> None:
         """Progress or a note; never part of the data."""
-        print(line, file=sys.stderr, flush=True)
-
-
-def _document(record: Any) -> str:
-    try:
-        return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # what others wrote is handed on; JSON knows no NaN, and Python writes one
-        return json.dumps(_without_nan(record), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return value
+        terminal.say(line)
 
 
 def field(label: str, text: str) -> str:
-    """A quiet two-column line: "plan       3f2a91c"."""
-    return f"{label:<10} {text}"
+    """A quiet two-column line: "plan       3f2a91c"; further lines of `text` stand under it."""
+    return f"{label:<10} {terminal.indented(text, 11)}"
 
 
 def colour() -> bool:
@@ -60,9 +43,10 @@ def colour() -> bool:
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Left-aligned columns, wide as their widest cell; the last column is not padded."""
-    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    shown = [[terminal.clean_line(str(cell)) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(header))]
     out = []
-    for row in [header, *rows]:
-        cells = [f"{cell!s:<{width}}" for cell, width in zip(row, widths, strict=True)]
+    for row in shown:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
         out.append("  ".join(cells).rstrip())
     return out

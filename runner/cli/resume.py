@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runner import checkpoints
+from runner import checkpoints, terminal
 from runner.cli.output import Output, field
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder, runs_of
@@ -225,7 +225,7 @@ def _edited(folder: RunFolder) -> list[Path]:
 
 
 def _agreed(where: str) -> bool:
-    print(f"Go on with {where}? [Y/n] ", end="", file=sys.stderr, flush=True)
+    terminal.say(f"Go on with {where}? [Y/n] ", end="")
     answer = sys.stdin.readline()
     if not answer:  # the terminal went away: nothing is decided for its user
         raise RefusedError("no answer", "--resume or --fresh says it beforehand")

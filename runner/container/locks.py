@@ -14,6 +14,7 @@ from pathlib import Path
 from packaging.markers import Marker, default_environment
 from packaging.utils import canonicalize_name
 
+from runner import terminal
 from runner.errors import RunnerError
 
 _ENTRY = re.compile(
@@ -114,4 +115,4 @@ def _blocks(text: str) -> list[list[str]]:
 
 if __name__ == "__main__":
     lock, hashes = (Path(name).read_text(encoding="utf-8") for name in sys.argv[1:3])
-    print(cpu_lock(lock, hashes), end="")
+    terminal.put(cpu_lock(lock, hashes), end="")

@@ -12,7 +12,6 @@ import base64
 import contextlib
 import http.client
 import importlib
-import json
 import os
 import socket
 import ssl
@@ -22,6 +21,8 @@ import urllib.parse
 import urllib.request
 from email.message import Message
 from typing import IO
+
+from runner import terminal
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 MODELSCOPE_ENDPOINT = "https://modelscope.cn"
@@ -99,4 +100,4 @@ def modelscope_endpoint() -> str:
 if __name__ == "__main__":
     other = sys.argv[1:] == ["modelscope"]
     where = modelscope_endpoint() if other else os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT)
-    print(json.dumps(ask(where)))
+    terminal.put_json(ask(where))

@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from runner import durable, unfinished
+from runner import durable, terminal, unfinished
 from runner.engine.control import STOPPED_EXIT_CODE, SUPERVISOR_VARIABLE, Control, Stopped
 from runner.engine.oom import keep_snapshot
 from runner.engine.pickles import load_tensors_only
@@ -53,7 +53,7 @@ def main() -> int:
         folder.remove(_reserve(folder, rank), as_far_as_possible=True)
         return code
     except Stopped:
-        print("runner: stopped before the first step", file=sys.stderr)
+        terminal.say("runner: stopped before the first step")
         return STOPPED_EXIT_CODE
     except RunnerError as error:
         _record_failure(folder, rank, "refused", error.message, error.exit_code)
@@ -73,25 +73,25 @@ def _prepare(folder: RunFolder, *, resume: bool) -> int:
     try:
         plan = read_plan(folder.plan)
     except RunnerError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
         return error.exit_code
     if not os.environ.get(SUPERVISOR_VARIABLE):
         living = living_engines(folder)
         if folder.is_supervised():
-            print(f"error: a supervisor runs {folder.path} already", file=sys.stderr)
+            terminal.say(f"error: a supervisor runs {folder.path} already")
             return EXIT_REFUSED
         if living:
-            print(f"error: pids {living} train in {folder.path} already", file=sys.stderr)
+            terminal.say(f"error: pids {living} train in {folder.path} already")
             return EXIT_REFUSED
         unfinished.clear(folder)
         moved = folder.set_aside(folder.verdicts() if resume else folder.results())
         if moved is not None:
             what = "verdict is" if resume else "results are"
-            print(f"runner: the earlier {what} now in {moved}", file=sys.stderr)
+            terminal.say(f"runner: the earlier {what} now in {moved}")
     for inner in (folder.logs, folder.checkpoints, folder.engine):
         folder.make_folder(inner)
     for line in plan.substitutions:
-        print(f"runner: SUBSTITUTED {line}", file=sys.stderr)
+        terminal.say(f"runner: SUBSTITUTED {line}")
     return 0
 
 
@@ -156,7 +156,7 @@ def _record_failure(folder: RunFolder, rank: int, kind: str, message: str, exit_
 def _print(text: str) -> None:
     """To the log, which may lie on the disk that is full: then there is nothing to be said."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        terminal.say(text)
 
 
 if __name__ == "__main__":

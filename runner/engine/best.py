@@ -120,7 +120,7 @@ def read(path: Path) -> list[Evaluation]:
         if version != SCHEMA_VERSION:
             raise ValueError(f"its schema_version is {version}, not {SCHEMA_VERSION}")
         return [_evaluation(entry) for entry in record["evaluations"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunnerError(
             f"{path} can't be read: {error}",
             "it holds the best evaluation so far; without it (delete it) a resumed run counts "

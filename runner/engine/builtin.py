@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from runner import durable
+from runner import durable, terminal
 from runner.engine.pickles import load_tensors_only
 from runner.engine.standin import publish
 from runner.errors import RefusedError, RunnerError
@@ -225,7 +225,7 @@ def _record(folder: Path, source: dict[str, str]) -> None:
 
 
 def _say(line: str) -> None:
-    print(f"runner: {line}", file=sys.stderr, flush=True)
+    terminal.say(f"runner: {line}")
 
 
 def main() -> int:
@@ -234,13 +234,14 @@ def main() -> int:
     try:
         fetch(Path(sys.argv[1]).absolute())
     except RunnerError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
         return error.exit_code
     except OSError as error:
-        print(f"error: the built-in model can't be stored: {error}", file=sys.stderr)
+        terminal.say(f"error: the built-in model can't be stored: {error}")
         return 3
     return 0
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     sys.exit(main())

@@ -8,9 +8,9 @@ fraction of theirs is kept.
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
+from runner import terminal
 from runner.errors import RefusedError
 from runner.guard.nvml import Nvml, NvmlFailed, NvmlUnavailable
 from runner.units import GIB, MIB, format_bytes
@@ -70,11 +70,9 @@ def set_cap(limit_bytes: int, device: int, processes: int) -> int:
             f"budget.gpu_memory needs more than {format_bytes(outside)}",
         )
     torch.cuda.set_per_process_memory_fraction(share, device)
-    print(
+    terminal.say(
         f"runner: torch's cap: {format_bytes(int(share * total))} of {format_bytes(total)}, "
-        f"{format_bytes(outside)} left for what is outside of it ({how})",
-        file=sys.stderr,
-        flush=True,
+        f"{format_bytes(outside)} left for what is outside of it ({how})"
     )
     return outside
 

@@ -10,7 +10,6 @@ the base model answers beside the trained one, each in a conversation of its own
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner import terminal
 from runner.engine.data.masks import end_of_turn_ids
 from runner.engine.pickles import load_tensors_only
 from runner.engine.subjects import Active, load_subjects, placed
@@ -107,10 +107,10 @@ def main() -> int:
     try:
         return _talk(arguments)
     except RunnerError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
         return error.exit_code
     except Exception as error:  # a model, or its chat template, from who knows where
-        print("\n".join(bug(error).lines()), file=sys.stderr)
+        terminal.say("\n".join(bug(error).lines()))
         return 1
 
 
@@ -118,31 +118,29 @@ def _talk(arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.folder)
     plan = read_plan(arguments.plan)
     quiet(plan)
-    print("runner: loading the model", file=sys.stderr, flush=True)
+    terminal.say("runner: loading the model")
     talker = Talker(folder, plan, base=arguments.base, max_new_tokens=arguments.max_new_tokens)
     for note in talker.notes:
-        print(f"runner: {note}", file=sys.stderr)
+        terminal.say(f"runner: {note}")
     if arguments.prompt_from_stdin:
         prompt = sys.stdin.read()
         answers = {speaker.name: talker.answer(speaker, prompt) for speaker in talker.speakers}
         record = {"prompt": prompt, "answer": answers["run"]}
         if arguments.base:
             record["base_answer"] = answers["base"]
-        print(json.dumps(record, ensure_ascii=False))
+        terminal.put_json(record)
         return 0
     return _converse(talker)
 
 
 def _converse(talker: Talker) -> int:
-    from transformers import TextStreamer
-
-    print("Type a message; /new starts over, /quit or Ctrl-D ends.", file=sys.stderr)
+    terminal.say("Type a message; /new starts over, /quit or Ctrl-D ends.")
     width = max(len(speaker.name) for speaker in talker.speakers)
     while True:
         try:
             prompt = input(f"{'you':<{width}}> ").strip()
         except (EOFError, KeyboardInterrupt):
-            print(file=sys.stderr)
+            terminal.say()
             return 0
         if prompt in ("/quit", "/exit"):
             return 0
@@ -152,12 +150,22 @@ def _converse(talker: Talker) -> int:
         if not prompt:
             continue
         for speaker in talker.speakers:
-            print(f"{speaker.name:<{width}}> ", end="", flush=True)
-            streamer = TextStreamer(talker.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            terminal.put(f"{speaker.name:<{width}}> ", end="")
             try:
-                talker.answer(speaker, prompt, streamer)
+                talker.answer(speaker, prompt, answer_streamer(talker.tokenizer))
             except KeyboardInterrupt:
-                print("\n(stopped)", file=sys.stderr)
+                terminal.say("\n(stopped)")
+
+
+def answer_streamer(tokenizer: Any) -> Any:
+    """What prints an answer as it comes: a model may say anything, escape sequences too."""
+    from transformers import TextStreamer
+
+    class Cleaned(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            terminal.put(text, end="\n" if stream_end else "")
+
+    return Cleaned(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def quiet(plan: Plan) -> None:
@@ -174,4 +182,5 @@ def quiet(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     sys.exit(main())

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
 
+from runner import terminal
 from runner.folder import RunFolder
 from runner.liveness import boot_id, pid_namespace, start_ticks
 
@@ -96,7 +96,7 @@ def _watch(supervisor: str, folder: RunFolder) -> None:
     """Ask this process to end once the supervisor is gone: nothing trains unguarded."""
     while _is_there(supervisor, folder):
         time.sleep(_LIFELINE_SECONDS)
-    print("runner: the supervisor is gone; saving a checkpoint and ending", file=sys.stderr)
+    terminal.say("runner: the supervisor is gone; saving a checkpoint and ending")
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_ORPHAN_GRACE_SECONDS)

@@ -9,7 +9,6 @@ read again by plain transformers and compared; then renamed to OUT. Prints one J
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from runner import durable
+from runner import durable, terminal
 from runner.engine.chat import quiet
 from runner.engine.pickles import load_tensors_only
 from runner.engine.result import publish_folder, sums
@@ -266,7 +265,7 @@ def _quantized(
 
 
 def _say(line: str) -> None:
-    print(f"runner: {line}", file=sys.stderr, flush=True)
+    terminal.say(f"runner: {line}")
 
 
 def main() -> int:
@@ -285,17 +284,18 @@ def main() -> int:
         dtype = None if arguments.dtype == "own" else arguments.dtype
         record = merge(folder, plan, arguments.out, dtype)
     except RunnerError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
         return error.exit_code
     except OSError as error:
-        print(f"error: the merged model can't be written: {error}", file=sys.stderr)
+        terminal.say(f"error: the merged model can't be written: {error}")
         return 1
     except Exception as error:  # a model from who knows where
-        print("\n".join(bug(error).lines()), file=sys.stderr)
+        terminal.say("\n".join(bug(error).lines()))
         return 1
-    print(json.dumps(record))
+    terminal.put_json(record)
     return 0
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     sys.exit(main())

@@ -7,10 +7,9 @@ that; runner writes it and never reads one.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
-from runner import durable
+from runner import durable, terminal
 from runner.folder import RunFolder
 from runner.plan_base import PlanBase
 
@@ -45,6 +44,6 @@ def keep_snapshot(plan: PlanBase, folder: RunFolder) -> Path | None:
         durable.fsync_folder(folder.path)
     except Exception as error:  # a context that the error left unusable, a full disk
         staged.unlink(missing_ok=True)
-        print(f"runner: no oom snapshot: {error}", file=sys.stderr, flush=True)
+        terminal.say(f"runner: no oom snapshot: {error}")
         return None
     return folder.oom_snapshot

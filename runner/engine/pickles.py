@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from runner import terminal
 from runner.errors import RefusedError
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -32,7 +32,7 @@ def load_tensors_only() -> None:
     To be called first by each process that imports torch.
     """
     if os.environ.pop(FORBIDDEN, None):
-        print(f"runner: {FORBIDDEN} is not followed here", file=sys.stderr)
+        terminal.say(f"runner: {FORBIDDEN} is not followed here")
     os.environ[FORCED] = "1"
 
 

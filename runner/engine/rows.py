@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runner import durable
+from runner import durable, terminal
 from runner.engine.data.audit import Audit, Tally, audit, sample, sample_places
 from runner.engine.data.cache import make_once, no_room
 from runner.engine.data.formats import IMAGE_MARK, Message
@@ -331,4 +330,4 @@ def _longest_first(rows: Any, folder: Path) -> Any:
 
 
 def _say(line: str) -> None:
-    print(f"runner: {line}", file=sys.stderr, flush=True)
+    terminal.say(f"runner: {line}")

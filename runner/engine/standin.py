@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from runner import terminal
 from runner.engine.data.read import read_rows
 from runner.engine.pickles import load_tensors_only
 from runner.errors import RefusedError, RunnerError
@@ -250,10 +251,11 @@ def main() -> int:
     try:
         make(model_type, Path(out), Path(rows))
     except RunnerError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+        terminal.say(f"error: {error.message}")
         return error.exit_code
     return 0
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     sys.exit(main())

@@ -7,7 +7,6 @@ rows contradict. Prints one JSON document.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from runner import terminal
 from runner.engine.arguments import require_optimizer
 from runner.engine.pickles import load_tensors_only
 from runner.engine.schedule import best_candidates, kept_at_once, saved_steps
@@ -218,7 +218,7 @@ def main() -> int:
         code = error.exit_code
     except Exception as error:
         record, code = {"error": bug(error).lines(), "spec": False}, 1
-    print(json.dumps(record, ensure_ascii=False))
+    terminal.put_json(record)
     return code
 
 

@@ -11,13 +11,12 @@ import importlib.util
 import os
 import queue
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
-from runner import durable
+from runner import durable, terminal
 from runner.folder import RunFolder
 from runner.plan import Plan
 
@@ -204,7 +203,7 @@ class Feed:
         )
 
     def _warn(self, text: str) -> None:
-        print(f"runner: warning: tracker {self._name} {text}", file=sys.stderr, flush=True)
+        terminal.say(f"runner: warning: tracker {self._name} {text}")
 
 
 class TensorBoard:

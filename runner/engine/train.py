@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import resource
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner import checkpoints, durable
+from runner import checkpoints, durable, terminal
 from runner.engine.control import STOPPED_EXIT_CODE, Control, Stopped
 from runner.engine.oom import start_record
 from runner.engine.trained import PROJECTOR_FILE
@@ -358,7 +357,7 @@ def _planned_steps(plan: Plan, trainer: Any) -> int:
 
 
 def _say(line: str) -> None:
-    print(f"runner: {line}", file=sys.stderr, flush=True)
+    terminal.say(f"runner: {line}")
 
 
 def _resume_point(folder: RunFolder, *, say: bool) -> Path | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
-from runner import checkpoints, durable
+from runner import checkpoints, durable, terminal
 from runner.engine.adapter import (
     keep_full_precision,
     load_prefix_encoder,
@@ -112,7 +111,7 @@ class RunTrainer(SFTTrainer):
             )
         if self.is_world_process_zero():
             for line in lines:
-                print(f"runner: {line}", file=sys.stderr, flush=True)
+                terminal.say(f"runner: {line}")
         return found
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from runner import durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.plan_base import PlanBase
@@ -47,7 +48,8 @@ def attempts_of(folder: RunFolder, last: PlanBase, notes: list[str]) -> list[Att
 
 
 def _numbers(folder: RunFolder) -> list[int]:
-    return sorted(int(path.name) for path in folder.attempts.glob("[0-9]*") if path.name.isdigit())
+    found = durable.entries(folder.attempts)
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
 def _changed(plan: PlanBase, then: PlanBase) -> dict[str, list[Any]]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runner import durable
+from runner import durable, terminal
 from runner.units import format_bytes
 
 CACHED_BYTES = 8 << 20
@@ -41,7 +40,7 @@ class Hasher:
     ) -> None:
         """`cache` is the folder for what was hashed before; `gave_up` is asked every few MB."""
         self.cache, self._gave_up = cache, gave_up
-        self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.say = say or terminal.say
         self._done_bytes, self._said = 0, time.monotonic()
 
     def file(self, path: Path) -> str:

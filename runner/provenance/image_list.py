@@ -69,14 +69,16 @@ def read_hashes(path: Path) -> dict[str, str]:
     """Path to sha256 of the images in such a list, in its order; empty where there is none."""
     found = {}
     try:
-        text = path.read_bytes().decode(errors="replace")
+        stream = durable.open_record(path)
     except OSError:
         return {}
-    for line in text.split("\n"):
-        escaped = line.startswith("\\")
-        digest, _, name = line.removeprefix("\\").partition("  ")
-        if name:
-            found[_unescaped(name) if escaped else name] = digest
+    with stream:
+        for content in durable.lines_in(stream):
+            line = content.decode(errors="replace").removesuffix("\n")
+            escaped = line.startswith("\\")
+            digest, _, name = line.removeprefix("\\").partition("  ")
+            if name:
+                found[_unescaped(name) if escaped else name] = digest
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from runner import durable
+from runner import durable, terminal
 from runner.errors import RunnerError
 from runner.job_model import JobModel
 
@@ -256,15 +256,15 @@ def read_manifest(path: Path) -> Manifest:
 
 def _why(path: Path) -> str:
     try:
-        with path.open("rb"):
-            return ""
+        durable.open_record(path).close()
+        return ""
     except OSError as error:
         return f" or can't be read: {error.strerror}"
 
 
 def sha256_of(path: Path) -> str:
     """Hash of a manifest's bytes, by which a replay names it. Raises OSError."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(durable.read_record(path, durable.MAX_JSON_BYTES)).hexdigest()
 
 
 def json_schema() -> dict[str, Any]:
@@ -276,6 +276,4 @@ def json_schema() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import json
-
-    print(json.dumps(json_schema(), indent=2))
+    terminal.put_json(json_schema(), indent=2)

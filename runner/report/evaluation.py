@@ -1,6 +1,6 @@
 """An evaluation in words, from its evaluation.json alone.
 
-Imports the standard library and runner.units only.
+Imports the standard library and runner.terminal, units only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.terminal import clean_line, indented
 from runner.units import format_duration
 
 Record = Mapping[str, Any]
@@ -238,17 +239,18 @@ def _p_value(p: float) -> str:
 
 
 def _field(label: str, text: str) -> str:
-    return f"{label:<{_LABEL}}{text}"
+    return f"{label:<{_LABEL}}{indented(text, _LABEL)}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Left-aligned columns; wide characters count two places."""
-    widths = [max(_width(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    shown = [list(map(clean_line, row)) for row in [header, *rows]]
+    widths = [max(_width(row[i]) for row in shown) for i in range(len(header))]
     return [
         "  ".join(
             cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)
         ).rstrip()
-        for row in [header, *rows]
+        for row in shown
     ]
 
 

@@ -1,13 +1,14 @@
 """A prediction for people: its parts as a table, and as one bar against the budget.
 
-Pure: values in, lines out. Colours are ANSI codes where asked for; without them each part has a
-pattern of its own. Imports runner.vram.record and units.
+Pure: values in, lines out. Colours are marks of runner.terminal where asked for; without them each
+part has a pattern of its own. Imports runner.terminal, vram.record and units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runner.terminal import ink
 from runner.units import format_bytes
 from runner.vram.record import Prediction, TrainingMemory
 
@@ -144,5 +145,5 @@ def _paint(number: int, cells: int, colour: bool) -> str:
     if cells <= 0:
         return ""
     if colour:
-        return f"\x1b[{_COLOURS[number % len(_COLOURS)]}m{'█' * cells}\x1b[0m"
+        return f"{ink(str(_COLOURS[number % len(_COLOURS)]))}{'█' * cells}{ink('0')}"
     return _PATTERNS[number % len(_PATTERNS)] * cells

@@ -1,7 +1,7 @@
 """`runner monitor --csv`: a line for each card (or the host) and report, under stable names. Pure.
 
-Imports the stdlib and the monitor's records. An empty cell is an unknown value; columns may be
-added at the end, none changes its meaning.
+Imports the stdlib, runner.terminal and the monitor's records. An empty cell is an unknown value;
+columns may be added at the end, none changes its meaning.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable
 
 from runner.report.monitor_records import DeviceView, HostView, Snapshot
+from runner.terminal import clean_line
 
 COLUMNS = (
     "time_unix_seconds",
@@ -107,5 +108,6 @@ def _sum(values: Iterable[int | None]) -> int | None:
 
 def _line(cells: Iterable[Cell]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(["" if cell is None else cell for cell in cells])
+    shown = ["" if cell is None else clean_line(str(cell)) for cell in cells]
+    csv.writer(out, lineterminator="").writerow(shown)
     return out.getvalue()

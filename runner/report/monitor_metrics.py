@@ -1,7 +1,7 @@
 """`runner monitor --prometheus` and `--textfile`: a Snapshot as metrics, through prometheus-client.
 
-May import the stdlib, runner.durable and errors, the monitor's records and guard.health; the
-optional package prometheus-client inside functions only. What is unknown has no sample at all:
+May import the stdlib, runner.durable, terminal and errors, the monitor's records and guard.health;
+the optional package prometheus-client inside functions only. What is unknown has no sample at all:
 neither 0 nor NaN stands in for it.
 """
 
@@ -17,6 +17,7 @@ from runner import durable
 from runner.errors import UsageError
 from runner.guard.health import CLOCK_LIMITS
 from runner.report.monitor_records import DeviceView, Snapshot
+from runner.terminal import clean_line
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -159,7 +160,7 @@ class _Collector:
                 labels, meaning = FAMILIES[one.name]
                 kind = CounterMetricFamily if one.name.endswith("_total") else GaugeMetricFamily
                 families[one.name] = kind(one.name, meaning, labels=labels)
-            families[one.name].add_metric(one.labels, one.value)
+            families[one.name].add_metric(list(map(clean_line, one.labels)), one.value)
         yield from families.values()
 
 

@@ -1,7 +1,8 @@
 """Processes as `runner monitor` names them: command, memory, and the run they belong to.
 
 Reads /proc itself, one small file a process: psutil's listing of all processes costs more than the
-rest of the monitor together. May import the stdlib, guard.proc, guard.sampler's `in_container`.
+rest of the monitor together. May import the stdlib, runner.terminal, guard.proc, guard.sampler's
+`in_container`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from runner.guard.proc import stat_fields
 from runner.guard.sampler import in_container
 from runner.report.monitor_records import ProcessView
+from runner.terminal import clean_line
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MOST_ANCESTORS = 100
@@ -38,7 +40,8 @@ def read_stat(pid: int) -> Stat | None:
         return None
     name, fields = found
     resident = int(fields[21]) * PAGE_BYTES
-    return Stat(pid, name.decode(errors="replace"), int(fields[1]), int(fields[19]), resident)
+    command = clean_line(name.decode(errors="replace"))  # a process names itself as it likes
+    return Stat(pid, command, int(fields[1]), int(fields[19]), resident)
 
 
 def all_stats() -> Iterator[Stat]:

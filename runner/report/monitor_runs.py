@@ -6,8 +6,6 @@ plan's reader. Follows a run by its records only, and never writes into its fold
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import time
@@ -23,13 +21,17 @@ from runner.liveness import host_pid, start_ticks
 from runner.metrics import time_of
 from runner.recorded import MEMORY, STATUS, told
 from runner.report.monitor_records import RunView, largest
+from runner.tail import Tail
+from runner.terminal import clean_line
 
 # The guard writes a sample each second; what is older than this says nothing of the present.
 FRESH_SECONDS = 15.0
 # How long a run with a verdict is taken for ended without looking.
 ENDED_SECONDS = 30.0
 # How much of memory.jsonl is read when a run is first seen: some ten minutes of it.
-_FIRST_READ_BYTES = 512 * 1024
+FIRST_READ_BYTES = 512 * 1024
+# And at most at each look from then on.
+_LOOK_BYTES = 4 * FIRST_READ_BYTES
 _VERDICT = RunFolder(Path()).termination.name
 
 
@@ -57,42 +59,6 @@ def planned_memory(path: Path) -> PlannedMemory | None:
     )
 
 
-class MemoryTail:
-    """The records of a memory.jsonl, as they are appended; at first its last half MiB."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset: int | None = None
-
-    def read(self) -> list[dict[str, Any]]:
-        """What is new, in whole lines; a line in mid-write waits for the next look."""
-        try:
-            size = self._path.stat().st_size
-            if size == self._offset:
-                return []
-            with self._path.open("rb") as stream:
-                if self._offset is None:
-                    self._offset = max(0, size - _FIRST_READ_BYTES)
-                    if self._offset:
-                        stream.seek(self._offset)
-                        self._offset += len(stream.readline())  # from the middle of a line
-                elif size < self._offset:
-                    self._offset = 0  # a new start has a new file
-                stream.seek(self._offset)
-                records = []
-                for line in stream:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._offset += len(line)
-                    with contextlib.suppress(ValueError, RecursionError):
-                        record = json.loads(line)
-                        if isinstance(record, dict):
-                            records.append(record)
-                return records
-        except OSError:
-            return []
-
-
 class FollowedRun:
     """One run: what its plan says, and its guard's figures since the last report."""
 
@@ -101,13 +67,14 @@ class FollowedRun:
         self.planned: PlannedMemory | None = None
         self.pids: frozenset[int] = frozenset()
         self._read: tuple[int, int] | None = None
-        self._tail = MemoryTail(folder.memory)
+        self._tail = Tail(folder.memory, newest_bytes=FIRST_READ_BYTES)
         self._last: dict[str, Any] = {}
         self._largest: int | None = None
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        """As it is shown."""
+        return clean_line(self.folder.name)
 
     def read_plan(self) -> None:
         """Read the plan, and again where it was replaced: the supervisor may move a run to other
@@ -123,7 +90,7 @@ class FollowedRun:
 
     def update(self) -> list[dict[str, Any]]:
         """Take in the guard's new samples; returns them."""
-        records = [told(record, MEMORY) for record in self._tail.read()]
+        records = [told(record, MEMORY) for record in self._tail.read(_LOOK_BYTES)]
         if records:
             self._last = records[-1]
         return records
@@ -132,7 +99,7 @@ class FollowedRun:
         """The run now, with the largest figure since `begin`; None where its plan can't be read."""
         if self.planned is None:
             return None
-        ended = self.folder.termination.exists()
+        ended = durable.is_there(self.folder.termination)
         age = now_unix_seconds - (time_of(self._last) or 0.0)
         current = not ended and age <= FRESH_SECONDS
         own = self._last.get("own_bytes") if current else None
@@ -144,9 +111,9 @@ class FollowedRun:
             budget_bytes=self.planned.budget_bytes,
             own_bytes=own,
             own_max_bytes=largest(own, self._largest) if current else None,
-            attribution=self._last.get("attribution") if current else None,
+            attribution=clean_line(self._last.get("attribution", "")) or None if current else None,
             ended=ended,
-            waiting=not ended and self.folder.queue.exists(),
+            waiting=not ended and durable.is_there(self.folder.queue),
         )
 
     def saw(self, own_bytes: int | None) -> None:
@@ -180,7 +147,7 @@ class LiveRuns:
         found = []
         for folder in self._candidates():
             named = self._named is not None and folder.path == self._named.path
-            pids = frozenset() if folder.termination.exists() else self._living(folder)
+            pids = frozenset() if durable.is_there(folder.termination) else self._living(folder)
             if not pids and not named:
                 self._known.pop(folder.path, None)
                 continue
@@ -198,10 +165,9 @@ class LiveRuns:
         """Container id -> its run's name."""
         out = {}
         for run in self.runs:
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                identity = run.folder.container_id.read_text(encoding="utf-8").strip()
-                if run.pids and len(identity) >= 12:
-                    out[identity] = run.name
+            identity = durable.read_word(run.folder.container_id)
+            if run.pids and len(identity) >= 12:
+                out[identity] = run.name
         return out
 
     def _candidates(self) -> Iterator[RunFolder]:
@@ -224,7 +190,7 @@ class LiveRuns:
                         yield folder
 
     def _living(self, folder: RunFolder) -> frozenset[int]:
-        records = [folder.supervisor, *folder.engine.glob("rank-*.json")]
+        records = [folder.supervisor, *folder.engine_statuses()]
         pids = (self._pids.of(durable.read_json(path)) for path in records)
         return frozenset(pid for pid in pids if pid is not None)
 

@@ -23,6 +23,7 @@ from runner.report.monitor_records import (
     card_key,
     run_key,
 )
+from runner.terminal import clean_line
 from runner.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -62,12 +63,20 @@ class View:
             lines = list(_lines(self, options.max_width, processes, history))
             if options.height is None or len(lines) <= options.height:
                 break
-        for line in lines:
+        for line in map(_fit, lines):
             line.rstrip()
             line.truncate(options.max_width, overflow="ellipsis")
             line.no_wrap = True
             line.end = "\n"
             yield line
+
+
+def _fit(line: Text) -> Text:
+    """The line as it is, or without its colours where something foreign in it had to be escaped."""
+    from rich.text import Text
+
+    cleaned = clean_line(line.plain)
+    return line if cleaned == line.plain else Text(cleaned)
 
 
 def _lines(view: View, width: int, processes: int, history: bool) -> Iterator[Text]:
@@ -77,7 +86,7 @@ def _lines(view: View, width: int, processes: int, history: bool) -> Iterator[Te
     snapshot = view.snapshot
     yield _title(view, width)
     for line in view.head:
-        for part in textwrap.wrap(line, width, subsequent_indent="  "):
+        for part in textwrap.wrap(clean_line(line), width, subsequent_indent="  "):
             yield Text(part, style="bold")
     if snapshot.note:
         yield Text(snapshot.note, style="yellow")
@@ -207,7 +216,7 @@ class _Drawing:
     ) -> Iterator[Text]:
 
         yield _labelled("run", name, self.width)
-        if budget_bytes is None:
+        if not budget_bytes:
             text = _label("  memory")
             own = "unknown" if own_bytes is None else format_bytes(own_bytes)
             text.append(f"{own}, no budget", style="")

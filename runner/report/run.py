@@ -6,7 +6,11 @@ whose supervisor is gone without a verdict is `lost`, and what can be told of it
 
 from __future__ import annotations
 
+import math
 import time
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from runner import checkpoints, durable
@@ -14,7 +18,7 @@ from runner.bundle.here import plan_here
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import living_engines
-from runner.metrics import loss_lines, time_of
+from runner.metrics import is_loss_line, time_of
 from runner.outcome import SCHEMA_VERSION, Reason
 from runner.plan import Plan
 from runner.plan_base import PlanBase
@@ -22,12 +26,15 @@ from runner.recorded import end_of, number, object_at, status_of, text, told, tr
 from runner.render import read_any_plan, summary
 from runner.report.going_on import going_on
 from runner.report.memory_report import attempts_lines, memory_lines, read_memory
-from runner.report.standing import kept_in, still_alive
+from runner.report.standing import kept_in, last_sign, still_alive
 from runner.state import BY_HAND, state_of
 from runner.survivors import living_processes
+from runner.terminal import indented
 from runner.units import format_bytes, format_duration
 
 _LABEL = 12
+EVENTS_BYTES = 16 << 20
+"""Of events.jsonl so much is reported: some hundred thousand warnings."""
 UNFINISHED = tuple(reason for reason in Reason if reason is not Reason.COMPLETED)
 
 
@@ -37,10 +44,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     Raises RunnerError where the folder has no readable plan.
     """
     plan = read_any_plan(folder.plan)
-    losses = list(loss_lines(folder.metrics))
-    evaluations = [
-        line for line in durable.read_jsonl(folder.metrics) if number(line.get("eval_loss"))
-    ]
+    losses = _Losses.of(folder)
     state = state_of(folder)
     termination = end_of(folder)
     kept = state in (Reason.LOST, *UNFINISHED) and kept_in(folder) is not None
@@ -61,11 +65,11 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
         "result": object_at(folder.engine_result),
         "failure": object_at(folder.engine_failure) or None,
         "queue": object_at(folder.queue) or None,
-        "losses": _losses(losses),
-        "eval_loss": evaluations[-1].get("eval_loss") if evaluations else None,
+        "losses": losses.to_record(),
+        "eval_loss": losses.eval_loss,
         "events": [
             event
-            for event in durable.read_jsonl(folder.events)
+            for event in durable.read_jsonl(folder.events, EVENTS_BYTES)
             if event.get("kind") in ("warning", "notice", "signal")
             and time_of(event) is not None
             and isinstance(event.get("text"), str)
@@ -81,21 +85,14 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     return report
 
 
-def _traces(folder: RunFolder, plan: PlanBase, losses: list[dict[str, Any]]) -> dict[str, Any]:
+def _traces(folder: RunFolder, plan: PlanBase, losses: _Losses) -> dict[str, Any]:
     """What a run without a verdict left behind."""
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
-    step = int(losses[-1]["step"]) if losses else 0
+    step = losses.last_step
     saved = checkpoints.step_of(checkpoint) if checkpoint else 0
     return {
         "last_phase": status_of(folder).get("phase"),
-        "last_sign_unix_seconds": max(
-            (
-                p.stat().st_mtime
-                for p in (folder.metrics, folder.memory, folder.train_log)
-                if p.exists()
-            ),
-            default=None,
-        ),
+        "last_sign_unix_seconds": last_sign(folder),
         "whole_checkpoint": checkpoint.name if checkpoint else None,
         "damaged_checkpoints": skipped,
         "steps_logged": step,
@@ -106,42 +103,72 @@ def _traces(folder: RunFolder, plan: PlanBase, losses: list[dict[str, Any]]) -> 
     }
 
 
-def _losses(losses: list[dict[str, Any]]) -> dict[str, Any] | None:
-    if not losses:
-        return None
-    said = (line.get("tokens_per_second") for line in losses)
-    rates = sorted(float(rate) if number(rate) else 0.0 for rate in said)
-    return {
-        "logged_steps": len(losses),
-        "first": losses[0]["loss"],
-        "last": losses[-1]["loss"],
-        "last_step": losses[-1]["step"],
-        "median_tokens_per_second": rates[len(rates) // 2],
-        "curve": sparkline([line["loss"] for line in losses]),
-    }
+@dataclass
+class _Losses:
+    """The figures of a metrics.jsonl, of which there may be millions."""
+
+    losses: array[float] = field(default_factory=lambda: array("d"))
+    """NaN is one that was not finite."""
+    rates: array[float] = field(default_factory=lambda: array("d"))
+    first: float | None = None
+    last: float | None = None
+    last_step: int = 0
+    eval_loss: float | None = None
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> _Losses:
+        found = cls()
+        for line in durable.read_jsonl(folder.metrics):
+            if number(line.get("eval_loss")):
+                found.eval_loss = line["eval_loss"]
+            if is_loss_line(line):
+                found._add(line)
+        return found
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        loss = line["loss"] if number(line["loss"]) else None
+        self.first = self.first if self.losses else loss
+        self.last, self.last_step = loss, line["step"]
+        self.losses.append(math.nan if loss is None else loss)
+        rate = line.get("tokens_per_second")
+        self.rates.append(float(rate) if number(rate) else 0.0)
+
+    def to_record(self) -> dict[str, Any] | None:
+        if not self.losses:
+            return None
+        return {
+            "logged_steps": len(self.losses),
+            "first": self.first,
+            "last": self.last,
+            "last_step": self.last_step,
+            "median_tokens_per_second": sorted(self.rates)[len(self.rates) // 2],
+            "curve": sparkline(self.losses),
+        }
 
 
-def sparkline(values: list[float | None], width: int = 60) -> str:
+def sparkline(values: Sequence[float | None], width: int = 60) -> str:
     """A line of bars; several values share a bar by their mean. None (not finite) shows as !."""
     if not values:
         return ""
     count = min(width, len(values))
-    groups = [
-        values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)
-    ]
     means = [
-        None
-        if any(v is None for v in group)
-        else sum(v for v in group if v is not None) / len(group)
-        for group in groups
+        _mean(values[i * len(values) // count : (i + 1) * len(values) // count])
+        for i in range(count)
     ]
-    finite = [mean for mean in means if mean is not None]
+    finite = [mean for mean in means if math.isfinite(mean)]
     if not finite:
         return "!" * count
     low, high = min(finite), max(finite)
     bars = "▁▂▃▄▅▆▇█"
     scale = (len(bars) - 1) / (high - low) if high > low else 0.0
-    return "".join("!" if mean is None else bars[round((mean - low) * scale)] for mean in means)
+    return "".join(
+        bars[round((mean - low) * scale)] if math.isfinite(mean) else "!" for mean in means
+    )
+
+
+def _mean(group: Sequence[float | None]) -> float:
+    """NaN where a value is none."""
+    return sum(math.nan if value is None else value for value in group) / len(group)
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
@@ -196,7 +223,7 @@ def _data(data: dict[str, Any]) -> str:
             f"longest {train['longest']['tokens']} tokens · end of turn "
             + (f"{ending['text']!r} trained" if ending["trained"] else "NOT trained")
         )
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         return "data.json is damaged"
 
 
@@ -323,7 +350,7 @@ def _ended(run: str, folder: str, end: dict[str, Any], by: str | None = None) ->
 
 
 def _line(label: str, text: str) -> str:
-    return f"{label:<{_LABEL - 1}} {text}"
+    return f"{label:<{_LABEL - 1}} {indented(text, _LABEL)}"
 
 
 def _figure(value: float | None) -> str:

@@ -17,7 +17,7 @@ from runner.folder import RunFolder
 from runner.liveness import age_seconds, host_pid, living_engines
 from runner.metrics import is_loss_line
 from runner.outcome import SCHEMA_VERSION, Reason
-from runner.recorded import end_of, number, status_of, supervisor_of, trouble, whole
+from runner.recorded import end_of, moment, number, status_of, supervisor_of, trouble, whole
 from runner.report.going_on import going_on
 from runner.state import GONE, is_over, state_of
 from runner.survivors import living_processes
@@ -91,13 +91,13 @@ def standing_of(folder: RunFolder, now: float) -> Standing | None:
         return Standing(**known, **_of_end(folder, end))
     known |= _of_progress(folder)
     if known["over"]:
-        last, kept = _last_sign(folder), kept_in(folder)
+        last, kept = last_sign(folder), kept_in(folder)
         lost = state == Reason.LOST
         return Standing(
             **known,
             max_steps=status_of(folder).get("planned_steps"),
             since_unix_seconds=supervisor_of(folder).get("started_unix_seconds"),
-            last_sign_unix_seconds=None if last is None else min(last, now),
+            last_sign_unix_seconds=last,
             goes_on_from=kept,
             goes_on_by=going_on(folder) if kept and lost else None,
             living_engines=tuple(living_engines(folder)),
@@ -117,7 +117,7 @@ def kept_in(folder: RunFolder) -> str | None:
     for path in reversed(checkpoints.listed(folder.checkpoints)):
         if checkpoints.damage(path, by_size=True) is None:
             return path.name
-    done = sorted(path.stem for path in folder.stages.glob("*.json"))
+    done = sorted(path.stem for path in durable.entries(folder.stages) if path.suffix == ".json")
     return f"its stages that are done ({', '.join(done)})" if done else None
 
 
@@ -180,15 +180,16 @@ def _of_plan(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _last_sign(folder: RunFolder) -> float | None:
+def last_sign(folder: RunFolder) -> float | None:
     """When something was last written of it, by the clock of that time."""
     times = []
     for path in (folder.metrics, folder.memory, folder.train_log, folder.supervisor, folder.plan):
         try:
-            times.append(path.stat().st_mtime)
+            times.append(path.lstat().st_mtime)
         except OSError:
             continue
-    return max(times, default=None)
+    last = max((when for when in times if moment(when)), default=None)
+    return None if last is None else min(last, time.time())
 
 
 def row(one: Standing, now: float) -> list[str]:

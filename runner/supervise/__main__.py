@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import IO
 
+from runner import durable, terminal
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder
 from runner.guard.enforcer import ProcessTree
@@ -19,7 +20,7 @@ from runner.origin import origin_of
 from runner.outcome import Outcome, Reason
 from runner.plan_base import PlanBase
 from runner.recorded import newer_records
-from runner.render import parse_plan
+from runner.render import MAX_PLAN_BYTES, parse_plan
 from runner.supervise.cards import Cards
 from runner.supervise.last_word import LastWord
 from runner.supervise.notify import tell_end
@@ -43,7 +44,7 @@ def main() -> int:
         lock = stack.enter_context(folder.open_lock(folder.lock))
         stack.enter_context(cards)
         if not _locked(lock):
-            print(f"error: {folder.name} already has a supervisor", file=sys.stderr)
+            terminal.say(f"error: {folder.name} already has a supervisor")
             return 3
         last_word = stack.enter_context(LastWord(folder))
         started, began = time.time(), time.monotonic()
@@ -53,13 +54,13 @@ def main() -> int:
                 raise RefusedError(f"{folder.name} is left as it is: {newer}")
             plan = trusted_plan(folder, arguments.plan)
             for line in render_anew(folder, plan):
-                print(line, file=sys.stderr, flush=True)
+                terminal.say(line)
             outcome = supervise(folder, plan, resume=arguments.resume, cards=cards)
         except RunnerError as error:  # before anything was started; an old verdict stays as it is
-            print("\n".join(error.lines()), file=sys.stderr)
+            terminal.say("\n".join(error.lines()))
             return error.exit_code
         except Exception as error:
-            traceback.print_exc()
+            terminal.say(traceback.format_exc())
             outcome = Outcome(
                 Reason.FAILED,
                 1,
@@ -83,7 +84,7 @@ def trusted_plan(folder: RunFolder, sha256: str | None) -> PlanBase:
     Raises RefusedError where it is another; RunnerError where it can't be read.
     """
     try:
-        content = folder.plan.read_bytes()
+        content = durable.read_record(folder.plan, MAX_PLAN_BYTES)
     except OSError as error:
         raise RunnerError(f"{folder.plan} can't be read: {error.strerror}") from None
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:

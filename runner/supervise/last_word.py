@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from dataclasses import replace
 from types import TracebackType
 from typing import IO, Any, Self
 
-from runner import shared_folder
+from runner import shared_folder, terminal
 from runner.folder import RunFolder
 from runner.outcome import Outcome
 from runner.supervise.record import Record
@@ -77,8 +76,8 @@ class LastWord:
         try:
             self._write_new(record)
         except OSError:
-            print(f"error: termination.json can't be written: {why}", file=sys.stderr)
-            print(json.dumps(record), file=sys.stderr)
+            terminal.say(f"error: termination.json can't be written: {why}")
+            terminal.say(json.dumps(record))
 
     def _write_new(self, record: dict[str, Any]) -> None:
         """Raises OSError."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from runner import durable
+from runner import durable, terminal
 from runner.folder import RunFolder
 from runner.guard.records import Sample
 
@@ -37,7 +36,7 @@ class Record:
 
     def event(self, kind: str, text: str, **more: Any) -> None:
         """One thing that happened, also said in the supervisor's log."""
-        print(f"{time.strftime('%H:%M:%S')} {kind}: {text}", file=sys.stderr, flush=True)
+        terminal.say(f"{time.strftime('%H:%M:%S')} {kind}: {text}")
         if kind == "warning":
             self.warnings.append(text)
         self._write(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner import unfinished
+from runner import terminal, unfinished
 from runner.errors import RefusedError
 from runner.folder import RunFolder
 from runner.guard.enforcer import become_subreaper
@@ -43,7 +42,7 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
         raise RefusedError(f"pids {living} of an earlier start still live in {folder.path}")
     cleared = unfinished.clear(folder)
     if cleared:  # to supervisor.log; events.jsonl is of what this start does
-        print(f"cleared what a kill had left: {', '.join(cleared)}", file=sys.stderr, flush=True)
+        terminal.say(f"cleared what a kill had left: {', '.join(cleared)}")
     cards.ask(plan)
     aside = folder.set_aside(folder.verdicts()) if resume else None
     reserve = folder.path / ".reserve"

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from runner import terminal
 from runner.engine.pickles import load_tensors_only
 from runner.errors import RunnerError, bug
 from runner.packages import package_version
@@ -32,7 +33,7 @@ def main() -> int:
         record, code = {"error": error.lines()}, error.exit_code
     except Exception as error:
         record, code = {"error": bug(error).lines()}, 1
-    print(json.dumps(record, ensure_ascii=False))
+    terminal.put_json(record)
     return code
 
 
@@ -67,7 +68,7 @@ def _predict(plan: Any, batches: Any) -> Any:
     from runner.vram.predict import predict
 
     shown = ", ".join(f"{one.tokens} tokens" for one in batches)
-    print(f"runner: tracing a step of {shown} without weights", file=sys.stderr, flush=True)
+    terminal.say(f"runner: tracing a step of {shown} without weights")
     return predict(plan, batches)
 
 

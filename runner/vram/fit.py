@@ -7,11 +7,11 @@ job allows. Settings are compared by shallow traces; what is chosen is traced wh
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from runner import terminal
 from runner.plan import Plan, PlannedModel
 from runner.vram.ask import Batch, predicted
 from runner.vram.calibration import Correction, apply
@@ -295,4 +295,4 @@ def cheapest(
 
 
 def _say(line: str) -> None:
-    print(f"runner: {line}", file=sys.stderr, flush=True)
+    terminal.say(f"runner: {line}")

@@ -20,9 +20,10 @@ from runner.guard.records import DeviceHealth, DeviceProcess, DeviceReading, Mig
 from runner.report.monitor_bars import bar, pair, percent, shorten, sparkline, style_of
 from runner.report.monitor_processes import Owners, read_stat
 from runner.report.monitor_records import History, Snapshot, run_key
-from runner.report.monitor_runs import LiveRuns, MemoryTail
+from runner.report.monitor_runs import FIRST_READ_BYTES, LiveRuns
 from runner.report.monitor_view import render
 from runner.report.monitor_watch import Watch, sample_once, samples_in
+from runner.tail import Tail
 from tests.report.laid_runs import GIB, lay_run, lives, measured, sleeping
 from tests.testbed import REPOSITORY
 
@@ -268,19 +269,19 @@ def test_a_memory_file_is_read_from_its_end_and_then_by_what_is_new(tmp_path: Pa
     path = tmp_path / "memory.jsonl"
     lines = [json.dumps({"n": n, "pad": "x" * 1000}) for n in range(2000)]
     path.write_text("\n".join(lines) + "\n")
-    tail = MemoryTail(path)
-    first = tail.read()
+    tail = Tail(path, newest_bytes=FIRST_READ_BYTES)
+    first = list(tail.read())
     assert 100 < len(first) < 600 and first[-1]["n"] == 1999
     assert [record["n"] for record in first] == list(range(2000 - len(first), 2000))
     with path.open("a") as stream:
         stream.write('{"n": 2000}\n{"n": 20')
-    assert tail.read() == [{"n": 2000}]
+    assert list(tail.read()) == [{"n": 2000}]
     with path.open("a") as stream:
         stream.write("01}\n")
-    assert tail.read() == [{"n": 2001}]
-    assert tail.read() == []
+    assert list(tail.read()) == [{"n": 2001}]
+    assert list(tail.read()) == []
     path.write_text('{"n": 0}\n')  # a new start
-    assert tail.read() == [{"n": 0}]
+    assert list(tail.read()) == [{"n": 0}]
 
 
 def test_health_in_words(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runner.report.memory_view import WIDTH, bar, ordered, prediction_lines
+from runner.terminal import inked
 from runner.vram.ask import Batch
 from runner.vram.predict import predict
 from runner.vram.record import CONTEXT, HostMemory, Prediction, TrainingMemory
@@ -283,7 +284,7 @@ def test_the_bar_is_to_scale_and_marks_the_budget(budget: int, scale: int) -> No
 
 def test_colours_are_only_where_they_are_asked_for() -> None:
     plain = "\n".join(prediction_lines(fixed(), 16 * GIB))
-    coloured = "\n".join(prediction_lines(fixed(), 16 * GIB, colour=True))
+    coloured = inked("\n".join(prediction_lines(fixed(), 16 * GIB, colour=True)))
     assert "\x1b" not in plain
     assert coloured.count("\x1b[0m") >= 10
 

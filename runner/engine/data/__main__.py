@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from runner import durable
+from runner import durable, terminal
 from runner.engine.data.prepare import prepare
 from runner.engine.data.prepared import SIDES, Prepared, Side
 from runner.engine.pickles import load_tensors_only
@@ -87,7 +87,7 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    terminal.say(line)
 
 
 def main() -> int:
@@ -109,9 +109,10 @@ def main() -> int:
     except Exception as error:
         record["error"] = bug(error).lines()
         code = 1
-    print(json.dumps(record, ensure_ascii=False))
+    terminal.put_json(record)
     return code
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     sys.exit(main())

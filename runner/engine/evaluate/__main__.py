@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+from runner import terminal
 from runner.engine.chat import quiet
 from runner.engine.evaluate.request import EvaluationFolder, read_request
 from runner.engine.evaluate.state import State
@@ -35,21 +36,21 @@ def main() -> int:
         evaluate(request, plan, folder, state)
     except RunnerError as error:
         state.leave_line()
-        print("\n".join(error.lines()), file=sys.stderr)
+        terminal.say("\n".join(error.lines()))
         return error.exit_code
     except OSError as error:  # a full disk, or a folder that went away
         state.leave_line()
-        print(f"error: {error}", file=sys.stderr)
+        terminal.say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # the rest takes no time
         state.leave_line()
-        print(f"runner: {state.give_up()}", file=sys.stderr)
+        terminal.say(f"runner: {state.give_up()}")
         return EXIT_INTERRUPTED
     except Exception as error:
         state.leave_line()
-        print("\n".join(bug(error).lines()), file=sys.stderr)
+        terminal.say("\n".join(bug(error).lines()))
         return 1
     return 0
 
@@ -59,6 +60,7 @@ def _stop(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,12 +5,12 @@ Imports this package; torch through it. Writes into the evaluation's folder and 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner import terminal
 from runner.engine.data.prepare import prepare
 from runner.engine.evaluate import record as records
 from runner.engine.evaluate.generate import Greedy, longest_sequence
@@ -227,4 +227,4 @@ def _room_notes(material: Material, positions: int | None, new_tokens: int) -> l
 
 
 def _say(line: str) -> None:
-    print(f"runner: {line}", file=sys.stderr, flush=True)
+    terminal.say(f"runner: {line}")

@@ -1,4 +1,4 @@
-"""How far an evaluation is: one line on stderr. Standard library only."""
+"""How far an evaluation is: one line on stderr. Standard library and runner.terminal, units."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from runner import terminal
 from runner.units import format_duration
 
 SECONDS_BETWEEN_LINES = 15.0  # where stderr is no terminal, and every line stays
@@ -43,9 +44,10 @@ class Progress:
         now = self._clock()
         if self._live or now - self._written >= SECONDS_BETWEEN_LINES:
             self._written = now
-            end = "\r" if self._live else "\n"
-            self._stream.write(f"{self.line()}{chr(27) + '[K' if self._live else ''}{end}")
-            self._stream.flush()
+            if self._live:
+                terminal.draw_line(self.line(), self._stream)
+            else:
+                terminal.put(self.line(), stream=self._stream)
 
     def line(self) -> str:
         """ "evaluating 128 of 805 rows, 3.2 rows/s, 3:31 left"."""
@@ -59,5 +61,4 @@ class Progress:
     def end(self) -> None:
         """Leave the line."""
         if self._live and self.done:
-            self._stream.write("\n")
-            self._stream.flush()
+            terminal.put("", stream=self._stream)

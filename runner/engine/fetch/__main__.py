@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runner import terminal
 from runner.engine.pickles import load_tensors_only
 from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
 
@@ -36,10 +37,10 @@ def main() -> int:
             record = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
             code = code or error.exit_code
         except KeyboardInterrupt:
-            print("\nstopped; the same command continues where it was", file=sys.stderr)
+            terminal.say("\nstopped; the same command continues where it was")
             return EXIT_INTERRUPTED
         record["seconds"] = round(time.monotonic() - began, 1)
-        print(json.dumps(record, ensure_ascii=False), file=answers, flush=True)
+        terminal.put_json(record, stream=answers)
     return code
 
 
@@ -49,7 +50,7 @@ def _fetch(wanted: dict[str, Any], quiet: bool) -> dict[str, Any]:
 
     def say(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr, flush=True)
+            terminal.say(line)
 
     source, identity, revision = wanted["source"], wanted["id"], wanted.get("revision")
     what = f"{identity}@{revision}" if revision else str(identity)
@@ -84,4 +85,5 @@ def _builtin(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     sys.exit(main())

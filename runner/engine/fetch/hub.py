@@ -77,7 +77,7 @@ def fetch_model(
     if not any(file.path == INDEX for file in small):
         weights(found.files, None, found.what)  # refused before anything is fetched
     came = bring(found, small, quiet=quiet, say=say)
-    index = durable.read_json(found.snapshot / INDEX)
+    index = durable.read_json(found.snapshot / INDEX, follow_link=True)
     heavy = weights(found.files, index if isinstance(index, dict) else None, found.what)
     came += bring(found, heavy, quiet=quiet, say=say)
     _name_revision(found, revision or "main")

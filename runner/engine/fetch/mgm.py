@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from runner import durable
+from runner import durable, terminal
 from runner.engine.fetch.mgm_address import DATA_ENDPOINT, address, shown
 from runner.engine.fetch.mgm_place import alone
 from runner.engine.fetch.mgm_record import images_to_check, read_record, record_file
@@ -40,7 +40,7 @@ def main() -> int:
 
     def say(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr, flush=True)
+            terminal.say(line)
 
     records: dict[str, dict[str, Any]] = {}
     try:
@@ -51,7 +51,7 @@ def main() -> int:
             for name, more in _held_together(table, base, say).items():
                 records.setdefault(name, {}).update(more)
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues where it was", file=sys.stderr)
+        terminal.say("\nstopped; the same command continues where it was")
         return EXIT_INTERRUPTED
     except OSError as error:
         lost = RefusedError(
@@ -61,7 +61,7 @@ def main() -> int:
         records = {name: records.get(name) or failure(lost) for name in asked["wanted"]}
     told = [records[name] for name in asked["wanted"]]
     for record in told:
-        print(json.dumps(record, ensure_ascii=False), file=answers, flush=True)
+        terminal.put_json(record, stream=answers)
     return next((int(record["exit_code"]) for record in told if "error" in record), 0)
 
 
@@ -207,4 +207,5 @@ def licence(source: MgmSource) -> RefusedError:
 
 
 if __name__ == "__main__":
+    terminal.guard_streams()
     sys.exit(main())

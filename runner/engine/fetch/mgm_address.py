@@ -6,12 +6,12 @@ says whether that host answers, as runner.doctor.hub does.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 import urllib.parse
 
+from runner import terminal
 from runner.doctor import hub
 from runner.engine.mgm.sources import MGM_REPOSITORY, SOURCES, MgmSource
 from runner.errors import RefusedError
@@ -71,4 +71,4 @@ def of_kind(which: str) -> str | None:
 
 if __name__ == "__main__":
     found = of_kind(sys.argv[1])
-    print(json.dumps(hub.ask(found) if found else {"status": 200}))
+    terminal.put_json(hub.ask(found) if found else {"status": 200})

@@ -1,6 +1,6 @@
 """How far a download is: one line a file on stderr, rewritten where that is a terminal.
 
-Standard library only.
+Standard library and runner.terminal, units.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import sys
 import time
 from typing import TextIO
 
+from runner import terminal
 from runner.units import format_bytes, format_duration
 
 TERMINAL_SECONDS = 0.2
@@ -67,8 +68,12 @@ class FileProgress:
         if self._quiet:
             return
         # a terminal's line is wiped and written over; a log gets one line after the other
-        start, end = ("\r\x1b[K", "\n" if last else "") if self._live else ("", "\n")
-        print(f"{start}{text}", end=end, file=self._stream, flush=True)
+        if self._live and not last:
+            terminal.draw_line(text, self._stream)
+            return
+        if self._live:
+            terminal.erase_line(self._stream)
+        terminal.put(text, stream=self._stream)
 
 
 def _size(size: int) -> str:
