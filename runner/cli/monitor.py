@@ -123,7 +123,7 @@ def _reports(
 def _has_ended(followed: RunFolder | None) -> bool:
     if followed is None:
         return False
-    return followed.termination.exists() or state_of(followed) == Reason.LOST
+    return followed.is_ended() or state_of(followed) == Reason.LOST
 
 
 def _watch_machine(
@@ -257,7 +257,7 @@ class RunLine:
 
     def lines(self) -> list[str]:
         """For people; what the run's records gained since the last call is taken in."""
-        if self.folder.termination.exists():
+        if self.folder.is_ended():
             from runner.report.run import read_report, verdict
 
             return verdict(read_report(self.folder))
@@ -272,4 +272,4 @@ class RunLine:
     def text(self) -> str:
         """For records: on one line as long as the run lives."""
         lines = self.lines()
-        return ("\n" if self.folder.termination.exists() else "").join(lines)
+        return ("\n" if self.folder.is_ended() else "").join(lines)

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runner.cli.output import Output, table
-from runner.container.cli import ContainerCli
+from runner.container.cli import find_cli
 from runner.container.orphans import container_of_run
 from runner.errors import RunnerError
 from runner.folder import RunFolder, all_runs, default_root
 from runner.outcome import Reason
-from runner.recorded import object_at, texts, told
 from runner.report.standing import HEADER, Standing, notes, row, standings
 
 GOING_ON = 3
@@ -52,16 +51,16 @@ def _lines(
 
 def _containers_left(found: Iterable[Standing]) -> dict[str, str]:
     """Folder -> name of the container that a lost run left, by its label."""
-    left = {}
+    left: dict[str, str] = {}
+    cli = find_cli()  # never the program that a record names
     for one in found:
         folder = RunFolder(Path(one.folder))
         if one.state != Reason.LOST:
             continue
-        argv = told(object_at(folder.container), {"argv": texts}).get("argv")
-        if not argv:
+        if cli is None or not folder.container.exists():
             continue
         try:
-            container = container_of_run(ContainerCli(argv[0]), folder.path)
+            container = container_of_run(cli, folder.path)
         except (RunnerError, OSError):
             break  # no daemon answers: what it runs can't be told
         if container is not None:
