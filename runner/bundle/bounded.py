@@ -7,19 +7,20 @@ bounded, so is all that is not an entry of the one long list, and each entry is 
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 MAX_BYTES = 32 << 20
-MAX_HEAD_CHARS = 4 << 20
+MAX_HEAD_BYTES = 4 << 20
 """Of all that is not in the long list."""
 MAX_HEAD_VALUES = 50_000
-MAX_ENTRY_CHARS = 16 << 10
+MAX_ENTRY_BYTES = 16 << 10
 """Of one entry of it: a path of MAX_NAME_BYTES, however it is escaped, and a hash."""
 MAX_KEYS = 64
-_SPACE = re.compile(r"[ \t\n\r]*")
+_SPACE = re.compile(rb"[ \t\n\r]*")
 
 
 class Malformed(Exception):
@@ -33,15 +34,11 @@ class Reader:
     """Whether the long list was there."""
 
     def __init__(self, content: bytes) -> None:
-        """Raises Malformed where it is too long or no UTF-8."""
+        """Raises Malformed where it is too long."""
         if len(content) > MAX_BYTES:
             raise Malformed(f"it has more than {MAX_BYTES} bytes")
-        try:
-            self._text = content.decode()
-        except UnicodeDecodeError:
-            raise Malformed("it is no UTF-8") from None
-        self._at = 0
-        self._head_chars, self._head_values = MAX_HEAD_CHARS, MAX_HEAD_VALUES
+        self._content, self._at = content, 0  # as text it could be four times as long
+        self._head_bytes, self._head_values = MAX_HEAD_BYTES, MAX_HEAD_VALUES
 
     def items(self, each_of: str) -> Iterator[tuple[str, Any]]:
         """Key and value in their order; of the list under `each_of`, its entries one by one.
@@ -64,7 +61,7 @@ class Reader:
             if more:
                 self._need(",")
         if self._next():
-            raise Malformed(f"something follows its end, at character {self._at}")
+            raise Malformed(f"something follows its end, at byte {self._at}")
 
     def _key(self, keys: set[str]) -> str:
         if self._next() != '"':
@@ -89,38 +86,42 @@ class Reader:
         """An object without objects in it: it ends at the first brace that is in no string."""
         if self._next() != "{":
             self._wrong("a file's record")
-        end = self._text.find("}", self._at, self._at + MAX_ENTRY_CHARS)
+        end = self._content.find(b"}", self._at, self._at + MAX_ENTRY_BYTES)
         if end < 0:
             self._wrong("the end of a file's record")
         try:
             return self._decode(end + 1 - self._at)
         except Malformed:
-            return self._decode(MAX_ENTRY_CHARS)  # a brace in its name
+            return self._decode(MAX_ENTRY_BYTES)  # a brace in its name
 
     def _head_value(self) -> Any:
         self._next()
         start = self._at
-        value = self._decode(self._head_chars)
-        self._head_chars -= self._at - start
+        value = self._decode(self._head_bytes)
+        self._head_bytes -= self._at - start
         self._head_values -= _count(value, self._head_values)
-        if self._head_chars <= 0 or self._head_values <= 0:
+        if self._head_bytes <= 0 or self._head_values <= 0:
             raise Malformed("it says more than an index has to say")
         return value
 
     def _decode(self, most: int) -> Any:
-        piece = self._text[self._at : self._at + most]
+        """The value that begins here, of at most so many bytes."""
+        piece = self._content[self._at : self._at + most]
         try:
-            value, length = _DECODER.raw_decode(piece)
+            text, _ = codecs.utf_8_decode(piece)  # what is cut in mid-letter ends before it
+            value, length = _DECODER.raw_decode(text)
+        except UnicodeDecodeError:
+            raise Malformed(f"it is no UTF-8 after byte {self._at}") from None
         except (ValueError, RecursionError):
-            raise Malformed(f"it is no JSON at character {self._at}") from None
-        self._at += length
+            raise Malformed(f"it is no JSON at byte {self._at}") from None
+        self._at += length if text.isascii() else len(text[:length].encode())
         return value
 
     def _next(self) -> str:
         """The next character that is no space; "" at the end."""
-        found = _SPACE.match(self._text, self._at)
+        found = _SPACE.match(self._content, self._at)
         self._at = found.end() if found else self._at
-        return self._text[self._at : self._at + 1]
+        return self._content[self._at : self._at + 1].decode("latin-1")
 
     def _take(self, sign: str) -> bool:
         if self._next() != sign:
@@ -133,7 +134,7 @@ class Reader:
             self._wrong(sign)
 
     def _wrong(self, expected: str) -> NoReturn:
-        raise Malformed(f"it is no JSON of an index: expected {expected} at character {self._at}")
+        raise Malformed(f"it is no JSON of an index: expected {expected} at byte {self._at}")
 
 
 def _count(value: Any, most: int) -> int:
