@@ -310,7 +310,7 @@ def unbundle_in_little_memory(place: Path) -> tuple[Answer, int]:
 
 
 def largest_of(status: str) -> int:
-    """VmHWM of /proc/PID/status in bytes; ru_maxrss would have what this process had at the fork."""
+    """VmHWM of /proc/PID/status in bytes; ru_maxrss has what was there before the exec, too."""
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
