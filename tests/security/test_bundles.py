@@ -383,7 +383,7 @@ def test_a_sweep_in_the_first_instant_takes_no_work(
         return folder
 
     monkeypatch.setattr(unpack.tempfile, "mkdtemp", make)
-    unpack.unpack(tmp_path / "b.tar", place / "run", lambda *_: None)
+    unpack.unpack(tmp_path / "b.tar", place / "run", lambda *_: unpack._sweep(place))
     os.close(held[0])
     assert len(made_folders) == 3
     run = read_manifest(place / "run" / "manifest.json")
@@ -406,7 +406,7 @@ def test_a_sweep_between_opening_and_locking_takes_no_work(
         return real(folder)
 
     monkeypatch.setattr(unpack, "_held", hold)
-    unpack.unpack(tmp_path / "b.tar", tmp_path / "run", lambda *_: None)
+    unpack.unpack(tmp_path / "b.tar", tmp_path / "run", lambda *_: unpack._sweep(tmp_path))
     assert (tmp_path / "run" / "manifest.json").is_file()
 
 
@@ -420,15 +420,21 @@ def test_a_sweep_leaves_another_user_s_folder(made: Made, tmp_path: Path) -> Non
     assert other.is_dir()
 
 
-def test_an_empty_folder_that_appears_meanwhile_is_not_replaced(made: Made, tmp_path: Path) -> None:
+def test_an_empty_folder_that_appears_meanwhile_is_not_replaced(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last look and before the rename, which would take an empty folder's place."""
     (tmp_path / "b.tar").write_bytes(made.archive())
+    target, real = tmp_path / "run", Path.exists
 
     def appear(*_: int) -> None:
-        (tmp_path / "run").mkdir(exist_ok=True)
+        target.mkdir(exist_ok=True)
 
+    monkeypatch.setattr(Path, "exists", lambda path: path != target and real(path))
     with pytest.raises(UsageError, match="is there already"):
-        unpack.unpack(tmp_path / "b.tar", tmp_path / "run", appear)
+        unpack.unpack(tmp_path / "b.tar", target, appear)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "run"]
+    assert list(target.iterdir()) == []
 
 
 SECRET = "the-private-key-of-this-user"  # noqa: S105
