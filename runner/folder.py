@@ -63,6 +63,10 @@ class RunFolder(SharedFolder):
         """Of a run that came in a bundle: its index, by which its inputs are found."""
         return self.path / "bundle.json"
 
+    def is_ended(self) -> bool:
+        """Whether nothing more comes of it: a verdict is there, or it ended on another machine."""
+        return durable.is_there(self.termination) or durable.is_there(self.bundle)
+
     @property
     def project_diff(self) -> Path:
         """What runner's own checkout had uncommitted, where it had anything."""

@@ -20,6 +20,8 @@ from runner.outcome import SCHEMA_VERSION, Outcome, Reason
 Kind = Callable[[Any], bool]
 _REASON = re.compile(r"[a-z][a-z_]{0,39}")
 _LARGEST = 2**63  # what a size, a pid or a count can be
+_NOT_ENDS = frozenset(("lost", "gone", "queued", "running", "by_hand", "not_started"))
+"""States without a verdict: no verdict says so of itself."""
 _LATEST = 253_000_000_000  # unix seconds in the year 9987, which every C library can print
 
 
@@ -72,6 +74,10 @@ def plain(value: Any) -> bool:
 def counts(value: Any) -> bool:
     """Names to counts."""
     return isinstance(value, dict) and all(map(whole, value.values()))
+
+
+def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 def objects(**needed: Kind) -> Kind:
@@ -152,6 +158,15 @@ MEMORY: Mapping[str, Kind] = {
 }
 """What others than the guard read of a line of memory.jsonl."""
 FAILURE: Mapping[str, Kind] = {"kind": text, "message": text, "step": whole, "exit_code": whole}
+_OF_RESULTS = (
+    *("reason", "exit_code", "message", "steps", "max_steps", "first_loss", "last_loss"),
+    *("eval_loss", "result", "adapter_sha256", "adapter_bytes", "peak_bytes", "peak_source"),
+    *("peaks", "started_unix_seconds", "ended_unix_seconds", "seconds"),
+)
+"""What a manifest's results say under the verdict's own names."""
+_ATTEMPT = objects(
+    number=whole, reason=text, steps=whole, checkpoint=text, peak_bytes=whole, changed=is_object
+)
 ADAPTER: Mapping[str, Kind] = {"folder": text, "sha256": text, "size_bytes": whole}
 
 
@@ -172,17 +187,57 @@ def end_of(folder: RunFolder) -> dict[str, Any] | None:
     """The verdict; None where there is none, or it is damaged so that no reason is known.
 
     Of this runner's own every field is there and of its type. A newer runner's has what is common,
-    and its schema_version.
+    and its schema_version. Of a run that came in a bundle it is what its manifest says: nothing on
+    this machine has seen it end.
     """
-    record = object_at(folder.termination)
+    record = _bundled_end(folder) if durable.is_there(folder.bundle) else object_at(folder.termination)
     reason = record.get("reason")
-    if not isinstance(reason, str) or not _REASON.fullmatch(reason):
+    if not _is_reason(reason):
         return None
     if durable.newer(record, SCHEMA_VERSION) is not None:
         head = {"schema_version": record["schema_version"], "reason": reason}
         return {**head, "exit_code": 1, "message": None, **told(record, COMMON)}
     bare = Outcome(Reason.FAILED, 1, "").to_record()
     return {**bare, "reason": reason, **told(record, END)}
+
+
+def _is_reason(value: Any) -> TypeGuard[str]:
+    return text(value) and _REASON.fullmatch(value) is not None and value not in _NOT_ENDS
+
+
+def _bundled_end(folder: RunFolder) -> dict[str, Any]:
+    """A verdict's record from what came in a bundle; empty where its manifest says none.
+
+    The manifest has its own names for some of it, and the rest lies in the records beside.
+    """
+    manifest = object_at(folder.manifest)
+    results, plan = manifest.get("results"), manifest.get("plan")
+    if not is_object(results):
+        return {}
+    end: dict[str, Any] = {"schema_version": manifest.get("schema_version")}
+    end |= {name: results[name] for name in _OF_RESULTS if name in results}
+    if is_object(plan):
+        budget = plan.get("budget")
+        end["budget_bytes"] = budget.get("limit_bytes") if is_object(budget) else None
+        end["substitutions"] = plan.get("substitutions")
+    attempts = manifest.get("attempts")
+    if isinstance(attempts, list) and _ATTEMPT(attempts):
+        end["attempts"] = [
+            {**one, "attempt": one["number"], "then": _changes(one["changed"])} for one in attempts
+        ]
+    end["advice"] = object_at(folder.advice).get("texts")
+    return end
+
+
+def _changes(changed: dict[str, Any] | None) -> str:
+    """Fields and what became of each, of an attempt that was recovered from."""
+    pairs = ((name, value) for name, value in (changed or {}).items() if isinstance(value, list))
+    return ", ".join(
+        f"{name} {value[0]} → {value[1]}"
+        if len(value) == 2 and plain(dict(enumerate(value)))
+        else name
+        for name, value in pairs
+    )
 
 
 def supervisor_of(folder: RunFolder) -> dict[str, Any]:
@@ -206,7 +261,9 @@ def trouble(folder: RunFolder) -> list[str]:
     A run with such a verdict counts as one without: `lost`, or as long as somebody supervises it,
     running.
     """
-    found = []
+    found: list[str] = []
+    if durable.is_there(folder.bundle):
+        return found  # it has none of these; verify says what of a bundle was changed
     for path, kinds in ((folder.termination, END), (folder.supervisor, SUPERVISOR)):
         line = _trouble(path, kinds)
         if line is not None:
@@ -262,6 +319,6 @@ def _trouble(path: Path, kinds: Mapping[str, Kind]) -> str | None:
     ]
     if path.name == RunFolder(path.parent).termination.name:
         reason = record.get("reason")
-        if not isinstance(reason, str) or not _REASON.fullmatch(reason):
+        if not _is_reason(reason):
             wrong.insert(0, "reason")
     return f"{path.name} is damaged: {', '.join(wrong[:5])}" if wrong else None

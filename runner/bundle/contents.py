@@ -1,7 +1,10 @@
 """What goes into a bundle: an allow-list of a run's records, and the inputs that were asked for.
 
-Reads the run folder and hashes inputs; writes nothing. Imports runner.provenance, folder and plans.
-Every input is checked against the manifest: a bundle of other files would reproduce another run.
+Reads the run folder and hashes inputs; writes nothing. Imports runner.provenance, folder, plans and
+this package. Every input is checked against the manifest: a bundle of other files would reproduce
+another run. What a container may have put into the run folder does not choose what leaves the
+machine: no link is followed out of a result's folder, nor out of an input's whose content is not
+known by hash.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from runner.bundle import members
 from runner.bundle.index import Index, Known, Lacking, Member, Placed, name_problem
 from runner.bundle.index import Part as Asked
 from runner.errors import RefusedError
@@ -20,6 +25,7 @@ from runner.folder import RunFolder
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
+from runner.plan_script import ScriptPlan
 from runner.provenance import images
 from runner.provenance.environment import looks_secret, secret_values, without_secrets
 from runner.provenance.hashes import Hasher, files_in
@@ -29,7 +35,7 @@ from runner.provenance.places import IMAGES, Part, is_here, parts
 
 ASKED: tuple[Asked, ...] = ("data", "model", "adapter")
 """What --with can ask for."""
-INPUTS = "inputs"
+INPUTS = members.INPUTS
 JOB_FILE = "job.yaml"
 _PROJECTOR = "projector.safetensors"
 """What a training of an image-text model hands on, beside or before an adapter."""
@@ -78,7 +84,8 @@ def contents(
     Raises RefusedError where an input that was asked for is missing or another than the run read,
     or looks like a file of secrets; OSError.
     """
-    gathered = _Gathered(manifest, plan, hasher)
+    foreign = folder.bundle.exists()
+    gathered = _Gathered(manifest, plan, hasher, folder.path if foreign else None)
     gathered.records(folder)
     for part in parts(plan):
         gathered.part(part, wanted=part.group == "code" or part.group in asked)
@@ -104,21 +111,21 @@ def contents(
 
 def record_files(folder: RunFolder, manifest: Manifest) -> Iterator[Path]:
     """The allow-list: what of a run folder goes into every bundle, as far as it is there."""
-    names = [folder.manifest, folder.plan, folder.launch_script, folder.sources]
+    names = [folder.manifest, folder.plan, folder.sources]
     names += [folder.path / name for name in manifest.rendered]
     names += folder.path.glob("images*.sha256")
     names += [folder.project_diff, folder.metrics, folder.memory, folder.events]
-    names += [folder.termination, folder.data_report, folder.prediction, folder.advice]
-    names += [folder.container, folder.best, folder.train_log, folder.supervisor_log]
+    names += [folder.data_report, folder.prediction, folder.advice]
+    names += [folder.best, folder.train_log, folder.supervisor_log]
     names += [folder.container_log, folder.engine_failure, folder.engine_result]
-    names += [folder.engine_stack, *folder.engine.glob("rank-*.json")]
-    names += folder.row_hashes.rglob("*")
+    names += [folder.engine_stack, *folder.row_hashes.rglob("*")]
     names += folder.phases.glob(f"*/{folder.data_report.name}")
-    for attempt in folder.attempts.glob("*"):
-        names += [attempt / folder.plan.name, attempt / folder.launch_script.name]
-        names += [attempt / folder.termination.name]
+    names += folder.attempts.glob(f"*/{folder.plan.name}")
+    root = folder.path.resolve()
     for path in dict.fromkeys(names):
-        if path.is_file() and not path.is_symlink() and folder.path in path.parents:
+        name = os.path.relpath(path, folder.path)
+        # a link on the way would lead elsewhere, into whatever may be read by who bundles
+        if members.is_record(name) and path.is_file() and path.resolve() == root / name:
             yield path
 
 
@@ -127,6 +134,8 @@ class _Gathered:
     manifest: Manifest
     plan: PlanBase
     hasher: Hasher
+    foreign: Path | None = None
+    """The folder of a run that came in a bundle: who made that chose where its inputs lie."""
     items: dict[str, Item] = field(default_factory=dict)
     places: dict[str, Placed] = field(default_factory=dict)
     lacks: list[Lacking] = field(default_factory=list)
@@ -169,10 +178,19 @@ class _Gathered:
             path=name,
             size_bytes=size,
             sha256=digest,
-            executable=os.access(source, os.X_OK),
+            executable=self.starts(source),
         )
         self.items[name] = Item(member, source, content)
         return member
+
+    def starts(self, source: Path) -> bool:
+        """Whether the plan starts this very file; nothing else of a bundle is executable."""
+        plan = self.plan
+        return (
+            isinstance(plan, ScriptPlan)
+            and plan.runs_with == "itself"
+            and source == Path(plan.script.path)
+        )
 
     def part(self, part: Part, *, wanted: bool) -> None:
         """Take a part along, or say what is lacking of it."""
@@ -214,13 +232,14 @@ class _Gathered:
                         f"{each.what}: {path / name} is not here",
                         f"put it back, or leave {part.group} out of --with",
                     )
+                self.require_input(part, path / name, path, each)
                 self.require(each, self.add(f"{folder}/{name}", path / name).sha256)
             place = Placed(path=folder, kind="folder")
         elif kind == "folder":
             self.whole_folder(part, path, folder, record)
             place = Placed(path=folder, kind="folder")
         else:
-            _refuse_secrets(part.what, part.group, path, path.parent)
+            self.require_input(part, path, path.parent, record)
             member = self.add(f"{folder}/{path.name}", path)
             if record is not None:
                 self.require(record, member.sha256)
@@ -231,7 +250,7 @@ class _Gathered:
         files = sorted(files_in(path))
         whole = hashlib.sha256()
         for file in files:
-            _refuse_secrets(part.what, part.group, file, path)
+            self.require_input(part, file, path, record)
             name = file.relative_to(path).as_posix()
             member = self.add(f"{folder}/{name}", file)
             whole.update(f"{name}\0{member.sha256}\n".encode())
@@ -257,14 +276,15 @@ class _Gathered:
         known = self._known.get(("\0".join(roots), "images"))
         place = known or Placed(path=self.slot("images"), kind="folder")
         self._known["\0".join(roots), "images"] = self.places[part.what] = place
-        for name, file in ((name, each.root / name) for each in sources for name in each.names):
-            _refuse_secrets(part.what, part.group, file, file)
+        for root, name in ((each.root, name) for each in sources for name in each.names):
+            file = root / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise RefusedError(
                     f"{part.what}: rows name an image {name}, by which no other machine can find "
                     "it: only names below data.image_folder can be bundled",
                     "name images so in the rows and run anew, or leave data out of --with",
                 )
+            self.require_input(part, file, root, record)
             inside = f"{place.path}/{os.path.normpath(name)}"
             earlier = self.items.get(inside)
             member = self.add(inside, file)
@@ -275,22 +295,60 @@ class _Gathered:
                     "give them one data.image_folder, or leave data out of --with",
                 )
 
+    def require_input(self, part: Part, file: Path, root: Path, record: FileRecord | None) -> None:
+        """That a file of an input may leave this machine.
+
+        A link out of the input's folder is as good as a file where the run's own hash says what is
+        in it: a hub's cache is made of such. Else nobody knows what it leads to by now.
+        """
+        real = Path(os.path.realpath(file))
+        leads_out = not real.is_relative_to(os.path.realpath(root))
+        _refuse_secrets(part.what, part.group, file, root)
+        if leads_out:
+            _refuse_secrets(part.what, part.group, real, Path(real.anchor))
+        if record is not None and record.sha256 is not None:
+            return
+        if leads_out:
+            raise RefusedError(
+                f"{part.what}: {file} is a link to {real}, and the run did not hash what it read",
+                f"put the file itself there, or leave {part.group} out of --with",
+            )
+        if self.foreign is not None and not real.is_relative_to(self.foreign.resolve()):
+            raise RefusedError(
+                f"{part.what}: {file} is a file of this machine, which a run that came in a bundle "
+                "names without a hash",
+                f"leave {part.group} out of --with",
+            )
+
     def result(self, folder: RunFolder) -> None:
-        """What was trained: adapter, model of method full, a script's output, projectors."""
+        """What was trained: adapter, model of method full, a script's output, projectors.
+
+        A container wrote it: a link that leads out of it, and code among weights, stay here.
+        """
         name = self.manifest.results.result if self.manifest.results else None
         place = folder.path / (name or "")
         inside = folder.path in place.parents and place.is_dir()
-        files = [*sorted(files_in(place))] if inside else []
-        files += folder.path.glob(_PROJECTOR)
-        files += folder.phases.glob(f"*/{_PROJECTOR}")
-        if not files:
+        files = dict.fromkeys(sorted(files_in(place)), place) if inside else {}
+        single = [*folder.path.glob(_PROJECTOR), *folder.phases.glob(f"*/{_PROJECTOR}")]
+        files |= {file: file for file in single}
+        listed = [{"what": each.what} for each in self.manifest.files]
+        known = {"files": listed, "plan": self.manifest.plan}
+        taken = []
+        for file, within in files.items():
+            path = file.relative_to(folder.path).as_posix()
+            _refuse_secrets("adapter", "adapter", file, place)
+            problem = _result_problem(folder, path, within, known)
+            if problem is None:
+                taken.append((path, file))
+            else:
+                self.notes.append(f"{path} {problem}: it is left out")
+        if not taken:
             raise RefusedError(
                 f"{self.manifest.run} has nothing here that it trained",
                 "leave adapter out of --with",
             )
-        for file in files:
-            _refuse_secrets("adapter", "adapter", file, place)
-            self.add(file.relative_to(folder.path).as_posix(), file)
+        for path, file in taken:
+            self.add(path, file)
 
     def lack(self, part: Part) -> None:
         record, files = _record(self.manifest, part.what), []
@@ -374,6 +432,20 @@ class _Gathered:
                 f"{record.sha256[:12]} → {digest[:12]}",
                 "put the file back as it was, or leave it out of --with",
             )
+
+
+def _result_problem(
+    folder: RunFolder, path: str, within: Path, manifest: Mapping[str, Any]
+) -> str | None:
+    """Why a file of a result stays here; None where it is one and may go."""
+    top = folder.path.resolve() / within.relative_to(folder.path)
+    if not (folder.path / path).resolve().is_relative_to(top):
+        return f"is a link that leads out of {within.name}"
+    if members.is_left_out(path):
+        return "is a pickle"
+    if [*members.unlisted([path], {}, manifest)]:
+        return "is code, and the manifest does not list it as the model's"
+    return members.member_problem(path, 0)
 
 
 def _record(manifest: Manifest, what: str) -> FileRecord | None:

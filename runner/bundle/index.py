@@ -1,30 +1,37 @@
 """Index: what index.json says, the first file of a bundle; after unbundling, RUN/bundle.json.
 
-Imports pydantic, runner.job_model, runner.durable and runner.errors. What an index may say is
-decided here, before anything is written by it: it may come from anyone.
+Imports pydantic, runner.job_model, runner.errors and this package. What an index may say is
+decided here, before anything is written by it: it may come from anyone. How much memory it may
+take is decided in `bounded`, what a file may be called in `members`.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from runner.bundle import bounded, members
 from runner.errors import UsageError
 from runner.job_model import JobModel
 
 SCHEMA_VERSION = 1
 NAME = "index.json"
-MAX_INDEX_BYTES = 64 << 20
-"""About 400,000 files; a larger one is not read, whatever it claims to be."""
+MAX_INDEX_BYTES = bounded.MAX_BYTES
+"""About 200,000 files; a larger one is not read, whatever it claims to be."""
 MAX_NAME_BYTES = 3000
 """Below PATH_MAX (4096), so that there is room for the folder it is unpacked in."""
 _MAX_COMPONENT_BYTES = 255
 _SHA256 = r"^[0-9a-f]{64}$"
+_MAX_SIZE = 1 << 62
+_MAX_WORDS = 1000
 
 Part = Literal["data", "model", "adapter"]
 
@@ -33,7 +40,7 @@ class Member(JobModel):
     """A file of the bundle, in the order in which they come."""
 
     path: str
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, le=_MAX_SIZE)
     sha256: str = Field(pattern=_SHA256)
     executable: bool = False
 
@@ -50,7 +57,7 @@ class Known(JobModel):
 
     name: str = Field(description="In the input's folder; of a single file its name")
     sha256: str | None = Field(None, description="None: was not hashed")
-    size_bytes: int | None = None
+    size_bytes: int | None = Field(None, ge=0, le=_MAX_SIZE)
 
 
 class Lacking(JobModel):
@@ -67,12 +74,14 @@ class Index(JobModel):
     """What a bundle holds, and what it lacks."""
 
     schema_version: Literal[1] = 1
-    made_by: str = Field(description="The runner that made it")
-    run: str = Field(description="JOB/TIME-HASH")
-    plan_hash: str
+    made_by: str = Field(max_length=_MAX_WORDS, description="The runner that made it")
+    run: str = Field(max_length=_MAX_WORDS, description="JOB/TIME-HASH")
+    plan_hash: str = Field(max_length=_MAX_WORDS)
     manifest_sha256: str = Field(pattern=_SHA256)
     contains: list[Part] = Field([], description="Of what --with can ask for")
-    image: str | None = Field(None, description="Of a run in a container: NAME sha256:ID")
+    image: str | None = Field(
+        None, max_length=_MAX_WORDS, description="Of a run in a container: NAME sha256:ID"
+    )
     places: dict[str, Placed] = Field({}, description="Input to where it lies in the bundle")
     lacks: list[Lacking] = Field([])
     notes: list[str] = Field([], description="What could not be taken along, and why")
@@ -86,14 +95,34 @@ class Index(JobModel):
         return self.model_copy(update={"index_sha256": self._digest()})
 
     def _digest(self) -> str:
-        record = self.model_dump(mode="json", exclude={"index_sha256"})
-        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Over its canonical text, which is never in memory as a whole."""
+        record = self.model_dump(mode="json", exclude={"index_sha256", "members"})
+        whole = hashlib.sha256()
+        for number, key in enumerate(sorted([*record, "members"])):
+            whole.update((f"{',' if number else '{'}{_CANONICAL.encode(key)}:").encode())
+            if key != "members":
+                whole.update(_CANONICAL.encode(record[key]).encode())
+                continue
+            for count, member in enumerate(self.members):
+                text = _CANONICAL.encode(member.model_dump(mode="json"))
+                whole.update((("," if count else "[") + text).encode())
+            whole.update(b"]" if self.members else b"[]")
+        whole.update(b"}")
+        return whole.hexdigest()
 
     def content(self) -> bytes:
         """As index.json holds it."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        return (text + "\n").encode()
+        head = self.model_dump(mode="json", exclude={"members"})
+        parts = []
+        for key in type(self).model_fields:
+            if key != "members":
+                text = json.dumps(head[key], indent=1, ensure_ascii=False).replace("\n", "\n ")
+                parts.append(f' "{key}": {text}'.encode())
+                continue
+            shown = (_member_text(member) for member in self.members)
+            inner = b",\n".join(shown)
+            parts.append(b' "members": [\n' + inner + b"\n ]" if inner else b' "members": []')
+        return b"{\n" + b",\n".join(parts) + b"\n}\n"
 
     @property
     def size_bytes(self) -> int:
@@ -101,30 +130,42 @@ class Index(JobModel):
         return sum(member.size_bytes for member in self.members)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _member_text(member: Member) -> bytes:
+    text = json.dumps(member.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    return ("  " + text.replace("\n", "\n  ")).encode()
+
+
 def parse(content: bytes, where: str) -> Index:
     """The index, known to name only files that stay in the folder it is unpacked in.
 
     Raises UsageError where it is damaged, of a newer schema_version, or names anything else.
     """
+    found: list[Member] = []
+    head: dict[str, Any] = {}
     try:
-        record: Any = json.loads(content)
-    except (ValueError, RecursionError):
-        raise UsageError(f"{where}: {NAME} is damaged: it is no JSON", COPY_AGAIN) from None
-    version = record.get("schema_version") if isinstance(record, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise UsageError(
-            f"{where} is a bundle of a newer runner: schema_version {version}, this one reads up "
-            f"to {SCHEMA_VERSION}",
-            f"it was made by {_told(record.get('made_by'))}; take that one, or a later",
-        )
-    try:
-        index = Index.model_validate(record)
+        reader = bounded.Reader(content)
+        for key, value in reader.items(each_of="members"):
+            if key != "members":
+                head[key] = value
+                continue
+            if not found:
+                _refuse_newer(head, where)
+            found.append(Member.model_validate(value))
+        _refuse_newer(head, where)
+        index = Index.model_validate({**head, "members": []} if reader.had_list else head)
+    except bounded.Malformed as error:
+        raise UsageError(f"{where}: {NAME} is damaged: {error}", COPY_AGAIN) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
+        first = error.errors(include_url=False, include_context=False)[0]
+        above = () if error.title == Index.__name__ else ("members", len(found))
+        place = ".".join(_told(str(step)) for step in (*above, *first["loc"]))
         raise UsageError(
-            f"{where}: {NAME} is damaged, or no bundle's: {place}: {first['msg']}", COPY_AGAIN
+            f"{where}: {NAME} is damaged, or no bundle's: {place}: {first['msg'][:200]}", COPY_AGAIN
         ) from None
+    index = index.model_copy(update={"members": found})
     try:
         sealed = index.sealed().index_sha256
     except UnicodeEncodeError:
@@ -152,40 +193,63 @@ def name_problem(name: str) -> str | None:
         return "leads out of the folder"
     if not name or any(step in ("", ".") for step in steps):
         return "is no plain path"
-    if not all(letter.isprintable() for letter in name):
+    if not name.isprintable():
         return "holds control characters"
     if size > MAX_NAME_BYTES or any(len(step.encode()) > _MAX_COMPONENT_BYTES for step in steps):
         return "is too long"
     return None
 
 
-def _problems(index: Index) -> Iterable[str]:
+def _refuse_newer(head: dict[str, Any], where: str) -> None:
+    version = head.get("schema_version")
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise UsageError(
+            f"{where} is a bundle of a newer runner: schema_version {str(version)[:20]}, this one "
+            f"reads up to {SCHEMA_VERSION}",
+            f"it was made by {_told(head.get('made_by'))}; take that one, or a later",
+        )
+
+
+def _problems(index: Index) -> Iterator[str]:
     for text in _texts(index):
         if not text.isprintable():
             yield f"{text[:80]!a} holds control characters"
+    for place in index.places.values():
+        problem = name_problem(place.path) or members.place_problem(place.path)
+        if problem:
+            yield f"{_told(place.path)} {problem}"
+    files = {place.path for place in index.places.values() if place.kind == "file"}
+    inputs = {place.path for place in index.places.values() if place.kind == "folder"}
     seen: set[str] = set()
     folders: set[str] = set()
     for member in index.members:
-        if problem := name_problem(member.path):
-            yield f"{member.path!a} {problem}"
-        if member.path in seen:
-            yield f"{member.path} comes twice"
-        if member.path in _NEVER:
-            yield f"{member.path} is nothing that a bundle holds"
-        seen.add(member.path)
-        folders.update(str(folder) for folder in PurePosixPath(member.path).parents)
-    folders.discard(".")
-    for place in index.places.values():
-        if problem := name_problem(place.path):
-            yield f"{place.path!a} {problem}"
-        if place.kind == "file" and place.path not in seen:
-            yield f"{place.path} is named as an input, and is not in it"
-        if place.kind == "folder":
-            folders.add(place.path)
-            folders.update(str(each) for each in PurePosixPath(place.path).parents)
-            folders.discard(".")
+        path = member.path
+        problem = name_problem(path) or members.member_problem(path, member.size_bytes)
+        if problem:
+            yield f"{_told(path)} {problem}"
+        if path in seen:
+            yield f"{_told(path)} comes twice"
+        seen.add(path)
+        above = _above(path)
+        folders.update(above)
+        inside = path in files or not inputs.isdisjoint(above)
+        if path.startswith(f"{members.INPUTS}/") and not inside:
+            yield f"{_told(path)} belongs to no input that it names"
+    for path in sorted(files - seen):
+        yield f"{path} is named as an input, and is not in it"
+    for path in inputs:
+        folders.update((path, *_above(path)))
     for both in sorted(seen & folders):
         yield f"{both} is a file and a folder"
+
+
+def _above(path: str) -> list[str]:
+    """The folders that a file lies in, the nearest first."""
+    found = []
+    while (cut := path.rfind("/")) > 0:
+        path = path[:cut]
+        found.append(path)
+    return found
 
 
 def _texts(index: Index) -> Iterable[str]:
@@ -199,8 +263,6 @@ def _texts(index: Index) -> Iterable[str]:
 
 BESIDE = "bundle.json"
 """What the index is called in a run folder."""
-_NEVER = {BESIDE, ".lock", "supervisor.json", "queue.json", "container.id"}
-"""Its own place, and the files by which runner finds processes to end."""
 
 
 def read_beside(path: Path) -> Index | None:
@@ -209,12 +271,42 @@ def read_beside(path: Path) -> Index | None:
     Raises UsageError where it is damaged.
     """
     try:
-        content = path.read_bytes()
+        content = _content_of(path)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UsageError(
+            f"{path} can't be read: {error.strerror}", "a copy of the bundle may have it whole"
+        ) from None
     return parse(content, str(path.parent))
 
 
+def maker_beside(path: Path) -> str:
+    """Which runner the bundle says made it, of which that is left in a run folder; for people."""
+    try:
+        for key, value in bounded.Reader(_content_of(path)).items(each_of="members"):
+            if key == "made_by":
+                return _told(value)
+    except (OSError, bounded.Malformed):
+        return "nobody knows whom: it is damaged"
+    return _told(None)
+
+
+def _content_of(path: Path) -> bytes:
+    """Of a file of at most MAX_INDEX_BYTES; no pipe is waited for. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
+        content = stream.read(MAX_INDEX_BYTES + 1)
+    if len(content) > MAX_INDEX_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return content
+
+
 def _told(value: object) -> str:
-    text = value if isinstance(value, str) and value.isprintable() else "a runner it does not name"
-    return text[:100]
+    """A text of somebody else's, for a message: short, and nothing that a terminal obeys."""
+    if not isinstance(value, str):
+        return "a runner it does not name"
+    text = value if len(value) <= 200 else value[:197] + "..."
+    return text if text.isprintable() else ascii(text)

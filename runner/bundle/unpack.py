@@ -3,25 +3,28 @@
 Standard library, runner.durable and this package. The index, first in the archive, says which files
 come in which order, and how large; each has to be just that, so that there is nothing to decide
 about what else an archive could hold. Files are made new, in a hidden folder that is renamed at the
-end.
+end. What `members` leaves out is read and checked as all else, and not written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from runner import durable
-from runner.bundle import tar
+from runner.bundle import members, tar
 from runner.bundle.index import BESIDE, COPY_AGAIN, MAX_INDEX_BYTES, NAME, Index, Member, parse
 from runner.errors import RefusedError, UsageError
 from runner.units import format_bytes
@@ -32,6 +35,8 @@ _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SPARE_BYTES = 16 << 20
 """Of disk, left beside what is unpacked."""
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 
 Progress = Callable[[int, int], None]
 """Called with the bytes unpacked so far, and of how many."""
@@ -62,8 +67,7 @@ def unpack(path: Path, folder: Path, progress: Progress) -> Index:
             index = _index(stream, path)
             _require_room(index, folder.parent)
             _sweep(folder.parent)
-            hidden = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=folder.parent))
-            held = _held(hidden)
+            hidden, held = _new_hidden(folder.parent)
             try:
                 _unpack_all(stream, index, hidden, progress)
                 hidden.chmod(0o777 & ~_umask())
@@ -85,6 +89,15 @@ def unpack(path: Path, folder: Path, progress: Progress) -> Index:
             ) from None
         raise
     return index
+
+
+def left_out(index: Index) -> list[str]:
+    """Its members that no run gets which came from elsewhere, in their order."""
+    return [member.path for member in index.members if members.is_left_out(member.path)]
+
+
+def _taken(index: Index) -> Iterator[Member]:
+    return (each for each in index.members if not members.is_left_out(each.path))
 
 
 def _index(stream: tar.Counted, path: Path) -> Index:
@@ -121,8 +134,9 @@ def _unpack_all(stream: tar.Counted, index: Index, folder: Path, progress: Progr
             raise tar.BadArchive(
                 f"{member.path} claims {found.size_bytes} bytes, its index says {member.size_bytes}"
             )
-        place = folder / member.path
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place = None if members.is_left_out(member.path) else folder / member.path
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
         for block in _copy(stream, member, place):
             done += block
             progress(done, whole)
@@ -134,22 +148,26 @@ def _unpack_all(stream: tar.Counted, index: Index, folder: Path, progress: Progr
     if extra is not None:
         raise tar.BadArchive(f"{extra.name!a} is in it, and not in its index")
     tar.require_end(stream, after)
+    _settle_kinds(index, folder)
     durable.write_bytes(folder / BESIDE, index.content())
     _settle(index, folder)
 
 
-def _copy(stream: tar.Counted, member: Member, place: Path) -> Iterator[int]:
-    """Write one file; yields the sizes of its blocks. Raises BadArchive."""
+def _copy(stream: tar.Counted, member: Member, place: Path | None) -> Iterator[int]:
+    """Read one file, and write it to `place`; yields the sizes of its blocks. Raises BadArchive."""
     digest, left = hashlib.sha256(), member.size_bytes
-    mode = 0o777 if member.executable else 0o666
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(place, flags, mode), "wb") as file:
+    with contextlib.ExitStack() as stack:
+        file = None
+        if place is not None:
+            file = stack.enter_context(os.fdopen(os.open(place, flags, 0o666), "wb"))
         while left:
             block = stream.read(min(left, _BLOCK))
             if not block:
                 raise tar.BadArchive(f"it ends in {member.path}: it was cut short")
             digest.update(block)
-            file.write(block)
+            if file is not None:
+                file.write(block)
             left -= len(block)
             yield len(block)
     if digest.hexdigest() != member.sha256:
@@ -158,9 +176,36 @@ def _copy(stream: tar.Counted, member: Member, place: Path) -> Iterator[int]:
         )
 
 
+def _settle_kinds(index: Index, folder: Path) -> None:
+    """What can be told once the manifest is there: which code is a model's, what is executable.
+
+    Raises BadArchive where code lies among weights, and the manifest does not list it as theirs.
+    """
+    manifest = _manifest(folder / "manifest.json")
+    places = {what: placed.path for what, placed in index.places.items()}
+    named = (member.path for member in _taken(index))
+    for path in members.unlisted(named, members.model_places(places), manifest):
+        raise tar.BadArchive(f"{path} is code, and its manifest does not list it as a model's")
+    script = places.get(members.SCRIPT)
+    if not members.runs_itself(manifest):
+        return
+    for member in index.members:
+        if member.executable and member.path == script:
+            (folder / script).chmod(0o777 & ~_umask())
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The bundle's own, as it is; empty where it can't be read as an object."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def _settle(index: Index, folder: Path) -> None:
     """Have the disk hold it all before the rename: at the end, when most of it is there already."""
-    for member in index.members:
+    for member in _taken(index):
         descriptor = os.open(folder / member.path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -170,8 +215,34 @@ def _settle(index: Index, folder: Path) -> None:
         durable.fsync_folder(Path(root))
 
 
+def _new_hidden(parent: Path) -> tuple[Path, int]:
+    """A new hidden folder, and the descriptor that holds it. Raises OSError.
+
+    Between its making and its lock another's sweep may take it for a dead one's; then it is made
+    again.
+    """
+    while True:
+        hidden = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=parent))
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            held = _held(hidden)
+            if _is_at(hidden, held):
+                return hidden, held
+            os.close(held)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the folder that is open is still the one that lies there."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def _held(folder: Path) -> int:
-    """A lock on a folder while the descriptor is open. Raises OSError where another has it."""
+    """A lock on a folder while the descriptor is open.
+
+    Raises BlockingIOError where another has it, OSError.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,29 +253,53 @@ def _held(folder: Path) -> int:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what an unbundling that was killed has left: a hidden folder that nobody holds."""
+    """Remove what an unbundling that was killed has left: a hidden folder of ours, held by none."""
     for left in folder.glob(f"{_HIDDEN}*"):
         with contextlib.suppress(OSError):
             held = _held(left)
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(held)
+            try:
+                if _is_at(left, held) and os.fstat(held).st_uid == os.geteuid():
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def _require_room(index: Index, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
-    needed = index.size_bytes + _SPARE_BYTES
-    if needed > free:
+    size = sum(member.size_bytes for member in _taken(index))
+    if size + _SPARE_BYTES > free:
         raise RefusedError(
-            f"it holds {format_bytes(index.size_bytes)}, and {folder} has {format_bytes(free)}",
+            f"it holds {format_bytes(size)}, and {folder} has {format_bytes(free)}",
             "name a folder on a larger disk; nothing was unpacked",
         )
 
 
 def _rename_new(hidden: Path, folder: Path) -> None:
-    """A rename that replaces nothing, not even an empty folder that appeared meanwhile."""
-    if folder.exists():
-        raise UsageError(f"{folder} is there already", "name a new folder, or remove that one")
-    hidden.rename(folder)
+    """A rename that replaces nothing, not even an empty folder that appeared meanwhile.
+
+    Raises UsageError where something is there, OSError.
+    """
+    try:
+        _rename_alone(hidden, folder)
+    except FileExistsError:
+        raise UsageError(
+            f"{folder} is there already", "name a new folder, or remove that one"
+        ) from None
+
+
+def _rename_alone(one: Path, other: Path) -> None:
+    """renameat2 with RENAME_NOREPLACE; a look and a rename where the file system lacks it."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        names = os.fsencode(one), os.fsencode(other)
+        if not call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE):
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(other))
+    if os.path.lexists(other):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(other))
+    one.rename(other)
 
 
 def _umask() -> int:

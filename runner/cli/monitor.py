@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner import durable, terminal
+from runner import terminal
 from runner.cli.output import Output
 from runner.errors import UsageError
 from runner.folder import RunFolder, default_root, find_run
@@ -122,7 +122,7 @@ def _reports(
 def _has_ended(followed: RunFolder | None) -> bool:
     if followed is None:
         return False
-    return durable.is_there(followed.termination) or state_of(followed) == Reason.LOST
+    return followed.is_ended() or state_of(followed) == Reason.LOST
 
 
 def _watch_machine(
@@ -253,7 +253,7 @@ class RunLine:
 
     def lines(self) -> list[str]:
         """For people; what the run's records gained since the last call is taken in."""
-        if durable.is_there(self.folder.termination):
+        if self.folder.is_ended():
             from runner.report.run import read_report, verdict
 
             return verdict(read_report(self.folder))
@@ -268,4 +268,4 @@ class RunLine:
     def text(self) -> str:
         """For records: on one line as long as the run lives."""
         lines = self.lines()
-        return ("\n" if durable.is_there(self.folder.termination) else "").join(lines)
+        return ("\n" if self.folder.is_ended() else "").join(lines)

@@ -15,6 +15,9 @@ from runner.errors import UsageError
 from runner.folder import RunFolder, default_root, is_run_name, job_folder
 from runner.units import format_bytes
 
+_SHOWN = 5
+"""Names of what was left out; --json has all."""
+
 
 def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json: bool) -> int:
     """0 once the run is there, every file of it checked.
@@ -27,6 +30,11 @@ def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json
     root = runs or default_root()
     target = folder if folder is not None else root / _own_name(unpack.read_index(file), file)
     target = target.absolute()
+    if target == root.absolute():
+        raise UsageError(
+            f"{folder} is the folder that runs lie in: what is in it would count as runs",
+            f"name a folder of its own: runner unbundle FILE {shlex.quote(str(target / 'NAME'))}",
+        )
     line = LiveLine()
     try:
         with tidy_at_sigterm():
@@ -37,6 +45,7 @@ def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json
         line.clear()
     run = RunFolder(target)
     named = run.name if target.parent.parent == root.absolute() else str(target)
+    left_out = unpack.left_out(index)
     commands = [f"runner reproduce {shlex.quote(named)}", f"runner report {shlex.quote(named)}"]
     record: dict[str, Any] = {
         "schema_version": 1,
@@ -44,7 +53,8 @@ def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json
         "folder": str(target),
         "plan_hash": index.plan_hash,
         "contains": list(index.contains),
-        "files": len(index.members),
+        "files": len(index.members) - len(left_out),
+        "left_out": left_out,
         "size_bytes": index.size_bytes,
         "image": index.image,
         "lacks": [lacking.model_dump(mode="json") for lacking in index.lacks],
@@ -56,6 +66,7 @@ def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json
         field("unbundled", f"{index.run}, plan {index.plan_hash[:7]}, made by {index.made_by}"),
         field("checked", f"{len(index.members)} files, {size}, each by its sha256"),
         field("run", str(target)),
+        *_left_out_lines(left_out),
         *what_is_lacking(index),
         *(field("note", note) for note in index.notes),
         field("next", " · ".join(commands)),
@@ -64,6 +75,17 @@ def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json
         lines.append(field("", "--at PART=PATH says where something lies that it lacks"))
     out.result(record, lines)
     return 0
+
+
+def _left_out_lines(paths: list[str]) -> list[str]:
+    """What an earlier runner put into the bundle, and is not written here."""
+    if not paths:
+        return []
+    shown = ", ".join(paths[:_SHOWN]) + (
+        f" and {more} more" if (more := len(paths) - _SHOWN) > 0 else ""
+    )
+    why = "a run that came from elsewhere has no launch script and no verdict of its own"
+    return [field("left out", f"{shown}: {why}")]
 
 
 def _own_name(index: Index, file: Path) -> Path:

@@ -99,7 +99,7 @@ class FollowedRun:
         """The run now, with the largest figure since `begin`; None where its plan can't be read."""
         if self.planned is None:
             return None
-        ended = durable.is_there(self.folder.termination)
+        ended = self.folder.is_ended()
         age = now_unix_seconds - (time_of(self._last) or 0.0)
         current = not ended and age <= FRESH_SECONDS
         own = self._last.get("own_bytes") if current else None
@@ -147,7 +147,7 @@ class LiveRuns:
         found = []
         for folder in self._candidates():
             named = self._named is not None and folder.path == self._named.path
-            pids = frozenset() if durable.is_there(folder.termination) else self._living(folder)
+            pids = frozenset() if folder.is_ended() else self._living(folder)
             if not pids and not named:
                 self._known.pop(folder.path, None)
                 continue

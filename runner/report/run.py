@@ -15,6 +15,7 @@ from typing import Any
 
 from runner import checkpoints, durable
 from runner.bundle.here import plan_here
+from runner.bundle.index import maker_beside
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import living_engines
@@ -56,6 +57,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
         "variant": plan.variant,
         "plan_hash": plan.hash,
         "state": state,
+        "came_in": _origin(folder),
         "plan": {
             "engine": getattr(plan, "engine", None),
             "lines": [[label, text] for label, text in summary(plan)],
@@ -83,6 +85,14 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     if state in (Reason.LOST, BY_HAND):
         report |= _traces(folder, plan, losses)
     return report
+
+
+def _origin(folder: RunFolder) -> str | None:
+    """Of a run that came in a bundle, who made it, in words; None of one that was made here."""
+    if not durable.is_there(folder.bundle):
+        return None
+    maker = maker_beside(folder.bundle)
+    return f"a bundle, made by {maker}; its verdict is what the bundle says"
 
 
 def _traces(folder: RunFolder, plan: PlanBase, losses: _Losses) -> dict[str, Any]:
@@ -176,6 +186,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     plan = report["plan"]
     out = [
         _line("run", f"{report['run']}   plan {report['plan_hash'][:7]}"),
+        *([_line("came in", report["came_in"])] if report["came_in"] else []),
         *(_line(label, text) for label, text in plan["lines"]),
     ]
     out += [_line("SUBSTITUTE", text) for text in plan["substitutions"]]
@@ -266,6 +277,8 @@ def verdict(report: dict[str, Any]) -> list[str]:
             _line("queued", str((report.get("queue") or {}).get("text", "it waits for a GPU"))),
             _line("next", f"runner attach {report['run']} · runner stop {report['run']}"),
         ]
+    if state == "not_started" and report.get("came_in"):
+        return [_line("not known", "the bundle does not say how it ended")]
     if state == "not_started":
         return [_line("not started", "the folder was made, and nothing ran in it")]
     if state == "by_hand":
@@ -310,7 +323,7 @@ def _ended(run: str, folder: str, end: dict[str, Any], by: str | None = None) ->
         said = f"{end.get('message') or 'no message'} (exit code {end.get('exit_code')})"
         return [
             _line(str(end.get("reason")), said),
-            _line("newer", f"its termination.json was {other}"),
+            _line("newer", f"its verdict was {other}"),
         ]
     steps = f"{end['steps']}" + (f" of {end['max_steps']}" if end.get("max_steps") else "")
     counted = f"{steps} steps in " if end["steps"] or end.get("max_steps") else "in "

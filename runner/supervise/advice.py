@@ -49,10 +49,10 @@ def advise(folder: RunFolder, plan: PlanBase, outcome: Outcome, record: Record) 
     found_changes = _ask(plan, batches, asked, record)
     if found_changes is None:
         return ()
-    folder.write_json(
-        folder.advice, {"schema_version": 1, "limit_bytes": limit, "changes": found_changes}
-    )
-    return tuple(_text(change) for change in found_changes)
+    said = [_text(change) for change in found_changes]
+    told = {"schema_version": 1, "limit_bytes": limit, "changes": found_changes, "texts": said}
+    folder.write_json(folder.advice, told)
+    return tuple(said)
 
 
 def _limit(folder: RunFolder, plan: PlanBase, outcome: Outcome) -> int | None:

@@ -24,7 +24,7 @@ from runner.bundle.write import write
 from runner.cli.bundle import tidy_at_sigterm
 from runner.errors import RefusedError, UsageError
 
-FILES = {"manifest.json": b"{}\n", "inputs/rows/a.jsonl": b'{"text": "a"}\n', "launch.sh": b"#!\n"}
+FILES = {"manifest.json": b"{}\n", "inputs/rows/a.jsonl": b'{"text": "a"}\n', "plan.yaml": b"#\n"}
 
 
 def index_of(files: dict[str, bytes], **changes: Any) -> Index:
@@ -37,11 +37,16 @@ def index_of(files: dict[str, bytes], **changes: Any) -> Index:
         )
         for name, content in sorted(files.items())
     ]
+    inputs = sorted({"/".join(name.split("/")[:2]) for name in files if name.startswith("inputs/")})
     record = {
         "made_by": "runner 0",
         "run": "job/20261125-183738-28d4593",
         "plan_hash": "a" * 64,
         "manifest_sha256": "b" * 64,
+        "places": {
+            f"inputs.{number}": Placed(path=path, kind="file" if path in files else "folder")
+            for number, path in enumerate(inputs)
+        },
         "members": members,
     }
     return Index(**{**record, **changes}).sealed()
@@ -83,18 +88,19 @@ NAME = st.lists(STEP, min_size=1, max_size=4).map("/".join)
 LONG = st.sampled_from(["a/" * 70 + "b", "ü" * 120, "x" * 255, "d" * 99 + "/" + "e" * 200])
 
 
-def is_good(name: str) -> bool:
-    return name_problem(name) is None and name not in ("bundle.json", "index.json", ".lock")
-
-
 @settings(max_examples=60, deadline=None)
 @given(
-    files=st.dictionaries((NAME | LONG).filter(is_good), st.binary(max_size=2000), max_size=6),
+    files=st.dictionaries(
+        (NAME | LONG).filter(lambda name: name_problem(name) is None),
+        st.binary(max_size=2000),
+        max_size=6,
+    ),
     packed=st.booleans(),
 )
 def test_any_files_come_back(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], packed: bool
 ) -> None:
+    files = {f"inputs/rows/{name}": content for name, content in files.items()}
     names = [*files]
     if any(b.startswith(f"{a}/") for a in names for b in names):
         return  # a file and a folder at once
@@ -110,12 +116,12 @@ def test_any_files_come_back(
         assert {info.mtime for info in other} == {0}
 
 
-def test_executables_stay_so_and_empty_folders_come_back(tmp_path: Path) -> None:
+def test_empty_folders_come_back_and_nothing_is_executable(tmp_path: Path) -> None:
     places = {"inputs.0": Placed(path="inputs/empty", kind="folder")}
-    path = bundle(FILES, tmp_path / "b.tar", places=places)
+    files = {"manifest.json": b"{}", "output/run.sh": b"#!\n"}
+    path = bundle(files, tmp_path / "b.tar", places=places)
     unpack.unpack(path, tmp_path / "run", lambda *_: None)
-    assert (tmp_path / "run" / "launch.sh").stat().st_mode & 0o111
-    assert not (tmp_path / "run" / "manifest.json").stat().st_mode & 0o111
+    assert not (tmp_path / "run" / "output" / "run.sh").stat().st_mode & 0o111
     assert (tmp_path / "run" / "inputs" / "empty").is_dir()
 
 
@@ -260,8 +266,16 @@ def test_an_index_may_name_only_plain_files_below(name: str, told: str, place: P
     ("changes", "told"),
     [
         ({"places": {"model": Placed(path="../out", kind="folder")}}, "leads out"),
-        ({"places": {"model": Placed(path="nowhere", kind="file")}}, "is not in it"),
-        ({"places": {"model": Placed(path="launch.sh", kind="folder")}}, "a file and a folder"),
+        (
+            {
+                "places": {
+                    "inputs.0": Placed(path="inputs/rows", kind="folder"),
+                    "model": Placed(path="inputs/no", kind="file"),
+                }
+            },
+            "is not in it",
+        ),
+        ({"places": {"model": Placed(path="plan.yaml", kind="folder")}}, "where inputs lie"),
         ({"run": "job/\x1b]0;evil"}, "control characters"),
         ({"notes": ["\x1b[2J"]}, "control characters"),
     ],
@@ -276,8 +290,8 @@ def test_an_index_that_says_more_than_it_may(
 
 def test_a_file_that_is_a_folder_too_and_a_name_twice(place: Path) -> None:
     archive = place.parent / "b.tar"
-    archive.write_bytes(raw(index_of({"a": b"", "a/b": b""}), lambda _: None))
-    assert "a is a file and a folder" in is_refused(archive, place).message
+    archive.write_bytes(raw(index_of({"inputs/r/a": b"", "inputs/r/a/b": b""}), lambda _: None))
+    assert "inputs/r/a is a file and a folder" in is_refused(archive, place).message
     index = index_of(FILES)
     doubled = index.model_copy(update={"members": [*index.members, index.members[0]]}).sealed()
     archive.write_bytes(raw(doubled, lambda _: None))
@@ -287,7 +301,8 @@ def test_a_file_that_is_a_folder_too_and_a_name_twice(place: Path) -> None:
 def test_sizes_are_not_believed(place: Path) -> None:
     archive = place.parent / "b.tar"
     index = index_of(FILES)
-    bombs = [member.model_copy(update={"size_bytes": 1 << 60}) for member in index.members]
+    first, *others = index.members
+    bombs = [first.model_copy(update={"size_bytes": 1 << 60}), *others]
     archive.write_bytes(raw(index.model_copy(update={"members": bombs}).sealed(), all_of))
     with pytest.raises(RefusedError, match="it holds"):
         unpack.unpack(archive, place / "run", lambda *_: None)

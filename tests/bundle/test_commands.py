@@ -141,7 +141,8 @@ def test_only_what_is_on_the_list_goes_in_and_no_secret(moved: Moved) -> None:
     moved.quick("unbundle", "bare.tar.gz", "listed")
     run = moved.place.folder / "listed"
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    assert {"manifest.json", "plan.yaml", "launch.sh", "metrics.jsonl", "termination.json"} < names
+    assert {"manifest.json", "plan.yaml", "metrics.jsonl"} < names
+    assert names.isdisjoint({"launch.sh", "termination.json", "supervisor.json", "container.json"})
     assert {"bundle.json", "job.yaml", "sources.json", "logs/train.log"} < names
     assert not any("checkpoint" in name or ".env" in name or "output" in name for name in names)
     for name in names:
@@ -181,11 +182,11 @@ def test_wrong_words_and_taken_places_are_refused(moved: Moved) -> None:
 def test_a_run_that_is_not_what_it_was_is_not_bundled(moved: Moved) -> None:
     moved.quick("unbundle", "whole.tar", "changed")
     run = moved.place.folder / "changed"
-    script = (run / "launch.sh").read_text()
-    (run / "launch.sh").write_text(script + "#\n")
+    plan = (run / "plan.yaml").read_text()
+    (run / "plan.yaml").write_text(plan + "#\n")
     done = moved.quick("bundle", "changed")
-    assert done.code == 3 and "launch.sh was changed after the run" in done.err
-    (run / "launch.sh").write_text(script)
+    assert done.code == 3 and "plan.yaml was changed after the run" in done.err
+    (run / "plan.yaml").write_text(plan)
     rows = run / "inputs" / "inputs.0" / "rows.txt"
     rows.write_text("another\n")
     done = moved.quick("bundle", "changed", "--with", "data")
