@@ -116,6 +116,7 @@ MAX_JSON_BYTES = 16 << 20
 """Of one record. The largest that runner writes, a manifest, has some hundred KiB."""
 MAX_LINE_BYTES = 1 << 20
 """Of one line of a JSONL file; longer ones are passed over. Ours have less than 1 KiB."""
+MAX_PASSED_BYTES = 64 << 20
 MAX_JSONL_BYTES = 1 << 30
 """Of a JSONL file; what comes after is not read. The guard's line a second fills it in a month."""
 SHORTEST_LINE_BYTES = 256
@@ -275,7 +276,8 @@ class JsonlWriter:
 def lines_in(stream: BinaryIO, at_most_bytes: int = MAX_JSONL_BYTES) -> Iterator[bytes]:
     """The lines of a JSONL file with their ends, the last perhaps without one.
 
-    One of more than MAX_LINE_BYTES is passed over as b"".
+    One of more than MAX_LINE_BYTES is passed over as b"", and after it no more than
+    MAX_PASSED_BYTES are read.
     """
     left = at_most_bytes
     while left > 0 and (line := stream.readline(MAX_LINE_BYTES)):
@@ -283,6 +285,7 @@ def lines_in(stream: BinaryIO, at_most_bytes: int = MAX_JSONL_BYTES) -> Iterator
         if line.endswith(b"\n") or len(line) < MAX_LINE_BYTES:
             yield line
             continue
+        left = min(left, MAX_PASSED_BYTES)  # nothing of ours is like that: a hole, perhaps
         while left > 0 and (more := stream.readline(MAX_LINE_BYTES)):
             left -= len(more)
             if more.endswith(b"\n"):

@@ -48,6 +48,8 @@ class Tail:
                 ended = line.endswith(b"\n")
                 if not ended and len(line) < durable.MAX_LINE_BYTES and not self._passing:
                     return
+                if self._passing or not ended:  # a hole, perhaps: little of it at each look
+                    left = min(left, durable.MAX_PASSED_BYTES)
                 left -= max(len(line), durable.SHORTEST_LINE_BYTES)
                 self._offset += len(line)
                 whole = ended and not self._passing
