@@ -11,6 +11,7 @@ from runner.cli.output import Output, field
 from runner.cli.preflight import require_run_stack
 from runner.container.inside import question
 from runner.container.mounts import plan_mounts
+from runner.container.staged import staged_beside
 from runner.engine.trained import require_result
 from runner.errors import RefusedError, UsageError
 from runner.folder import RunFolder, default_root, find_run
@@ -49,17 +50,18 @@ def merge_run(
             "name another folder with --out DIR, or remove it",
         )
     require_run_stack(plan)
-    asked = question(
-        plan.container,
-        ["runner.engine.merge", str(folder.path), str(target), dtype or "own"],
-        reads=plan_mounts(plan, folder.path, cache_folder()),
-        writes=[target.parent],
-    )
-    done = subprocess.run(
-        asked.argv,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    with staged_beside(target, apart=plan.container is not None) as place:
+        asked = question(
+            plan.container,
+            ["runner.engine.merge", str(folder.path), str(place), dtype or "own"],
+            reads=plan_mounts(plan, folder.path, cache_folder(), run_writable=False),
+            writes=[place.parent],
+        )
+        done = subprocess.run(
+            asked.argv,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     if done.returncode == 0:
         record = json.loads(done.stdout.splitlines()[-1])
         shown = {"folder": str(target), **record}
