@@ -190,7 +190,8 @@ def end_of(folder: RunFolder) -> dict[str, Any] | None:
     and its schema_version. Of a run that came in a bundle it is what its manifest says: nothing on
     this machine has seen it end.
     """
-    record = _bundled_end(folder) if durable.is_there(folder.bundle) else object_at(folder.termination)
+    came = durable.is_there(folder.bundle)
+    record = _bundled_end(folder) if came else object_at(folder.termination)
     reason = record.get("reason")
     if not _is_reason(reason):
         return None

@@ -26,7 +26,9 @@ def state_of(folder: RunFolder) -> str:
     said = _reason(folder)
     if said is not None:
         return said
-    if folder.bundle.exists():  # whatever lies in it, no process of this machine is its own
+    if durable.is_there(
+        folder.bundle
+    ):  # whatever lies in it, no process of this machine is its own
         return NOT_STARTED if folder.path.is_dir() else GONE
     living = live_state(folder)
     if living in LIVING:

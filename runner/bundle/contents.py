@@ -84,7 +84,7 @@ def contents(
     Raises RefusedError where an input that was asked for is missing or another than the run read,
     or looks like a file of secrets; OSError.
     """
-    foreign = folder.bundle.exists()
+    foreign = durable.is_there(folder.bundle)
     gathered = _Gathered(manifest, plan, hasher, folder.path if foreign else None)
     gathered.records(folder)
     for part in parts(plan):

@@ -24,7 +24,7 @@ def plan_here(folder: RunFolder) -> Plan:
     Raises RunnerError where it can't be read.
     """
     plan = read_plan(folder.plan)
-    if not folder.bundle.exists():
+    if not durable.is_there(folder.bundle):
         return plan
     moved = placed_inputs(folder, plan, {})
     assert isinstance(moved, Plan)  # noqa: S101 - of the same engine

@@ -11,6 +11,7 @@ from runner.cli.output import Output, field
 from runner.cli.preflight import require_run_stack
 from runner.cli.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
 from runner.container.inside import question
+from runner.container.staged import staged_beside
 from runner.engine.trained import require_result
 from runner.errors import RefusedError, UsageError
 from runner.folder import RunFolder, default_root, find_run
@@ -56,12 +57,13 @@ def merge_run(
             "name another folder with --out DIR, or remove it",
         )
     require_run_stack(plan)
-    with plan_file(plan) as given:
+    apart = plan.container is not None
+    with plan_file(plan) as given, staged_beside(target, apart=apart) as place:
         asked = question(
             plan.container,
-            ["runner.engine.merge", str(folder.path), str(given), str(target), dtype or "own"],
+            ["runner.engine.merge", str(folder.path), str(given), str(place), dtype or "own"],
             reads=[*result_mounts(plan, folder), mount_of(given)],
-            writes=[target.parent],
+            writes=[place.parent],
         )
         done = subprocess.run(asked.argv, stdout=subprocess.PIPE, text=True, env=safe_environment())
     if done.returncode == 0:

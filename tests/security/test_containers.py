@@ -23,6 +23,8 @@ from runner.container.in_place import open_own, write_in_place
 from runner.container.inside import question
 from runner.container.mounts import plan_mounts
 from runner.container.overlays import fixed_above, make_places, run_overlays
+from runner.container.staged import staged_beside
+from runner.errors import RunnerError
 from runner.execute.docker import docker_argv
 from runner.folder import RunFolder
 from runner.plan_base import PlannedContainer, PlannedMount
@@ -457,3 +459,23 @@ def test_the_runtime_folder_is_taken_where_it_is_this_users_alone(tmp_path: Path
         os.chown(tmp_path, 12345, 12345)
         assert private.private_place({"XDG_RUNTIME_DIR": str(tmp_path)}) == private.SHARED_MEMORY
         os.chown(tmp_path, 0, 0)
+
+
+def test_a_result_is_written_beside_nothing_else(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "file").write_text("untouched")
+    with staged_beside(home / "merged", apart=True) as place:
+        assert list(place.parent.iterdir()) == [] and place.parent.parent == home
+        place.mkdir()
+        (place / "weights").write_text("w")
+    assert content(home) == {"file": "untouched", "merged/weights": "w"}
+    with pytest.raises(RunnerError), staged_beside(home / "other", apart=True) as place:
+        place.symlink_to(home)
+    with pytest.raises(RunnerError), staged_beside(home / "merged", apart=True) as place:
+        place.mkdir()
+    with staged_beside(home / "third", apart=True):
+        pass
+    assert content(home) == {"file": "untouched", "merged/weights": "w"}
+    with staged_beside(home / "fourth", apart=False) as place:
+        assert place == home / "fourth"
