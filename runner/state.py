@@ -26,9 +26,7 @@ def state_of(folder: RunFolder) -> str:
     said = _reason(folder)
     if said is not None:
         return said
-    if durable.is_there(
-        folder.bundle
-    ):  # whatever lies in it, no process of this machine is its own
+    if durable.is_there(folder.bundle):  # nothing in it names a process of this machine
         return NOT_STARTED if folder.path.is_dir() else GONE
     living = live_state(folder)
     if living in LIVING:

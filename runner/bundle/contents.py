@@ -22,6 +22,7 @@ from runner.bundle.index import Index, Known, Lacking, Member, Placed, name_prob
 from runner.bundle.index import Part as Asked
 from runner.errors import RefusedError
 from runner.folder import RunFolder
+from runner.origin import origin_of
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
@@ -84,7 +85,7 @@ def contents(
     Raises RefusedError where an input that was asked for is missing or another than the run read,
     or looks like a file of secrets; OSError.
     """
-    foreign = durable.is_there(folder.bundle)
+    foreign = not origin_of(folder.path).is_own
     gathered = _Gathered(manifest, plan, hasher, folder.path if foreign else None)
     gathered.records(folder)
     for part in parts(plan):
@@ -315,7 +316,7 @@ class _Gathered:
             )
         if self.foreign is not None and not real.is_relative_to(self.foreign.resolve()):
             raise RefusedError(
-                f"{part.what}: {file} is a file of this machine, which a run that came in a bundle "
+                f"{part.what}: {file} is a file of this machine, which a run that is not your own "
                 "names without a hash",
                 f"leave {part.group} out of --with",
             )

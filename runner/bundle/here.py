@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runner import durable
 from runner.bundle.index import read_beside
 from runner.errors import UsageError
 from runner.folder import RunFolder
