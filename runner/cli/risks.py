@@ -17,7 +17,10 @@ from runner.plan_base import PlanBase
 
 
 def say_job_warnings(loaded: LoadedJob, out: Output) -> None:
-    """A WARNING line for each field by which the job's author runs code or opens this machine."""
+    """Which file the job is, and a WARNING line for each field by which its author runs code or
+    opens this machine.
+    """
+    out.say(field("job", f"{loaded.name}: {loaded.path}"))
     for line in job_warnings(loaded.job):
         out.say(field("WARNING", line))
 
