@@ -274,7 +274,7 @@ def _lines(items: list[dict[str, Any]]) -> list[str]:
         lines.append(
             field(
                 "unproven",
-                f"{', '.join(plain)}: over plain http or from a mirror, without a hash that their "
+                f"{', '.join(plain)}: from a mirror or over plain http, without a hash that their "
                 "makers state. What is said above holds; who wrote them can't be verified",
             )
         )

@@ -53,6 +53,10 @@ def require_plain_adapter(config: Path) -> None:
         if key == "task_type":
             if value not in (None, "CAUSAL_LM"):
                 raise _refused(config, key, value, "CAUSAL_LM")
+        elif key == "auto_mapping":  # PEFT writes it where task_type is not said
+            library = value.get("parent_library") if isinstance(value, dict) else ""
+            if value is not None and not str(library).startswith("transformers."):
+                raise _refused(config, key, value, "a class of transformers")
         elif key in DEFAULTS:
             if value is not None and value not in DEFAULTS[key]:
                 raise _refused(config, key, value, " or ".join(DEFAULTS[key]))

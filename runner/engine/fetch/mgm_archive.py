@@ -1,7 +1,7 @@
 """A tar.gz of the MGM challenge: brought, unpacked aside, and put in its place whole.
 
 Standard library, and runner.engine.fetch's downloads. What is in the archive is not trusted: it
-came over plain http.
+has no published hash.
 """
 
 from __future__ import annotations
