@@ -211,7 +211,7 @@ class _Text(_Raw):
         self._erase()
         rest = self._lines.unfinished
         if rest:
-            terminal.put(rest)
+            terminal.put(rest, end="")  # as it lies there
 
     def _erase(self) -> None:
         if self._shown:

@@ -6,6 +6,7 @@ OSC 52 sets the clipboard, CSI moves the cursor over what was said, CR too; bidi
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import subprocess
@@ -20,8 +21,10 @@ import pytest
 from runner import checkpoints
 from runner.cli.check import sample_lines
 from runner.cli.data import report_lines
+from runner.cli.follow import Progress, View
 from runner.cli.output import Output
 from runner.folder import RunFolder
+from runner.render import read_any_plan
 from runner.report.monitor_processes import read_stat
 from tests.conftest import REPOSITORY, Answer
 from tests.report.laid_runs import lay_run, lives
@@ -153,6 +156,30 @@ def test_the_bytes_of_a_process_hold_none_either(
     for said in (done.stdout, done.stderr):
         assert unfit(said.decode()) == []
     assert b"Traceback" not in done.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_line_of_a_run_that_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = lay_run(tmp_path / "runs", device="cpu", budget="4GiB")
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
+    view = View(Progress(folder, read_any_plan(folder.plan)), Output(as_json=False), EVIL)
+    for name in ("metrics.jsonl", "memory.jsonl", "events.jsonl", "queue.json"):
+        (folder.path / name).write_text(text_of(name, evil_in(RECORDS[name])))
+    for kind in ("warning", "signal"):
+        event = {**RECORDS["events.jsonl"], "kind": kind, "text": EVIL}
+        with folder.events.open("a") as stream:
+            stream.write(json.dumps(event) + "\n")
+    view.look(ended=False)
+    folder.queue.unlink()
+    (folder.path / "engine/rank-0.json").write_text(json.dumps({"phase": EVIL}))
+    view.look(ended=False)
+    view.clear()
+    told = screen.getvalue().replace("\r\x1b[K", "")
+    assert unfit(told) == [] and r"\x1b]52" in told
 
 
 # -- a text that passes for one of our lines

@@ -225,7 +225,7 @@ def _record(draw: st.DrawFn, name: str) -> Callable[[Scene], None]:
     elif name == "plan.yaml":
         return _plan(draw)
     elif kind == "value" or name not in RECORDS:
-        content = text_of(name, draw(values)).encode(errors="surrogateescape")
+        content = text_of(name, draw(values)).encode(errors="surrogatepass")
     else:
         record = RECORDS[name]
         chosen = draw(st.lists(st.sampled_from(sorted(record)), min_size=1, max_size=4))
@@ -236,7 +236,7 @@ def _record(draw: st.DrawFn, name: str) -> Callable[[Scene], None]:
             whole = {**changed, "argv": [str(scene.program), "run"]}
             if named:
                 whole |= scene.named()
-            _write(scene, name, text_of(name, whole).encode(errors="surrogateescape"))
+            _write(scene, name, text_of(name, whole).encode(errors="surrogatepass"))
 
         return write
     return lambda scene: _write(scene, name, content)
@@ -245,7 +245,7 @@ def _record(draw: st.DrawFn, name: str) -> Callable[[Scene], None]:
 def _plan(draw: st.DrawFn) -> Callable[[Scene], None]:
     if draw(st.booleans()):
         bomb = draw(st.sampled_from(BOMBS))
-        return lambda scene: _write(scene, "plan.yaml", bomb.encode(errors="surrogateescape"))
+        return lambda scene: _write(scene, "plan.yaml", bomb.encode(errors="surrogatepass"))
     names = draw(st.lists(st.sampled_from(sorted(PLANS)), min_size=1, max_size=3, unique=True))
     changes = {name: PLANS[name] for name in names}
 
@@ -395,7 +395,7 @@ def test_records_without_end(scene: Scene, content: bytes) -> None:
 @pytest.mark.parametrize("bomb", range(len(BOMBS)))
 def test_a_plan_that_multiplies(scene: Scene, bomb: int) -> None:
     scene.restore()
-    _write(scene, "plan.yaml", BOMBS[bomb].encode(errors="surrogateescape"))
+    _write(scene, "plan.yaml", BOMBS[bomb].encode(errors="surrogatepass"))
     with in_time():
         answer = run_cli("report", scene.folder.name)
     assert answer.code in (1, 2) and "bug in runner" not in answer.err, answer
