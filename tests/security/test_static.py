@@ -65,12 +65,16 @@ def loads_whole_pickles(tree: ast.AST) -> Found:
                 yield node
 
 
+SAFE_LOADERS = ("Loader", "RecordLoader", "yaml.SafeLoader")
+"""The first two are our own, and the classes below are looked at."""
+
+
 def loads_unsafe_yaml(tree: ast.AST) -> Found:
     """yaml's loads but safe_load; loaders of our own that do not descend from SafeLoader."""
     for name, call in _calls(tree):
         if name in ("yaml.load", "yaml.load_all", "yaml.compose", "yaml.compose_all"):
             loader = _said(call, "Loader") or (call.args[1] if len(call.args) > 1 else None)
-            if loader is None or ast.unparse(loader) not in ("Loader", "yaml.SafeLoader"):
+            if loader is None or ast.unparse(loader) not in SAFE_LOADERS:
                 yield call
         elif name.startswith("yaml.") and name.partition(".")[2].startswith(("unsafe", "full")):
             yield call
