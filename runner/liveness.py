@@ -81,11 +81,15 @@ def host_pid(record: dict[str, Any]) -> int | None:
 
 
 def real_uid(pid: int) -> int | None:
-    """The user whose process it is (/proc/PID/status); None where it is gone."""
+    """The user whose process it is; None where it is gone, or hidden from here."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        return uid_of(Path(f"/proc/{pid}/status").read_text(errors="replace"))
     except OSError:
         return None
+
+
+def uid_of(status: str) -> int | None:
+    """The real user in the text of /proc/PID/status; None where it says none."""
     for line in status.splitlines():
         if line.startswith("Uid:"):
             return int(line.split()[1])

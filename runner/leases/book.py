@@ -25,11 +25,11 @@ from pathlib import Path
 
 from runner.errors import RefusedError
 from runner.leases.claim_file import LARGEST_BYTES, decode_claim, encode_claim, plain
-from runner.leases.processes import Inner, has_locked, is_process, lock_holders, real_uid
+from runner.leases.processes import Inner, has_locked, is_process, lock_holders
 from runner.leases.records import Claim, Identity
 from runner.leases.run_files import find_orphans
 from runner.leases.small_file import SmallFile, read_small, try_lock
-from runner.liveness import boot_id, pid_namespace
+from runner.liveness import boot_id, pid_namespace, real_uid
 
 FOLDER_VARIABLE = "RUNNER_LEASES"
 PARENTS = (Path("/run/lock"), Path("/dev/shm"))  # noqa: S108 - opened with care below

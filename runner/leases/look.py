@@ -15,10 +15,10 @@ from runner.guard.nvml import NvmlFailed
 from runner.guard.records import DeviceProcess, DeviceReading, DeviceSource
 from runner.guard.sampler import in_container
 from runner.leases.claim_file import plain
-from runner.leases.processes import is_process, real_uid
+from runner.leases.processes import is_process
 from runner.leases.records import Card, CardProcess, Claim, Identity
 from runner.leases.run_files import container_of
-from runner.liveness import pid_namespace
+from runner.liveness import pid_namespace, real_uid
 
 DESKTOP_COMMANDS = frozenset(
     (

@@ -10,17 +10,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from runner.liveness import start_ticks
+from runner.liveness import real_uid, start_ticks, uid_of
 
 LARGEST_PID = 2**22
-
-
-def real_uid(pid: int) -> int | None:
-    """Whose process it is; None where it is gone or hidden."""
-    try:
-        return _uid_of(Path(f"/proc/{pid}/status").read_text(errors="replace"))
-    except OSError:
-        return None
 
 
 def is_process(pid: int, ticks: int, uid: int) -> bool | None:
@@ -91,19 +83,12 @@ def _inner_pids() -> list[tuple[tuple[int, int, int], int]]:
             except OSError:
                 continue
             pids = next((x.split()[1:] for x in status.splitlines() if x.startswith("NSpid:")), [])
-            uid, ticks = _uid_of(status), None
+            uid, ticks = uid_of(status), None
             if len(pids) > 1 and uid is not None:
                 ticks = start_ticks(int(entry.name))
             if ticks is not None and uid is not None:
                 found.append(((int(pids[-1]), ticks, uid), int(entry.name)))
     return found
-
-
-def _uid_of(status: str) -> int | None:
-    for line in status.splitlines():
-        if line.startswith("Uid:"):
-            return int(line.split()[1])
-    return None
 
 
 def _is_hidden(pid: int) -> bool:
