@@ -6,6 +6,7 @@ None ends in a traceback, starts a program, writes outside of its folder or sign
 from __future__ import annotations
 
 import contextlib
+import copy
 import gzip
 import json
 import subprocess
@@ -43,7 +44,7 @@ class Scene:
     """What the mutated bundles are let loose on."""
 
     base: Path
-    bundles: list[bytes]
+    bundles: list[Path]
     other: Path
     """A run of this user's own."""
     process: subprocess.Popen[bytes]
@@ -75,12 +76,15 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     (base / "outside" / "mine").write_text("mine")
     (base / "program").write_text(f"#!/bin/sh\ntouch '{base}/ran'\n")
     (base / "program").chmod(0o755)
+    bundles = [base / f"{number}.tar" for number in range(len(made))]
+    for path, each in zip(bundles, made, strict=True):
+        path.write_bytes(each.archive())
     with subprocess.Popen(["sleep", "10000"]) as process, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNNER_CACHE", str(base / "cache"))
         patch.setenv("PATH", "/nonexistent")  # nor docker, nor git
         patch.setattr(runner.cli, "app", typer.main.get_command(runner.cli.app))
         patch.setattr("runner.cli.until_over.START_SECONDS", 0.0)
-        yield Scene(base, [each.archive() for each in made], script.path, process)
+        yield Scene(base, bundles, script.path, process)
         process.kill()
 
 
@@ -202,7 +206,7 @@ def put(record: Any, steps: list[int], value: Any) -> None:
             return
         key = keys[step % len(keys)]
         if number == len(steps) - 1 or not isinstance(record[key], dict | list):
-            record[key] = value
+            record[key] = copy.deepcopy(value)  # what is drawn again is to be as it was
             return
         record = record[key]
 
@@ -222,7 +226,7 @@ def mutate(made: Made, mutation: tuple[str, Any, Any]) -> None:
         case "index":
             put(made.index, where, value)
         case "plan":
-            with contextlib.suppress(KeyError, ValueError, RecursionError):
+            with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
                 manifest = json.loads(made.files["manifest.json"])
                 put(manifest["plan"], where, value)
                 plan = PLANS[manifest["plan"]["engine"]].model_validate(manifest["plan"])
@@ -285,7 +289,7 @@ def check(answer: Answer, command: list[str]) -> None:
 def test_a_mutated_bundle_does_nothing_but_lie_there(
     scene: Scene, which: int, mutations: list[tuple[str, Any, Any]], damage: tuple[str, Any] | None
 ) -> None:
-    made = made_of(scene.bundles[which])
+    made = made_of(scene.bundles[which].read_bytes())
     for mutation in mutations:
         if made.files:
             mutate(made, mutation)
@@ -346,6 +350,5 @@ def test_the_bundles_that_are_mutated_open_as_they_are(scene: Scene, tmp_path: P
     """So that the property is of bundles, and not of noise."""
     for number, archive in enumerate(scene.bundles):
         with contextlib.chdir(tmp_path):
-            (tmp_path / "b.tar").write_bytes(archive)
-            answer = run_cli("unbundle", "b.tar", f"run-{number}")
+            answer = run_cli("unbundle", str(archive), f"run-{number}")
         assert answer.code == 0, answer
