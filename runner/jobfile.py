@@ -58,7 +58,8 @@ def list_jobs(folder: Path | None = None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in (jobs_folder(), folder or Path("jobs")):
         for path in sorted([*place.glob("*.yaml"), *place.glob("*.yml")]):
-            found[path.stem] = path
+            if path.is_file():  # a pipe there would be waited for
+                found[path.stem] = path
     return dict(sorted(found.items()))
 
 

@@ -141,13 +141,12 @@ def _refusal(
 def read_mapping(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int]]:
     shown = shown_path(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise _refusal(shown, f"can't be read: {error.strerror}") from None
     if len(content) > MAX_FILE_BYTES:
-        raise _refusal(
-            shown, f"is {len(content)} bytes long; a job file has at most {MAX_FILE_BYTES}"
-        )
+        raise _refusal(shown, f"is too long; a job file has at most {MAX_FILE_BYTES} bytes")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

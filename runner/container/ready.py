@@ -303,7 +303,7 @@ def _path_of_daemon(cli: ContainerCli) -> str | None:
             peer = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         pid = _PEER.unpack(peer)[0]
         process = Path(f"/proc/{pid}")
-        if (process / "comm").read_text().strip() != "dockerd":
+        if (process / "comm").read_text(errors="replace").strip() != "dockerd":
             return None
         environment = (process / "environ").read_bytes().split(b"\0")
     except OSError:

@@ -97,7 +97,7 @@ def first_process(container_id: str, *, of_any_namespace: bool = False) -> int |
             told = (entry / "cgroup").read_text(errors="replace")
             if not in_container(told, container_id):
                 continue
-            status = (entry / "status").read_text()
+            status = (entry / "status").read_text(errors="replace")
             names = [line.split() for line in status.splitlines() if line.startswith("NSpid:")]
             inside = names[0][-1] if names else ""
             if inside != "1" and not of_any_namespace:

@@ -174,6 +174,20 @@ def test_a_pipe_that_takes_a_files_place_meanwhile(tmp_path: Path) -> None:
     assert list(tail.read()) == []
 
 
+def test_the_jobs_of_the_folder_one_stands_in(cli: Callable[..., Answer], tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    for number, make in enumerate(ODD):
+        make(tmp_path / "jobs" / f"odd{number}.yaml")
+    endless = tmp_path / "jobs" / "endless.yaml"
+    endless.touch()
+    os.truncate(endless, 1 << 42)
+    for command in (["jobs"], ["jobs", "--json"], ["show", "odd0"], ["show", "jobs/odd1.yaml"]):
+        answer = cli(*command)
+        assert answer.code in (0, 2) and "bug in runner" not in answer.err, answer
+    answer = cli("check", "endless")
+    assert answer.code == 2 and "is too long" in answer.err
+
+
 # -- checkpoints
 
 
