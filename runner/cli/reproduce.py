@@ -90,8 +90,9 @@ def reproduce_run(
     origin = origin_of_manifest(original, asked)
     given = given_places(at, asked)
     require_toolkits_python(asked, origin, given)
+    here = placed_inputs(original, asked, given)
     taken = take_plan(
-        placed_inputs(original, asked, given),
+        here,
         origin,
         program=None,
         python=given.get("python", sys.executable),
@@ -108,7 +109,7 @@ def reproduce_run(
         require_run_stack(plan)
         make_stand_in(plan, out)
     require_inputs(original, manifest, plan, given)
-    require_code_allowed(asked, origin, manifest.run, code=trust_code)
+    require_code_allowed(here, origin, manifest.run, code=trust_code)
     require_place(plan, facts)
     plan = with_free_cards(plan, wait=False)
     folder = _new_folder(original, manifest, plan, root)

@@ -97,9 +97,7 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
         _refuse_living(*foreign)
     earlier = latest_of(plan, root, unsealed=wanted == "resume")
     if foreign is not None and (earlier is None or earlier.folder != foreign[0]):
-        folder, origin = foreign
-        ways = "; --resume goes on with it all the same" if origin.kind == "unsealed" else ""
-        out.say(field("earlier", f"{folder.name} {origin.why}: it is not gone on with{ways}"))
+        out.say(field("earlier", _passed_over(*foreign)))
     if earlier is None:
         if wanted == "resume":
             raise RefusedError(
@@ -151,6 +149,14 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
         return None
     out.say(field("resuming", f"{where}; --fresh would start anew"))
     return earlier.folder
+
+
+def _passed_over(folder: RunFolder, origin: Origin) -> str:
+    """Why a run that is not this user's own stays as it is, and the way to go on with it."""
+    if origin.kind == "unsealed" and state_of(folder) == Reason.COMPLETED:
+        return f"{folder.name} of the same plan completed and stays; this is a new run"
+    ways = "; --resume goes on with it all the same" if origin.kind == "unsealed" else ""
+    return f"{folder.name} {origin.why}: it is not gone on with{ways}"
 
 
 def _refuse_living(folder: RunFolder, origin: Origin) -> None:
