@@ -31,7 +31,11 @@ def test_a_run_in_a_container_goes_on_in_its_image_from_other_paths(bench: Bench
     (bench.place.folder / "job.sh").unlink()
     unpacked = bench.place.call("unbundle", "b.tar")
     assert unpacked.code == 0 and "runner image save and load bring it" in unpacked.out
-    again = bench.place.call("reproduce", "@last", "--json")
+    refused = bench.place.call("reproduce", "@last")
+    assert (
+        refused.code == 3 and "runs the script" in refused.err and "in a container" in refused.err
+    )
+    again = bench.place.call("reproduce", "@last", "--trust-remote-code", "--json")
     assert again.code == 0, again.out + again.err
     assert again.json["identical"] is True
 
