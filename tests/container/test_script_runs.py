@@ -302,7 +302,7 @@ def test_an_ordinary_user_owns_what_its_container_writes(docker_daemon: Daemon) 
             cwd=folder,
             env={
                 **os.environ,
-                "HOME": str(folder / "runs"),
+                "HOME": "/var/empty",  # a folder that holds it is shown to no container
                 "XDG_CACHE_HOME": str(folder / "runs" / "cache"),
                 "PYTHONPATH": f"{REPOSITORY}:{packages}",
             },
