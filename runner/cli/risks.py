@@ -17,10 +17,7 @@ from runner.plan_base import PlanBase
 
 
 def say_job_warnings(loaded: LoadedJob, out: Output) -> None:
-    """Which file the job is, and a WARNING line for each field by which its author runs code or
-    opens this machine.
-    """
-    out.say(field("job", f"{loaded.name}: {loaded.path}"))
+    """A WARNING line for each field by which the job's author runs code or opens this machine."""
     for line in job_warnings(loaded.job):
         out.say(field("WARNING", line))
 
@@ -28,10 +25,12 @@ def say_job_warnings(loaded: LoadedJob, out: Output) -> None:
 def settle_risks(
     loaded: LoadedJob, plan: PlanBase, runs: Path | None, out: Output, *, unsafe: bool
 ) -> None:
-    """Say what only the plan tells; refuse a container that is not closed, without the flag.
+    """Say which file the job is, and what only the plan tells; refuse a container that is not
+    closed, without the flag.
 
     Raises SpecError.
     """
+    out.say(field("job", f"{loaded.name}: {loaded.path}"))
     require_safe(
         plan,
         where=str(loaded.path),

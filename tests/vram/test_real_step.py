@@ -158,12 +158,15 @@ def test_no_setting_that_saves_memory_changes_loss_or_gradients(
     assert all(bool(one.abs().max() > 0) for one in first.gradients[1].values())
     for settings, other in zip(every[1:], found[1:], strict=True):
         assert other.losses == pytest.approx(first.losses, rel=1e-4), settings
-        for mine, theirs in zip(first.gradients, other.gradients, strict=True):
+        # Adam's first step is the gradient's sign; of one near 0 rounding decides it, so how much
+        # the second step's gradients differ is the machine's (1.5e-4 where AVX-512 adds)
+        bounds = (1e-4, 1e-3)
+        for mine, theirs, bound in zip(first.gradients, other.gradients, bounds, strict=True):
             assert mine.keys() == theirs.keys()
             largest = max(float(one.abs().max()) for one in mine.values())
             for name, gradient in mine.items():
                 distance = float((gradient - theirs[name]).abs().max())
-                assert distance <= 1e-4 * largest, (settings, name)
+                assert distance <= bound * largest, (settings, name)
 
 
 def test_the_loss_head_itself_is_chunked(tmp_path: Path) -> None:
