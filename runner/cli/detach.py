@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 
+from runner import durable
 from runner.cli.output import Output, field
 from runner.errors import RunnerError
 from runner.folder import RunFolder
@@ -74,7 +75,8 @@ def leave(
 def said_by_supervisor(folder: RunFolder) -> list[str]:
     """Why a supervisor started nothing: a refusal goes to its log, for there is no verdict."""
     try:
-        lines = folder.supervisor_log.read_text(errors="replace").splitlines()
+        content = durable.read_record(folder.supervisor_log, durable.MAX_JSON_BYTES)
+        lines = content.decode(errors="replace").splitlines()
     except OSError:
         return []
     begins = [number for number, line in enumerate(lines) if line.startswith("error: ")]

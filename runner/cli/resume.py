@@ -6,14 +6,13 @@ what a folder holds is never executed, and decides nothing but where training go
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runner import checkpoints, terminal
+from runner import checkpoints, durable, terminal
 from runner.cli.output import Output, field
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder, runs_of
@@ -24,7 +23,7 @@ from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.recorded import newer_records
 from runner.removal import held
-from runner.render import read_any_plan, render
+from runner.render import MAX_PLAN_BYTES, read_any_plan, render
 from runner.state import state_of
 from runner.supervise.recovery import with_steps_down
 from runner.supervisor_process import find_supervisor
@@ -224,9 +223,11 @@ def _edited(folder: RunFolder) -> list[Path]:
     for name, text in expected.items():
         path = folder.path / name
         if path.parent == folder.path and path != folder.plan:
-            with contextlib.suppress(OSError):
-                if not path.is_file() or path.read_bytes() != text.encode():
+            try:
+                if durable.read_record(path, MAX_PLAN_BYTES) != text.encode():
                     found.append(path)
+            except OSError:  # a link, a pipe or a folder in its place, or nothing
+                found.append(path)
     return found
 
 

@@ -42,7 +42,10 @@ def changed_since(folder: RunFolder, side: Side, hasher: Hasher) -> list[Differe
     found = []
     for name, digest in _promised(folder, manifest).items():
         path = folder.path / name
-        if path.is_file() and (now := hasher.file(path)) != digest:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            text = f"{manifest.run}: its manifest names {name!a}, which lies outside of the run"
+            found.append(Difference("record", name, digest, None, text))
+        elif path.is_file() and (now := hasher.file(path)) != digest:
             text = f"{manifest.run}: {name} was changed after the run: {digest[:12]} → {now[:12]}"
             found.append(Difference("record", name, digest, now, text))
     said = manifest.results.losses if manifest.results else None

@@ -388,3 +388,19 @@ def test_a_recovered_run_is_gone_on_with_by_its_step_down(
     edit_plan(run, on_end="another")
     with pytest.raises(RefusedError):
         plan_for(other_end, run)
+
+
+def test_a_manifest_has_no_file_of_this_machine_hashed(tmp_path: Path) -> None:
+    """Neither read nor told by its hash, whatever a manifest calls a rendered file."""
+    from runner.provenance.compare import Side
+    from runner.provenance.hashes import Hasher
+    from runner.provenance.intact import changed_since
+    from tests.provenance.conftest import small_manifest
+
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    run = sealed(tmp_path)
+    for name in (str(secret), f"../../../{secret.name}"):
+        side = Side(small_manifest(rendered={name: "0" * 64}))
+        (found,) = changed_since(run, side, Hasher(tmp_path / "cache"))
+        assert "lies outside of the run" in found.text and found.other is None
