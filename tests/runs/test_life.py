@@ -157,7 +157,7 @@ def test_who_is_told_of_the_end_gets_the_outcome_and_changes_nothing(
 def test_a_detached_start_that_is_refused_says_so(
     place: Workplace, small_job: list[str], finished_run: Path
 ) -> None:
-    """By the supervisor: a training process of an earlier start lives in the folder."""
+    """Before the plan is written: a training process of an earlier start lives in the folder."""
     run = place.folder / "runs" / finished_run.parent.name / finished_run.name
     shutil.copytree(finished_run, run)
     (run / "termination.json").unlink()
@@ -170,4 +170,4 @@ def test_a_detached_start_that_is_refused_says_so(
     (run / "engine" / "rank-0.json").write_text(json.dumps(own))
     refused = place.call("train", *small_job, "--resume", "--detach")
     assert (refused.code, refused.out) == (3, "")
-    assert f"pids [{os.getpid()}] of an earlier start still live" in refused.err
+    assert f"pids [{os.getpid()}] of {run.parent.name}/{run.name} still live" in refused.err
