@@ -127,6 +127,23 @@ def supervise(
     return process.returncode, folder.path, termination(folder.path)
 
 
+def interpreter(tmp_path: Path, scenario: str) -> Path:
+    """What the plan names as the Python that trains: it plays the scenario in place of the engine.
+
+    Not a launch script of the test's own: a supervisor renders that anew.
+    """
+    trainer, python = tmp_path / "trainer.py", tmp_path / "python"
+    trainer.write_text(TRAINER)
+    python.write_text(
+        f"""#!/bin/bash
+[[ $1 == -c ]] && exec "{sys.executable}" "$@"  # asked for its packages
+[[ $* == *--prepare* ]] || exec "{sys.executable}" "{trainer}" "$PWD" {scenario}
+"""
+    )
+    python.chmod(0o755)
+    return python
+
+
 def start(
     tmp_path: Path,
     library: Path,
@@ -140,7 +157,7 @@ def start(
     budget = ["budget.gpu_memory=12GiB", f"budget.grace_seconds={grace_seconds}"]
     loaded = load_job("demo-identity", budget)
     facts = Facts(
-        python=sys.executable,
+        python=str(interpreter(tmp_path, scenario)),
         cores=2,
         torch_version="2.13.0",
         gpus=(Gpu(0, "GPU-0", "NVIDIA H100", 81559 << 20, 9.0),),
@@ -154,11 +171,6 @@ def start(
     plan = make_plan(loaded, facts)
     assert (plan.launch.device, plan.precision, plan.budget.kind) == ("cuda", "bf16", "gpu")
     folder = create(tmp_path / "runs", plan.job, plan.short_hash, plan.variant, render(plan))
-    trainer = tmp_path / "trainer.py"
-    trainer.write_text(TRAINER)
-    folder.launch_script.write_text(
-        f'exec "{sys.executable}" "{trainer}" "{folder.path}" {scenario}\n'
-    )
     process = subprocess.Popen(
         [sys.executable, "-m", "runner.supervise", str(folder.path)],
         env=nvml.environment(),
