@@ -120,6 +120,7 @@ def test_what_is_left_says_under_which_conditions(evaluated: Any, place: Workpla
     assert sorted(path.name for path in folder.iterdir()) == [
         "confusion.png",
         "evaluation.json",
+        "plan.yaml",
         "predictions.jsonl",
         "request.json",
     ]
