@@ -7,17 +7,15 @@ take is decided in `bounded`, what a file may be called in `members`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from runner import durable
 from runner.bundle import bounded, members
 from runner.errors import UsageError
 from runner.job_model import JobModel
@@ -271,7 +269,7 @@ def read_beside(path: Path) -> Index | None:
     Raises UsageError where it is damaged.
     """
     try:
-        content = _content_of(path)
+        content = durable.read_record(path, MAX_INDEX_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -284,24 +282,13 @@ def read_beside(path: Path) -> Index | None:
 def maker_beside(path: Path) -> str:
     """Which runner the bundle says made it, of which that is left in a run folder; for people."""
     try:
-        for key, value in bounded.Reader(_content_of(path)).items(each_of="members"):
+        content = durable.read_record(path, MAX_INDEX_BYTES)
+        for key, value in bounded.Reader(content).items(each_of="members"):
             if key == "made_by":
                 return _told(value)
     except (OSError, bounded.Malformed):
         return "nobody knows whom: it is damaged"
     return _told(None)
-
-
-def _content_of(path: Path) -> bytes:
-    """Of a file of at most MAX_INDEX_BYTES; no pipe is waited for. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file")
-        content = stream.read(MAX_INDEX_BYTES + 1)
-    if len(content) > MAX_INDEX_BYTES:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    return content
 
 
 def _told(value: object) -> str:

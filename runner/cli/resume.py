@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runner import checkpoints, durable, terminal
+from runner import checkpoints, terminal
 from runner.cli.output import Output, field
 from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder, runs_of
@@ -23,9 +23,10 @@ from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.recorded import newer_records
 from runner.removal import held
-from runner.render import MAX_PLAN_BYTES, read_any_plan, render
+from runner.render import read_any_plan, render
 from runner.state import state_of
 from runner.supervise.recovery import with_steps_down
+from runner.supervise.rendered import differing
 from runner.supervisor_process import find_supervisor
 
 Choice = Literal["resume", "fresh"]
@@ -219,16 +220,8 @@ def _edited(folder: RunFolder) -> list[Path]:
         expected = render(read_any_plan(folder.plan))
     except RunnerError:
         return []
-    found = []
-    for name, text in expected.items():
-        path = folder.path / name
-        if path.parent == folder.path and path != folder.plan:
-            try:
-                if durable.read_record(path, MAX_PLAN_BYTES) != text.encode():
-                    found.append(path)
-            except OSError:  # a link, a pipe or a folder in its place, or nothing
-                found.append(path)
-    return found
+    changed = [folder.path / name for name in differing(folder, expected)]
+    return [path for path in changed if path.parent == folder.path and path != folder.plan]
 
 
 def _agreed(where: str) -> bool:

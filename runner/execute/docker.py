@@ -18,7 +18,6 @@ import subprocess
 import time
 from pathlib import Path
 
-from runner import durable
 from runner.container.argv import launch_command, run_argv, secret_names
 from runner.container.caller import this_caller
 from runner.container.cli import ContainerCli, require_cli
@@ -91,7 +90,7 @@ class DockerExecutor:
         self.argv = docker_argv(
             self._folder, self._plan, self._cli, resume=self._resume, private=self._private
         )
-        durable.write_json(
+        self._folder.write_json(
             self._folder.container,
             {
                 "schema_version": 1,

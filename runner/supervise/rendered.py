@@ -1,21 +1,20 @@
 """What a run executes is what its plan renders to: seen to before each start.
 
-Imports runner.folder and render. Launch script and stage scripts lie in a folder that a container,
-or whoever made a copy of it, could write; so they are compared with the plan's rendering, and
-nothing beside a stage script, which Python would import before its packages, stays there.
+Imports runner.durable, folder and render. Launch script and stage scripts lie in a folder that a
+container, or whoever made a copy of it, could write; so they are compared with the plan's
+rendering, and nothing beside a stage script, which Python would import before its packages, stays.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from runner import durable
 from runner.folder import RunFolder
 from runner.plan_base import PlanBase
-from runner.render import render
+from runner.render import MAX_PLAN_BYTES, render
 
 
 def render_anew(folder: RunFolder, plan: PlanBase) -> list[str]:
@@ -30,9 +29,9 @@ def render_anew(folder: RunFolder, plan: PlanBase) -> list[str]:
         moved = folder.set_aside(foreign)
         names = ", ".join(str(path.relative_to(folder.path)) for path in foreign)
         told.append(f"{names} belongs to no plan of runner's and is now in {moved}")
-    wrong = {name: text for name, text in files.items() if not _is_file(folder.path / name, text)}
+    wrong = differing(folder, files)
     if wrong:
-        folder.write_rendered(wrong)
+        folder.write_rendered({name: files[name] for name in wrong})
         told.append(f"rendered anew, since it was another than the plan's: {', '.join(wrong)}")
     return told
 
@@ -50,10 +49,14 @@ def _beside_scripts(run: Path, files: dict[str, str]) -> Iterator[Path]:
                 yield path
 
 
-def _is_file(path: Path, text: str) -> bool:
-    """Whether it is a plain file with that content."""
-    try:
-        about = os.lstat(path)
-        return stat.S_ISREG(about.st_mode) and path.read_bytes() == text.encode()
-    except OSError:
-        return False
+def differing(folder: RunFolder, files: Mapping[str, str]) -> list[str]:
+    """Names of those that are not in the folder as they are in `files`: a link is no file."""
+    found = []
+    for name, text in files.items():
+        try:
+            if durable.read_record(folder.path / name, MAX_PLAN_BYTES) == text.encode():
+                continue
+        except OSError:  # a link, a pipe or a folder in its place, or nothing
+            pass
+        found.append(name)
+    return found
