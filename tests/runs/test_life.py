@@ -52,7 +52,7 @@ def test_a_detached_run_is_listed_attached_to_stopped_and_waited_for(
     started = place.call("train", *small_job, *LONG, "--detach", "--json").json
     run, name = Path(started["folder"]), started["run"]
     assert started["state"] == "running" and run == place.last
-    follower = place.start("logs", "-f", name)
+    follower = place.start("logs", "-f", "--raw", name)
     waiter = place.start("wait", name)
     place.wait_for_step(2)
     [seen] = place.call("ps", "--json").json["runs"]
