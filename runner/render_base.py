@@ -11,6 +11,7 @@ import shlex
 import jinja2
 import yaml
 
+from runner.launchers import script_words
 from runner.packaged import templates_folder
 from runner.plan_base import PlanBase
 from runner.units import format_bytes
@@ -29,6 +30,7 @@ def templates() -> jinja2.Environment:
     )
     environment.filters["quote"] = shlex.quote
     environment.filters["comment"] = comment
+    environment.globals["launcher_words"] = script_words
     return environment
 
 

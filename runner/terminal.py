@@ -1,5 +1,5 @@
 """The one place that prints. What others wrote is made fit for a terminal here. Standard library,
-and rich inside a function.
+runner.own_python, and rich inside a function.
 
 A terminal obeys what it is shown: a row, a log or a run's name can set the clipboard (OSC 52), move
 the cursor over what was said before, or turn letters round. So every character that a terminal
@@ -20,6 +20,8 @@ import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
+
+from runner.own_python import TERMINAL_ENCODING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,6 +99,13 @@ def inked(text: str) -> str:
 
 
 # -- what prints
+
+
+def never_fail() -> None:
+    """What stdout and stderr have no sign for is printed as an escape, whoever prints it."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def put(text: str, *, end: str = "\n", stream: TextIO | None = None) -> None:
@@ -182,11 +191,18 @@ class _Guarded:
         return getattr(self.unguarded, name)
 
 
-def guard_streams() -> None:
+def guard_streams(*of_terminal: str) -> None:
     """Clean what libraries print in this process too: they name rows, models and files.
 
     For the engine's processes that are given the user's terminal; native code is not reached.
+    stderr is the user's own, and what else `of_terminal` names ("stdin", "stdout"): they get the
+    encoding that the user's has. All else stays UTF-8, for the process that reads it.
     """
+    encoding = os.environ.pop(TERMINAL_ENCODING, None)
+    for name in {"stderr", *of_terminal} if encoding else ():
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Guarded):

@@ -15,6 +15,7 @@ import typer
 
 from runner import terminal
 from runner.cli.complete import ASKED, complete_jobs, complete_runs, rejoin_words
+from runner.own_python import speak_utf8
 
 app = typer.Typer(
     name="runner",
@@ -806,6 +807,8 @@ def main() -> None:
     """Entry point: errors become a few lines and an exit code, never a traceback."""
     from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
 
+    speak_utf8()
+    terminal.never_fail()
     if ASKED in os.environ:
         rejoin_words()
     try:

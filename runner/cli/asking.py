@@ -19,6 +19,7 @@ from runner.cli.output import Output, field
 from runner.container.inside import question
 from runner.container.mounts import PREPARED, plan_mounts
 from runner.errors import EXIT_INTERRUPTED, RefusedError, RunnerError
+from runner.own_python import safe_environment
 from runner.plan import Plan
 from runner.sources import cache_folder
 
@@ -70,7 +71,9 @@ def ask_engine(
             asked.argv,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=safe_environment(),
         )
         others: deque[str] = deque(maxlen=1)
         listener = threading.Thread(target=_listen, args=(process, out, others), daemon=True)

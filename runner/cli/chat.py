@@ -38,7 +38,7 @@ def talk(
     require_run_stack(plan)
     require_result(plan, folder)
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = _standard_input()
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty")
     if as_json and prompt is None:
@@ -56,9 +56,13 @@ def talk(
             gpu_uuids=answering_gpu(plan),
         )
         if prompt is None:
-            return subprocess.call(asked.argv, env=safe_environment())
+            return subprocess.call(asked.argv, env=safe_environment(to_terminal=True))
         done = subprocess.run(
-            asked.argv, input=prompt, text=True, stdout=subprocess.PIPE, env=safe_environment()
+            asked.argv,
+            input=prompt,
+            encoding="utf-8",
+            stdout=subprocess.PIPE,
+            env=safe_environment(to_terminal=True),
         )
     if done.returncode == 0:
         record = json.loads(done.stdout)
@@ -67,6 +71,17 @@ def talk(
             lines = ["run", *_indented(record["answer"]), "base", *_indented(record["base_answer"])]
         out.result({"run": folder.name, **record}, lines)
     return done.returncode
+
+
+def _standard_input() -> str:
+    """All of it. Raises UsageError where it is no text in the encoding that it is said to have."""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"the prompt on standard input is not {sys.stdin.encoding}",
+            "PYTHONIOENCODING=utf-8 says that it is UTF-8",
+        ) from None
 
 
 def _indented(answer: str) -> list[str]:

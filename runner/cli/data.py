@@ -23,6 +23,7 @@ from runner.engine.data.summary import cleaning_lines, name_of
 from runner.errors import EXIT_INTERRUPTED, RefusedError
 from runner.facts import Facts, gather, require_data
 from runner.jobfile import LoadedJob, load_job, sft_job
+from runner.own_python import safe_environment
 from runner.plan import Plan
 from runner.render import plan_yaml
 from runner.resolve import make_plan
@@ -171,7 +172,12 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
             caches=[PREPARED],
             environment=True,
         )
-        process = subprocess.Popen(asked.argv, stdout=subprocess.PIPE, text=True)  # says on stderr
+        process = subprocess.Popen(  # says on stderr
+            asked.argv,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            env=safe_environment(to_terminal=True),
+        )
         try:
             told, _ = process.communicate()
         except KeyboardInterrupt:

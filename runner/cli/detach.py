@@ -15,7 +15,7 @@ from runner import durable
 from runner.cli.output import Output, field
 from runner.errors import RunnerError
 from runner.folder import RunFolder
-from runner.own_python import module_argv
+from runner.own_python import module_argv, utf8_environment
 from runner.plan_base import PlanBase
 from runner.recorded import supervisor_of
 from runner.render import plan_yaml
@@ -38,6 +38,7 @@ def start_supervisor(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=utf8_environment(),
         )
 
 

@@ -208,7 +208,7 @@ def _measure(
     folder: EvaluationFolder, plan: Plan, run: RunFolder | None, data: Sequence[Path]
 ) -> int:
     """Exit code of the engine. Ctrl-C is passed on once; a second one kills it."""
-    environment, card = safe_environment(), answering_gpu(plan)
+    environment, card = safe_environment(to_terminal=True), answering_gpu(plan)
     if card:
         environment["CUDA_VISIBLE_DEVICES"] = card[0]
     given = [mount_of(path.absolute()) for path in data]

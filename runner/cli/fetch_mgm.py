@@ -19,7 +19,7 @@ from runner.engine.fetch.mgm_record import base_folder, belongs, images_to_check
 from runner.engine.mgm.sources import SOURCES, MgmSource
 from runner.errors import EXIT_BAD_SPEC, EXIT_REFUSED, Problem, RefusedError, RunnerError, SpecError
 from runner.jobfile import LoadedJob
-from runner.own_python import module_argv
+from runner.own_python import module_argv, safe_environment
 from runner.resolve_mgm import mgm_job, placed
 from runner.sources import cache_folder, offline_switch
 from runner.units import format_bytes
@@ -185,7 +185,8 @@ def _fetch(names: list[str], base: Path, *, quiet: bool) -> list[dict[str, Any]]
         module_argv("runner.engine.fetch.mgm"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        env=safe_environment(to_terminal=True),
     )
     table = [asdict(source) for source in SOURCES]
     asked = {"quiet": quiet, "base": str(base), "wanted": names, "table": table}

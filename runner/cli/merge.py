@@ -65,7 +65,12 @@ def merge_run(
             reads=[*result_mounts(plan, folder), mount_of(given)],
             writes=[place.parent],
         )
-        done = subprocess.run(asked.argv, stdout=subprocess.PIPE, text=True, env=safe_environment())
+        done = subprocess.run(
+            asked.argv,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            env=safe_environment(to_terminal=True),
+        )
     if done.returncode == 0:
         record = json.loads(done.stdout.splitlines()[-1])
         shown = {"folder": str(target), **record}

@@ -22,7 +22,7 @@ from runner.errors import RefusedError
 from runner.facts import Facts, HostFacts, driver_version, emptiest_first, list_gpus
 from runner.job import Job
 from runner.jobfile import LoadedJob
-from runner.own_python import module_argv
+from runner.own_python import module_argv, safe_environment
 from runner.plan import Plan
 from runner.plan_base import PlanBase, PlannedMount
 from runner.resolve_base import planned_container
@@ -208,7 +208,9 @@ def make_stand_in(plan: Plan, out: Output) -> None:
         asked.argv,
         stdout=sys.stderr,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=safe_environment(),
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

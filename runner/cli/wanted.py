@@ -15,6 +15,7 @@ from runner.container.inside import question
 from runner.errors import RunnerError
 from runner.facts import Facts, row_fields
 from runner.jobfile import LoadedJob, sft_job
+from runner.own_python import safe_environment
 from runner.plan_base import PlannedContainer
 from runner.sources import DataSource, ModelSource
 
@@ -108,7 +109,8 @@ def fetch(
         ask.argv,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        env=safe_environment(to_terminal=True),
     )
     asked = json.dumps({"quiet": quiet, "wanted": [asdict(one) for one in wanted]})
     try:

@@ -32,7 +32,7 @@ from runner.container.cli import ContainerCli
 from runner.doctor.hub import DEFAULT_ENDPOINT
 from runner.folder import default_root
 from runner.guard import nvml as nvml_module
-from runner.own_python import code_argv, module_argv
+from runner.own_python import code_argv, module_argv, utf8_environment
 from runner.packages import package_version
 from runner.sources import cache_folder
 
@@ -106,8 +106,9 @@ def ask(argv: list[str], seconds: float) -> Answer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             errors="replace",
+            env=utf8_environment(),
         )
     except OSError as error:
         return Answer(None, "", str(error))

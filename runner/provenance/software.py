@@ -20,6 +20,7 @@ from runner.container import context
 from runner.container.cli import require_cli
 from runner.container.images import Image, find_image, image_facts
 from runner.errors import RunnerError
+from runner.own_python import utf8_environment
 from runner.packaged import docker_folder
 from runner.plan_base import PlanBase
 from runner.provenance.manifest import Code, ImageRecord, Interpreter, Lock
@@ -91,7 +92,9 @@ def interpreter(plan: PlanBase) -> tuple[Interpreter, list[str]]:
             [plan.python, "-c", _VERSIONS],
             cwd="/",
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=utf8_environment(),
             timeout=ASK_SECONDS,
         )
         told = json.loads(done.stdout)

@@ -16,6 +16,7 @@ from runner.container.inside import question
 from runner.container.mounts import PREPARED, plan_mounts
 from runner.folder import RunFolder
 from runner.outcome import Outcome, Reason
+from runner.own_python import safe_environment
 from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.sources import cache_folder
@@ -84,7 +85,13 @@ def _ask(
         )
         try:
             done = subprocess.run(
-                put.argv, capture_output=True, text=True, timeout=SECONDS, check=False
+                put.argv,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=SECONDS,
+                check=False,
+                env=safe_environment(),
             )
             answer = json.loads(done.stdout.splitlines()[-1])
         except subprocess.TimeoutExpired:

@@ -60,7 +60,7 @@ def _stop(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    terminal.guard_streams()
+    terminal.guard_streams("stdout")
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
