@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.container.place import HERE, Place, settle_place
 from runner.job import Job, resolved_phases
@@ -27,6 +27,10 @@ from runner.sources import (
     find_model,
     missing_data,
 )
+from runner.visible_devices import ORDER, VARIABLE, order_note, visible
+
+if TYPE_CHECKING:
+    from runner.leases.turn import Caller
 
 _PHASE_FIELD = re.compile(r"^phases\.\d+\.(data\..+)$")
 
@@ -58,6 +62,10 @@ class HostFacts:
     """Why `gpus` is empty, in a few words; empty text where it is not."""
     driver_broken: bool = False
     """Whether `gpus` is empty because the driver does not work: not a machine without a GPU."""
+    mig_named: bool = False
+    """Whether `gpus` is empty because the caller named a MIG instance: runner takes whole GPUs."""
+    gpu_notes: tuple[str, ...] = ()
+    """What is to be known of how CUDA_VISIBLE_DEVICES was read; warnings of the plan."""
     cache: Path
     """The user's folder for models that runner makes and rows that it prepares."""
     place: Place = HERE
@@ -86,16 +94,18 @@ def gather_host(job: JobBase) -> HostFacts:
     Raises:
         RefusedError: launch.on is docker, and the job can't run there.
     """
-    gpus, absence, broken = list_gpus()
+    found = list_gpus()
     place = settle_place(job)
     inside = place.container is not None
     return HostFacts(
         python=place.python if inside else sys.executable,
         cores=len(os.sched_getaffinity(0)),
         torch_version=place.version("torch"),
-        gpus=gpus,
-        gpu_absence=absence,
-        driver_broken=broken,
+        gpus=found.gpus,
+        gpu_absence=found.absence,
+        gpu_notes=found.notes,
+        mig_named=found.is_mig,
+        driver_broken=found.broken,
         cache=cache_folder(),
         place=place,
     )
@@ -217,16 +227,33 @@ def emptiest_first(gpus: Sequence[Gpu]) -> list[Gpu]:
     return sorted(gpus, key=lambda gpu: ((gpu.used_bytes or 0) >> 26, gpu.index))
 
 
-def list_gpus() -> tuple[tuple[Gpu, ...], str, bool]:
-    """The GPUs that NVML lists, or none, why, and whether that is because the driver is broken."""
+@dataclass(frozen=True)
+class Found:
+    """The GPUs that NVML lists and CUDA_VISIBLE_DEVICES leaves."""
+
+    gpus: tuple[Gpu, ...] = ()
+    absence: str = ""
+    """Why there are none."""
+    broken: bool = False
+    """Whether that is because the driver is broken."""
+    is_mig: bool = False
+    """Whether that is because a MIG instance was named."""
+    notes: tuple[str, ...] = ()
+    """What is to be known of how CUDA_VISIBLE_DEVICES was read, a sentence each."""
+
+
+def list_gpus() -> Found:
+    """The GPUs that a run may have, or why there are none."""
     from runner.guard import nvml as nvml_module
 
     if not nvml_module.library_present():
-        return (), "there is no NVIDIA driver library (libnvidia-ml.so.1) on this machine", False
+        absence = "there is no NVIDIA driver library (libnvidia-ml.so.1) on this machine"
+        return Found(absence=absence)
     gpus, lost = [], []
     try:
         with nvml_module.Nvml() as nvml:
-            for index, uuid in nvml.devices():
+            devices = nvml.devices()
+            for index, uuid in devices:
                 reading = nvml.read(index)
                 if reading.lost:
                     lost.append(f"GPU {index}")
@@ -237,15 +264,25 @@ def list_gpus() -> tuple[tuple[Gpu, ...], str, bool]:
                         Gpu(index, uuid or str(index), name, total, capability, reading.used_bytes)
                     )
     except nvml_module.NvmlUnavailable as error:
-        return (), f"NVML can't be used: {error}", error.fatal
+        return Found(absence=f"NVML can't be used: {error}", broken=error.fatal)
     except nvml_module.NvmlFailed as error:
-        return (), f"NVML does not answer: {error}", True
+        return Found(absence=f"NVML does not answer: {error}", broken=True)
     if lost and not gpus:
-        return (), f"the driver has lost {', '.join(lost)}", True
-    allowed = tuple(gpu for gpu in gpus if named_by_caller(gpu.index, gpu.uuid))
-    if gpus and not allowed:
-        return (), "CUDA_VISIBLE_DEVICES hides every GPU", False
-    return allowed, "" if gpus else "NVML lists no GPU", False
+        return Found(absence=f"the driver has lost {', '.join(lost)}", broken=True)
+    if not devices:
+        return Found(absence="NVML lists no GPU")
+    seen = visible(os.environ.get(VARIABLE), [uuid or str(index) for index, uuid in devices])
+    left = {devices[position][0] for position in seen.positions}
+    allowed = tuple(gpu for gpu in gpus if gpu.index in left)
+    if not allowed:
+        gone = f"the driver has lost {', '.join(lost)}, and CUDA_VISIBLE_DEVICES names no other GPU"
+        return Found(
+            absence=seen.hides_all or gone, is_mig=bool(seen.mig), broken=not seen.hides_all
+        )
+    named = {gpu.index: gpu.name for gpu in gpus}
+    names = [named.get(index, "lost") for index, _ in devices]
+    notes = (seen.ignored, order_note(seen, os.environ.get(ORDER), names))
+    return Found(allowed, notes=tuple(note for note in notes if note))
 
 
 def driver_version() -> str | None:
@@ -259,10 +296,16 @@ def driver_version() -> str | None:
         return None
 
 
-def named_by_caller(index: int, uuid: str) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES names a card, or is not set: the user meant no others."""
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is None:
-        return True
-    names = [name.strip() for name in wanted.split(",")]
-    return any(name and (name == str(index) or uuid.startswith(name)) for name in names)
+def allowed_by_caller(devices: Sequence[tuple[int, str | None]]) -> Caller:
+    """Whether CUDA_VISIBLE_DEVICES leaves a GPU, by its index and UUID: the user meant no others.
+
+    `devices` are all that NVML lists.
+    """
+    uuids = [uuid or str(index) for index, uuid in devices]
+    positions = visible(os.environ.get(VARIABLE), uuids).positions
+    left = {devices[position][0] for position in positions}
+
+    def allows(index: int, uuid: str) -> bool:  # noqa: ARG001 - as runner.leases.turn.Caller
+        return index in left
+
+    return allows

@@ -4,8 +4,8 @@ Standard library and runner.launchers only. The folder that a user stands in is 
 packages by `python -m` and `python -c`: a psutil.py there would run in the supervisor. `-P` (Python
 3.11) leaves it out, and PYTHONSAFEPATH does so for what the libraries start in turn.
 
-Between our processes all text is UTF-8, whatever locale and PYTHONIOENCODING the caller has; what a
-child writes to the user's own terminal is in the terminal's encoding (TERMINAL_ENCODING says which).
+Between our processes all text is UTF-8, whatever locale and PYTHONIOENCODING the caller has; what
+a child writes to the user's own terminal is in the terminal's encoding (TERMINAL_ENCODING).
 """
 
 from __future__ import annotations

@@ -24,7 +24,13 @@ from runner.plan import (
     PlannedVision,
 )
 from runner.plan_base import Variant
-from runner.resolve_base import device_of, planned_budget, planned_container, planned_launch
+from runner.resolve_base import (
+    device_of,
+    gpu_warnings,
+    planned_budget,
+    planned_container,
+    planned_launch,
+)
 from runner.sources import DataSource, ModelSource
 
 SMOKE_DEFAULT_STEPS = 5
@@ -103,7 +109,10 @@ def make_plan(
         timeout_minutes=job.timeout_minutes,
         on_end=job.on_end,
         substitutions=substitutions,
-        warnings=_warnings(job, facts, phases, precision, model),
+        warnings=[
+            *_warnings(job, facts, phases, precision, model),
+            *gpu_warnings(job, facts, device),
+        ],
         python=facts.python,
     )
 

@@ -13,6 +13,7 @@ from runner.facts import HostFacts, emptiest_first
 from runner.job_base import JobBase
 from runner.plan_base import PlannedBudget, PlannedContainer, PlannedLaunch, PlannedMount
 from runner.units import GIB
+from runner.visible_devices import VARIABLE
 
 Device = Literal["cuda", "cpu"]
 SHM_BYTES = 8 * GIB
@@ -56,18 +57,33 @@ def device_of(job: JobBase, facts: HostFacts, substitutions: list[str]) -> Devic
 
 
 def refuse_broken_driver(job: JobBase, facts: HostFacts) -> None:
-    """Nothing, unless a job that takes a GPU finds a driver that does not work: the CPU is no
-    stand-in for that.
+    """Nothing, unless a job that takes a GPU finds a driver that does not work, or the caller has
+    named a part of a GPU: the CPU is no stand-in for either.
 
     Raises:
         RefusedError: it does.
     """
+    if job.launch.device != "cpu" and facts.mig_named and not facts.gpus:
+        raise RefusedError(
+            f"{facts.gpu_absence}, and runner takes whole GPUs only: a budget and the guard are "
+            "of whole GPUs",
+            "name a GPU that is not split (nvidia-smi -L), or --set launch.device=cpu trains on "
+            "the CPU",
+        )
     if job.launch.device != "cpu" and facts.driver_broken and not facts.gpus:
         raise RefusedError(
             f"the NVIDIA driver does not work: {facts.gpu_absence}",
             "restart the machine or reload the driver's modules; runner doctor says more; --set "
             "launch.device=cpu trains on the CPU",
         )
+
+
+def gpu_warnings(job: JobBase, facts: HostFacts, device: Device) -> list[str]:
+    """What is to be known of how CUDA_VISIBLE_DEVICES was read, where it decides something."""
+    if device == "cuda":
+        return list(facts.gpu_notes)
+    hidden = facts.gpu_absence.startswith(VARIABLE) and job.launch.device == "auto"
+    return [f"trains on the CPU: {facts.gpu_absence}"] if hidden else []
 
 
 def planned_launch(job: JobBase, facts: HostFacts, device: Device) -> PlannedLaunch:

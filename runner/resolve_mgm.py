@@ -117,7 +117,7 @@ def make_mgm_plan(
         timeout_minutes=job.timeout_minutes,
         on_end=job.on_end,
         substitutions=[*planned.substitutions, *substitutions],
-        warnings=[f"no GPU: {facts.gpu_absence}"] if lacks_gpu else [],
+        warnings=[f"no GPU: {facts.gpu_absence}"] if lacks_gpu else list(facts.gpu_notes),
         python=planned.python,
     )
 

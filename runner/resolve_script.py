@@ -17,6 +17,7 @@ from runner.jobfile import LoadedJob
 from runner.plan_base import Variant
 from runner.plan_script import PlannedInput, ScriptPlan
 from runner.resolve_base import (
+    gpu_warnings,
     planned_budget,
     planned_container,
     planned_launch,
@@ -121,7 +122,7 @@ def make_script_plan(
         timeout_minutes=job.timeout_minutes,
         on_end=job.on_end,
         substitutions=substitutions,
-        warnings=[],
+        warnings=gpu_warnings(job, facts, device),
         python=python,
     )
 

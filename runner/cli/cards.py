@@ -11,7 +11,7 @@ import psutil
 
 from runner.cli.output import field
 from runner.errors import UsageError
-from runner.facts import named_by_caller
+from runner.facts import allowed_by_caller
 from runner.guard.nvml import Nvml, NvmlFailed, NvmlUnavailable
 from runner.leases.decide import Blocked, Chosen, Never
 from runner.leases.replan import on_cards
@@ -95,6 +95,8 @@ def _see(plan: PlanBase) -> _Seen:
     try:
         with Nvml() as nvml:
             wish = wish_of(plan, None, share=plan.launch.share)
-            return _Seen(look(wish, nvml, named_by_caller), nvml.driver_version(), "")
+            return _Seen(
+                look(wish, nvml, allowed_by_caller(nvml.devices())), nvml.driver_version(), ""
+            )
     except (NvmlUnavailable, NvmlFailed) as error:
         return _Seen(None, None, str(error))

@@ -72,7 +72,7 @@ def require_run_stack(plan: PlanBase, packages: Iterable[str] = ()) -> None:
 
 def answering_gpu(plan: PlanBase) -> list[str]:
     """UUID of the emptiest card, for what is asked of a GPU run's result; none of a CPU run's."""
-    gpus = list_gpus()[0] if plan.launch.device == "cuda" else ()
+    gpus = list_gpus().gpus if plan.launch.device == "cuda" else ()
     return [gpu.uuid for gpu in emptiest_first(gpus)[:1]]
 
 

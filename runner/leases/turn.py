@@ -28,7 +28,7 @@ _TAKE_APART_SECONDS = 0.2  # at most, times the try: two that collide are not to
 
 
 class Caller(Protocol):
-    """What says which cards a run may take: runner.facts.named_by_caller."""
+    """What says which cards a run may take: runner.facts.allowed_by_caller."""
 
     def __call__(self, index: int, uuid: str) -> bool: ...
 

@@ -18,7 +18,7 @@ def host(plan: PlanBase) -> Host:
     except OSError:
         system = platform.system()
     on_gpu = plan.launch.device == "cuda"
-    cards = list_gpus()[0] if on_gpu else ()
+    cards = list_gpus().gpus if on_gpu else ()
     return Host(
         name=platform.node(),
         system=system,

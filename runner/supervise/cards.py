@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from runner.errors import EXIT_INTERRUPTED, RefusedError
-from runner.facts import named_by_caller
+from runner.facts import allowed_by_caller
 from runner.folder import RunFolder
 from runner.guard.nvml import Nvml, NvmlFailed, NvmlUnavailable
 from runner.leases.book import LeasesUnusable
@@ -77,7 +77,7 @@ class Cards:
         try:
             nvml = self._nvml.enter_context(Nvml())
             wish = wish_of(plan, self._folder, share=self._share or plan.launch.share)
-            turn = Turn(wish, nvml, named_by_caller)
+            turn = Turn(wish, nvml, allowed_by_caller(nvml.devices()))
             answer = turn.ask(wait=self._wait)
         except (NvmlUnavailable, NvmlFailed) as error:
             self._nvml.close()
