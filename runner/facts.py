@@ -305,7 +305,7 @@ def allowed_by_caller(devices: Sequence[tuple[int, str | None]]) -> Caller:
     positions = visible(os.environ.get(VARIABLE), uuids).positions
     left = {devices[position][0] for position in positions}
 
-    def allows(index: int, uuid: str) -> bool:  # noqa: ARG001 - as runner.leases.turn.Caller
+    def allows(index: int, uuid: str) -> bool:
         return index in left
 
     return allows

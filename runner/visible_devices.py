@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
-_NUMBER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,4000}")  # int() takes 4,300 digits
 _SHOWN = 60
 """Letters of a name that are shown: whoever sets it can write a book into it."""
 
@@ -54,16 +54,49 @@ def visible(text: str | None, uuids: Sequence[str]) -> Visible:
     if text.startswith("MIG-"):
         return Visible((), f"{_said(text)} names a MIG instance", mig=names[0][:_SHOWN])
     by_uuid = text.startswith("GPU-")
+    read = _read(names, by_uuid=by_uuid)
+    if twice := _first_repeated(read):
+        return Visible(
+            (), f"{_said(text)} names {_cut(twice)} twice, for which CUDA shows no GPU at all"
+        )
     found: list[int] = []
-    for place, name in enumerate(names):
-        position = _by_uuid(name, uuids) if by_uuid else _by_number(name, len(uuids))
+    for name in read:
+        position = _position(name, uuids)
         if position is None:
-            return _up_to(found, text, name, names[place + 1 :], by_number=not by_uuid)
+            break
         if position in found:
             reason = f"{_said(text)} names GPU {position} twice, for which CUDA shows no GPU at all"
             return Visible((), reason)
         found.append(position)
-    return Visible(tuple(found), by_number=not by_uuid)
+    if len(found) == len(names):
+        return Visible(tuple(found), by_number=not by_uuid)
+    wrong, rest = names[len(found)], names[len(found) + 1 :]
+    return _up_to(found, text, wrong, rest, by_number=not by_uuid)
+
+
+def _read(names: Sequence[str], *, by_uuid: bool) -> list[str]:
+    """The names up to the first that can be none of a GPU; numbers as they count, without zeros."""
+    read: list[str] = []
+    for name in names:
+        number = _NUMBER.match(name.strip())
+        if by_uuid and name.startswith("GPU-"):
+            read.append(name)
+        elif not by_uuid and number and int(number[0]) >= 0:
+            read.append(str(int(number[0])))
+        else:
+            break
+    return read
+
+
+def _first_repeated(read: Sequence[str]) -> str:
+    return next((name for place, name in enumerate(read) if name in read[:place]), "")
+
+
+def _position(name: str, uuids: Sequence[str]) -> int | None:
+    if not name.startswith("GPU-"):
+        return int(name) if int(name) < len(uuids) else None
+    found = [position for position, uuid in enumerate(uuids) if uuid.startswith(name)]
+    return found[0] if len(found) == 1 else None  # several: it is not enough of a UUID
 
 
 def _up_to(found: list[int], text: str, wrong: str, rest: list[str], *, by_number: bool) -> Visible:
@@ -81,19 +114,6 @@ def _why_none(text: str, wrong: str) -> str:
     if text == "NoDevFiles":
         return f"{_said(text)} hides every GPU (Slurm sets it in a job without GPUs)"
     return f"{_said(text)} hides every GPU: {_cut(wrong)!r}, which comes first, is none"
-
-
-def _by_number(name: str, count: int) -> int | None:
-    number = _NUMBER.match(name.strip())
-    position = int(number[0]) if number and len(number[0]) < 10 else -1
-    return position if 0 <= position < count else None
-
-
-def _by_uuid(name: str, uuids: Sequence[str]) -> int | None:
-    if not name.startswith("GPU-"):
-        return None
-    found = [position for position, uuid in enumerate(uuids) if uuid.startswith(name)]
-    return found[0] if len(found) == 1 else None  # several: it is not enough of a UUID
 
 
 def _said(text: str) -> str:
