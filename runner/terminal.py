@@ -31,6 +31,7 @@ _MARK = f"\x00{os.urandom(8).hex()}"
 _UNFIT_IN_TEXT = re.compile(f"[{_UNFIT}]")
 _UNFIT_IN_LINE = re.compile(f"[\t\n{_UNFIT}]")
 _INKED = re.compile(f"{_MARK};([0-9;]*)m|[{_UNFIT}]")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _ERASE = "\r\x1b[K"
 
 
@@ -117,8 +118,16 @@ def put(text: str, *, end: str = "\n", stream: TextIO | None = None) -> None:
 
 
 def put_json(record: Any, *, indent: int | None = None, stream: TextIO | None = None) -> None:
-    """Print one JSON document to stdout, on one line unless it is indented."""
-    put(json_text(record, indent=indent), stream=stream)
+    """Print one JSON document to stdout, on one line unless it is indented.
+
+    Where stdout has not every sign of it, all that is not ASCII stands as JSON's escapes.
+    """
+    text = json_text(record, indent=indent)
+    try:
+        text.encode(getattr(stream or sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    put(text, stream=stream)
 
 
 def say(text: str = "", *, end: str = "\n") -> None:
