@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--job", default="demo-identity")
     parser.add_argument("--set", action="append", default=[], dest="sets")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--threads", type=int, help="of both; without it, the plan's for both")
     parser.add_argument("--limit", type=float, default=1.0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", choices=WHO)
@@ -96,6 +97,7 @@ def ready(folder: Path, asked: argparse.Namespace) -> None:
         f"training.precision={asked.precision}",
         "launch.device=cpu",
         "tracking.report_to=[]",
+        *([f"launch.threads_per_process={asked.threads}"] if asked.threads else []),
         *asked.sets,
     ]
     plan, _ = make_any_plan(load_job(asked.job, sets))
@@ -109,9 +111,9 @@ def ready(folder: Path, asked: argparse.Namespace) -> None:
 def measured(who: str, folder: Path) -> dict[str, Any]:
     """One turn, in a process of its own."""
     words = [sys.executable, __file__, "--worker", who, "--folder", str(folder)]
-    environment = dict(os.environ)
-    if who == "ours":
-        environment = environment_of(folder / "launch.sh")
+    environment = environment_of(folder / "launch.sh")
+    if who == "plain":  # the caller's own, with as many threads
+        environment = {**os.environ, "OMP_NUM_THREADS": environment["OMP_NUM_THREADS"]}
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{who} failed:\n{done.stderr[-4000:]}")

@@ -105,7 +105,9 @@ terminal.put_json({{"a": "\\u60c5 \\xe9"}})
 """
 
 
-@pytest.mark.parametrize(("streams", "out"), [("", "情 é".encode()), ('"stdout"', b"\\u60c5 \\u00e9")])
+@pytest.mark.parametrize(
+    ("streams", "out"), [("", "情 é".encode()), ('"stdout"', b"\\u60c5 \\u00e9")]
+)
 def test_a_child_writes_to_the_terminal_as_the_terminal_reads(streams: str, out: bytes) -> None:
     environment = {**own_python.safe_environment(), own_python.TERMINAL_ENCODING: "latin-1"}
     done = subprocess.run(
