@@ -7,12 +7,20 @@ overrides are in runner.jobfile; nothing here touches a file.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from runner.job_base import JobBase, JobHead
 from runner.job_data import DataSettings
+from runner.job_effects import (
+    without_bits,
+    without_device,
+    without_evaluation_task,
+    without_events,
+    without_layout,
+)
 from runner.job_method import (
     LoraSettings,
     Method,
@@ -175,9 +183,25 @@ class Job(JobBase, SftSettings):
                 raise ConflictError(
                     f"phases.{index}.trains", "projector needs an image tower: vision.model"
                 )
+        for field, reason in self._without_effect():
+            raise ConflictError(field, reason)
         for resolved in resolved_phases(self):
             _require_possible(resolved, cpu=cpu, num_processes=self.launch.num_processes)
         return self
+
+    def _without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from without_device(self.launch, self.budget)
+        for block, found in (
+            ("evaluation", without_evaluation_task(self.evaluation)),
+            ("quantization", without_bits(self.quantization)),
+        ):
+            yield from ((f"{block}.{name}", reason) for name, reason in found)
+        for phase in resolved_phases(self):
+            for block, found in (
+                ("training", without_events(phase.training)),
+                ("data", without_layout(phase.data)),
+            ):
+                yield from ((f"{phase.field}{block}.{name}", reason) for name, reason in found)
 
 
 class ResolvedPhase(NamedTuple):

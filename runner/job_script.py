@@ -7,11 +7,13 @@ Imports pydantic and the parts' common ground only.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from runner.job_base import EnvironmentName, JobBase, JobHead
+from runner.job_effects import without_device
 from runner.job_model import ConflictError, JobModel
 
 PLACEHOLDERS = (
@@ -78,6 +80,20 @@ class ScriptJob(JobBase, ScriptSettings):
     def _possible(self) -> ScriptJob:
         if self.launch.deepspeed != "none":
             raise ConflictError("launch.deepspeed", "is the script's own affair with engine script")
+        for field, reason in without_device(self.launch, self.budget):
+            raise ConflictError(field, reason)
+        if self.budget.oom_snapshot:
+            raise ConflictError(
+                "budget.oom_snapshot", "has no effect: it is of engine sft, whose torch is runner's"
+            )
+        if self.launch.device == "cpu" and self.launch.num_processes > 1:
+            raise ConflictError(
+                "launch.num_processes",
+                "has no effect: a script is one process, and launch.device is cpu; what it starts "
+                "is its own affair (launch.threads_per_process says OMP_NUM_THREADS)",
+            )
+        if self.python is not None and Path(self.script).suffix != ".py":
+            raise ConflictError("python", "has no effect: it runs .py files, and script is none")
         texts = {f"arguments.{i}": text for i, text in enumerate(self.arguments)}
         texts |= {f"environment.{name}": text for name, text in self.environment.items()}
         if self.smoke is not None:

@@ -577,6 +577,11 @@ BLOCKS = {"lora", "data", "data.hub", "training", "launch", "container", "budget
 WITH_OTHERS = {  # fields that are refused alone
     "launch.share": ["budget.gpu_memory=4GiB"],
     "launch.offload": ["launch.deepspeed=zero2"],
+    "training.save_from_step": ["training.save_steps=4"],
+    "training.early_stopping_threshold": [
+        *("training.early_stopping_patience=2", "training.eval_steps=1"),
+    ],
+    "evaluation.answer_pattern": ["evaluation.task=multiple_choice"],
     "training.gradient_checkpointing_layers": ["training.gradient_checkpointing=true"],
     "training.load_best_model_at_end": ["training.eval_steps=1", "training.save_steps=1"],
     "training.early_stopping_patience": ["training.eval_steps=1"],
