@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.container.place import HERE, Place, settle_place
+from runner.cores import usable_cores
 from runner.job import Job, resolved_phases
 from runner.job_base import JobBase
 from runner.jobfile import LoadedJob, sft_job
@@ -99,7 +100,7 @@ def gather_host(job: JobBase) -> HostFacts:
     inside = place.container is not None
     return HostFacts(
         python=place.python if inside else sys.executable,
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         torch_version=place.version("torch"),
         gpus=found.gpus,
         gpu_absence=found.absence,

@@ -12,14 +12,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 import yaml
 
 from runner.errors import RefusedError, SpecError
 from runner.facts import HostFacts
-from runner.job_fields import all_fields
+from runner.job_fields import _members, all_fields, annotation_at, model_at
 from runner.job_mgm import MgmJob
 from runner.job_script import ScriptJob
 from runner.jobfile import load_job
@@ -199,6 +200,44 @@ def test_of_mgms_launch(device: str, field: str, value: str, folder: Path) -> No
     with pytest.raises((SpecError, RefusedError)) as refusal:
         planned("mgm.yaml", [*others, f"{field}={value}"], device)
     assert "has no effect" in "\n".join(refusal.value.lines())
+
+
+def another(field: str) -> str:
+    """A value of a field of an mgm job that it does not have."""
+    kinds = _members(annotation_at(tuple(field.split(".")), MgmJob))
+    kinds = tuple(part for kind in kinds for part in (_bare(kind),) if part is not NoneType)
+    if bool in kinds:
+        return "true"
+    if choices := [choice for kind in kinds for choice in get_args(kind)]:
+        return str(choices[-1])
+    if int in kinds:
+        return "2"
+    return "0.25" if float in kinds else "another"
+
+
+def _bare(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+MGM_FIELDS = [
+    field
+    for field in all_fields(MgmJob)
+    if model_at(annotation_at(tuple(field.split(".")), MgmJob)) is None
+    and field.split(".")[0] not in ("container", "launch", "budget", "engine", "smoke")
+    and dict not in map(get_origin, _members(annotation_at(tuple(field.split(".")), MgmJob)))
+]
+ASKED_WITHOUT_QUESTIONS = "pretrain.default_question"
+OF_GPUS = {"infer.cuda_index", "attn_implementation"}
+
+
+@pytest.mark.parametrize("field", MGM_FIELDS)
+def test_of_mgms_stages(field: str, folder: Path) -> None:
+    device = "cuda" if field in OF_GPUS else "cpu"
+    others = ["launch.num_processes=2"] if field == "infer.cuda_index" else []
+    if field == ASKED_WITHOUT_QUESTIONS:
+        others = ["pretrain.questions=null"]
+    value = "1" if field == "infer.cuda_index" else another(field)
+    assert has_effect("mgm", field, value, others, device) == (field not in REASONS)
 
 
 READ = re.compile(r"\.([a-z_][a-z0-9_]*)\b|[\"']([a-z_][a-z0-9_]*)[\"']")
