@@ -32,13 +32,17 @@ ENV PATH=/opt/runner/bin:/usr/local/nvidia/bin:/usr/local/cuda/bin:/usr/local/sb
 # lacks; the hashes hold wherever a file comes from.
 # deepspeed is the one package without wheels: it is built with the locked setuptools, not with
 # whatever an isolated build would fetch. pip compiles the bytecode, as the root will be read-only.
+# No kernel is built here (DS_BUILD_OPS=0), yet its setup.py asks nvcc for CUDA's version where it
+# finds /usr/local/cuda, to choose architectures: a base without the compiler has that folder and no
+# nvcc. TORCH_CUDA_ARCH_LIST, set for this step alone, leaves it nothing to ask.
 ARG LOCK=train.lock
 ARG INDEX_URL=
 ARG EXTRA_INDEX_URL=
 COPY docker/${LOCK} /opt/runner/environment.lock
 RUN awk '/^[a-z]/ { wheel = !/^deepspeed==/ } wheel' /opt/runner/environment.lock > /tmp/wheels.lock \
     && awk '/^[a-z]/ { source = /^deepspeed==/ } source' /opt/runner/environment.lock > /tmp/sources.lock \
-    && export PIP_INDEX_URL="${INDEX_URL}" PIP_EXTRA_INDEX_URL="${EXTRA_INDEX_URL}" DS_BUILD_OPS=0 \
+    && export PIP_INDEX_URL="${INDEX_URL}" PIP_EXTRA_INDEX_URL="${EXTRA_INDEX_URL}" \
+        DS_BUILD_OPS=0 TORCH_CUDA_ARCH_LIST=9.0 \
     && pip install --no-cache-dir --disable-pip-version-check --progress-bar off --no-deps \
         --require-hashes --only-binary :all: -r /tmp/wheels.lock \
     && pip install --no-cache-dir --disable-pip-version-check --progress-bar off --no-deps \
