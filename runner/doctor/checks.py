@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from runner import cuda_builds
 from runner.doctor.leases import Leases, describe
 from runner.doctor.probes import (
     DOCKER_SECONDS,
@@ -242,7 +243,11 @@ def cuda_check(gpus: Gpus, torch: Torch | None) -> Check:
     """Whether this build of torch fits the GPUs and their driver."""
     name = "torch build"
     if torch is None:
-        return Check(name, "skipped", "torch is not installed")
+        found = "torch is not installed"
+        best = cuda_builds.best_build(cuda_builds.parse_version(gpus.driver) or ())
+        if gpus.cards and best is not None:
+            found += f"; driver {gpus.driver} takes {best.tag}"
+        return Check(name, "skipped", found)
     if torch.failure:
         advice = "reinstall torch, or look for what its message names"
         return Check(name, "problem", f"torch can't be asked: {torch.failure}", advice)
@@ -256,6 +261,9 @@ def cuda_check(gpus: Gpus, torch: Torch | None) -> Check:
     if torch.cuda is None:
         advice = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
         return Check(name, "problem", f"{found}: it can't use the GPU", advice)
+    if old := cuda_builds.too_old(gpus.driver, torch.cuda):
+        said = f": {torch.said}" if torch.said and not torch.devices else ""
+        return Check(name, "problem", f"{found}: {old}{said}", _other_build(gpus, torch))
     if not torch.devices and gpus.visible is not None:
         found += f"; CUDA_VISIBLE_DEVICES={gpus.visible!r} hides the GPUs"
         return Check(name, "warning", found, "unset CUDA_VISIBLE_DEVICES")
@@ -276,6 +284,14 @@ def cuda_check(gpus: Gpus, torch: Torch | None) -> Check:
     if gpus.visible is not None:
         seen += f" (CUDA_VISIBLE_DEVICES={gpus.visible!r})"
     return Check(name, "ok", found + seen)
+
+
+def _other_build(gpus: Gpus, torch: Torch) -> str:
+    """How to come by the build of the same torch that this driver takes."""
+    version = torch.version.partition("+")[0]
+    pip = f"pip install --force-reinstall --extra-index-url {{index}} 'torch=={version}'"
+    checkout = f"in a checkout {cuda_builds.INDEX_VARIABLE}={{index}} ./just setup"
+    return cuda_builds.way_out(gpus.driver, f"{pip}, {checkout}")
 
 
 def _has_kernels(architectures: tuple[str, ...], capability: float | None) -> bool:
