@@ -1,4 +1,4 @@
-"""cuDNN's attention, which plans for each new shape, is left out of trainings; said and recorded."""
+"""cuDNN's attention, which plans for each new shape, is left out; said and recorded."""
 
 from __future__ import annotations
 
