@@ -38,6 +38,7 @@ from below import adopt_orphans, end_descendants
 
 from runner.cli.measured import training_peak
 from runner.folder import RunFolder
+from runner.vram.record import Prediction
 
 HERE = Path(__file__).resolve().parent
 GOALS = {"median": 0.03, "p95": 0.08}
@@ -227,12 +228,12 @@ def _record(
     predicted = end.get("predicted_bytes")
     if not job.get("passed") or not measured or not predicted:
         return {"case": case.name, "error": job.get("why") or "no figures", "peaks": peaks}
-    prediction = json.loads((run / "prediction.json").read_text())
+    prediction = Prediction.model_validate_json((run / "prediction.json").read_text())
     return {
         "case": case.name,
         "predicted_bytes": predicted,
-        "low_bytes": prediction.get("low_bytes"),
-        "high_bytes": prediction.get("high_bytes"),
+        "low_bytes": prediction.low_bytes,
+        "high_bytes": prediction.high_bytes,
         "measured_bytes": measured,
         "error": predicted / measured - 1,
         "peaks": peaks,
