@@ -24,6 +24,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+AS_LAUNCH_SH = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "OMP_WAIT_POLICY": "PASSIVE",  # read as torch is imported
+}
+"""What launch.sh sets for a run, here for both."""
 WARM_UP_STEPS = 4  # the allocator's growth, the plans of cuBLAS and cuDNN, Triton's compilations
 PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 """bf16 FLOP/s without sparsity by a part of the card's name; NVIDIA's data sheets, SXM parts."""
@@ -247,6 +252,7 @@ def figures(
         "peak_tflops": peak / 1e12 if peak else None,
         "attention_kernels": attention_kernels(watch.kernels),
         "sdp": attention,
+        "cpu_threads": torch.get_num_threads(),
         "longest_kernels": [[name[:100], round(ms, 2)] for name, ms in watch.kernels[:12]],
         "torch_peak_reserved_bytes": torch.cuda.max_memory_reserved() if device == "cuda" else None,
     }
@@ -273,7 +279,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; one is added")
     given = parser.parse_args()
     rows, tokens = (int(text) for text in given.shape.split("x"))
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # as launch.sh
+    for name, value in AS_LAUNCH_SH.items():
+        os.environ.setdefault(name, value)
     watch = Stopwatch(given.steps, given.device)
     record: dict[str, Any] = {"who": given.who, "shape": given.shape, "steps": given.steps}
     code = 0
