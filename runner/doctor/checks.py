@@ -76,7 +76,7 @@ def judge(findings: Findings) -> list[Check]:
     host, gpus, docker = findings.host, findings.gpus, findings.docker
     return [
         python_check(host),
-        *(package_check(package) for package in findings.packages),
+        *(package_check(package, gpus.driver) for package in findings.packages),
         gpu_check(gpus),
         cuda_check(gpus, findings.torch),
         bf16_check(gpus),
@@ -162,10 +162,18 @@ def python_check(host: Host) -> Check:
     return Check("python", "ok", found)
 
 
-def package_check(package: Package) -> Check:
+def package_check(package: Package, driver: str | None = None) -> Check:
+    """Whether a package is there in a version within runner's range.
+
+    Args:
+        driver: NVIDIA's version; one that is older than PyPI's torch is built for is told of.
+    """
     need = _NEEDED_FOR.get(package.name)
     wrong: Status = "warning" if need else "problem"
     install = f"pip install '{package.name}{package.wanted}', or all: pip install 'runner[train]'"
+    best = cuda_builds.best_build(cuda_builds.parse_version(driver) or ())
+    if package.name == "torch" and best is not None and best != cuda_builds.BUILDS[-1]:
+        install = f"{install}; for driver {driver} with --extra-index-url {best.index}"
     if package.installed is None:
         found = "not installed" + (f"; only {need} needs it" if need else "; training needs it")
         return Check(package.name, wrong, found, install)

@@ -16,6 +16,8 @@ from runner import cuda_builds
 from runner.container import build as building
 from runner.container import context, images, locks
 from runner.container.build import Request, build_arguments
+from runner.doctor.checks import package_check
+from runner.doctor.probes import Package
 from runner.errors import RefusedError, UsageError
 from tests.testbed import H100, REPOSITORY, FakeNvml, build_nvml
 
@@ -82,6 +84,16 @@ def test_the_refusal_names_the_build_and_the_one_option() -> None:
     assert "no build of torch fits" in cuda_builds.refusal("470.1.1", LOCK, None, "{index}")[1]
     for index in (URL, cuda_builds.PYPI):  # the user's own word
         assert cuda_builds.refusal("570.124.06", LOCK, index, "{index}") == []
+
+
+def test_doctors_advice_to_install_torch_is_of_the_build_that_fits() -> None:
+    absent = Package("torch", None, ">=2.11", "2.13.0")
+    index = "--extra-index-url https://download.pytorch.org/whl/cu128"
+    assert index in str(package_check(absent, "570.124.06").advice)
+    for driver in ("580.95.05", None, "470.82.01"):
+        assert "--extra-index-url" not in str(package_check(absent, driver).advice)
+    other = Package("trl", None, ">=1.10", None)
+    assert "--extra-index-url" not in str(package_check(other, "570.124.06").advice)
 
 
 # ./just setup -----------------------------------------------------------------------------------
