@@ -55,19 +55,19 @@ RUN awk -v other="${TORCH_INDEX}" \
         --require-hashes --only-binary :all: -r /tmp/wheels.lock \
     && if [ -n "${TORCH_INDEX}" ]; then \
         sed -n 's/^\([a-z][^ ]*==[^\\]*\).*/\1/p' /tmp/wheels.lock > /tmp/versions.txt \
+        && sed -n 's/^\(torch==[^ ]*\).*/\1/p' /opt/runner/environment.lock > /tmp/torch.txt \
+        && { pip install --no-cache-dir --disable-pip-version-check --progress-bar off --no-deps \
+                --only-binary :all: --index-url "${TORCH_INDEX}" -r /tmp/torch.txt \
+            || { echo "no torch of the locked version from ${TORCH_INDEX}" >&2; exit 1; } ; } \
         && pip install --no-cache-dir --disable-pip-version-check --progress-bar off \
             --only-binary :all: --extra-index-url "${TORCH_INDEX}" --constraint /tmp/versions.txt \
-            "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' /opt/runner/environment.lock)" \
-        && rm /tmp/versions.txt \
-        && pip freeze > /tmp/installed.txt \
-        && if ! grep -E '^torch==[^+]+[+]cu' /tmp/installed.txt; then \
-            echo "${TORCH_INDEX} has no torch of the locked version" >&2; exit 1; \
-        fi ; \
+            -r /tmp/torch.txt \
+        && rm /tmp/torch.txt /tmp/versions.txt ; \
     fi \
     && pip install --no-cache-dir --disable-pip-version-check --progress-bar off --no-deps \
         --require-hashes --no-build-isolation --use-pep517 -r /tmp/sources.lock \
     && pip check \
-    && rm -f /tmp/wheels.lock /tmp/sources.lock /tmp/installed.txt
+    && rm /tmp/wheels.lock /tmp/sources.lock
 
 # What is in here, for the host to read without starting torch; and the way to the package.
 COPY docker/describe.py /opt/runner/describe.py

@@ -6,14 +6,11 @@ Standard library and runner.terminal only: `./just` asks it with whatever Python
     python -m runner.cuda_builds ask LOCK INDEX    exit code 3, with the way out, for a driver that
                                                    is too old for the lock's torch
     python -m runner.cuda_builds driver            the driver's version, where there is one
-    python -m runner.cuda_builds came LOCK INDEX   exit code 3 where torch, installed by now, is not
-                                                   the index's
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import re
 import sys
 from collections.abc import Sequence
@@ -157,20 +154,6 @@ def refusal(driver: str | None, lock: str, index: str | None, command: str) -> l
     ]
 
 
-def wrong_build(version: str | None, index: str) -> list[str]:
-    """Why the torch that was installed can't be the index's own; none where it can.
-
-    Args:
-        version: of its metadata; PyTorch's indexes have a build's tag in it ("2.13.0+cu126").
-    """
-    if not index or index == PYPI or (version and "+" in version):
-        return []
-    return [
-        f"{index} has no torch of the locked version: torch {version} came from PyPI",
-        "name an index that has it, or renew requirements.lock for a version that it has",
-    ]
-
-
 def main(arguments: Sequence[str]) -> int:
     """0 where all is well; 3 with the reason on stderr; 2 for another command line."""
     match list(arguments):
@@ -181,21 +164,12 @@ def main(arguments: Sequence[str]) -> int:
         case ["driver"]:
             terminal.put(driver_version() or "")
             return 0
-        case ["came", _lock, index]:
-            said = wrong_build(_installed_torch(), index)
         case _:
             terminal.say((__doc__ or "").strip())
             return 2
     for number, line in enumerate(said):
         terminal.say(f"runner: error: {line}" if number == 0 else f"runner:   {line}")
     return 3 if said else 0
-
-
-def _installed_torch() -> str | None:
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

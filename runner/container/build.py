@@ -320,9 +320,9 @@ def _explain_build(cli: ContainerCli, code: int, log: Path) -> RunnerError:
             "DOCKER_BUILDKIT asks for BuildKit, which this docker lacks",
             "unset DOCKER_BUILDKIT: the classic builder makes the same image",
         )
-    if "has no torch of the locked version" in low:
+    if "no torch of the locked version from" in low:
         return RefusedError(
-            "the index of --torch-index has no torch of the locked version",
+            "the index of --torch-index has no torch of the locked version, or can't be reached",
             f"another index, or a lock renewed for a version that it has (./just lock); {kept}",
         )
     if re.search(r"no matching distribution found for torch==\S+\+cpu", low):

@@ -103,11 +103,8 @@ FAKE_PYTHON = """#!/bin/bash
 echo "$*" >>"$LOG"
 case "$*" in
   "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  *"--index-url https://lacks"*) echo "ERROR: No matching distribution found" >&2; exit 1 ;;
   "-m pip"* | "-c "*) ;;
-  *" came "*) exec "$REAL" -c 'import importlib.metadata, os, sys
-importlib.metadata.version = lambda _: os.environ["TORCH"]
-from runner.cuda_builds import main
-sys.exit(main(sys.argv[1:]))' "${@:4}" ;;
   "-B -m runner.cuda_builds"*) exec "$REAL" "$@" ;;
   *) echo "Python 3.12.3" ;;
 esac
@@ -138,7 +135,7 @@ def setup(tmp_path: Path, hardware: FakeNvml) -> Callable[..., tuple[int, str, s
     (programs / "python3").chmod(0o755)
     log = tmp_path / "log"
 
-    def call(*arguments: str, torch: str = "2.13.0", **variables: str) -> tuple[int, str, str]:
+    def call(*arguments: str, **variables: str) -> tuple[int, str, str]:
         log.write_text("")
         environment = {key: v for key, v in os.environ.items() if key != "RUNNER_TORCH_INDEX"}
         environment |= {
@@ -148,7 +145,6 @@ def setup(tmp_path: Path, hardware: FakeNvml) -> Callable[..., tuple[int, str, s
             "PYTHONPATH": str(place),
             "LOG": str(log),
             "REAL": sys.executable,
-            "TORCH": torch,
             **variables,
         }
         done = subprocess.run(
@@ -179,10 +175,11 @@ def test_set_up_takes_torch_from_the_users_index_and_keeps_to_it(
     setup: Any, hardware: FakeNvml
 ) -> None:
     hardware.set("driver 570.124.06", f"gpu 0 GPU-aaaa {H100}")
-    code, said, called = setup("--torch-index", URL, torch="2.13.0+cu128")
+    code, said, called = setup("--torch-index", URL)
     assert code == 0, said
+    assert f"--no-deps --index-url {URL} torch==" in called
     assert f"--extra-index-url {URL} -c requirements.lock" in called
-    assert setup(torch="2.13.0+cu128") == (0, "", "")  # no question a second time
+    assert setup() == (0, "", "")  # no question a second time
     code, said, called = setup(RUNNER_TORCH_INDEX="pypi")  # another place: made anew
     assert code == 0 and "-m venv .venv" in called and "--extra-index-url" not in called
 
@@ -191,8 +188,10 @@ def test_an_index_without_the_locked_torch_is_not_replaced_in_silence(
     setup: Any, hardware: FakeNvml
 ) -> None:
     hardware.set("driver 570.124.06", f"gpu 0 GPU-aaaa {H100}")
-    code, said, _called = setup(torch="2.13.0", RUNNER_TORCH_INDEX=URL)
-    assert code == 3 and "has no torch of the locked version" in said
+    code, said, called = setup(RUNNER_TORCH_INDEX="https://lacks.example/cu128")
+    assert code == 3
+    assert "no torch of the locked version from https://lacks.example/cu128" in said
+    assert "-c requirements.lock" not in called  # PyPI's, some GB, was not fetched in its place
 
 
 @pytest.mark.parametrize("lines", [("driver 580.95.05",), ("init 9",)])
