@@ -6,9 +6,9 @@ set positional-arguments
 default:
     @"{{ just_executable() }}" --list --unsorted
 
-# Make or update .venv from requirements.lock
-setup:
-    @./just --venv-only
+# Make or update .venv from requirements.lock; --torch-index URL for a driver older than its CUDA
+setup *args:
+    @./just --venv-only "$@"
 
 # The demo job, a few steps, from data to a reloaded adapter
 smoke *args: setup

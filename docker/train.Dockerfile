@@ -32,15 +32,38 @@ ENV PATH=/opt/runner/bin:/usr/local/nvidia/bin:/usr/local/cuda/bin:/usr/local/sb
 # lacks; the hashes hold wherever a file comes from.
 # deepspeed is the one package without wheels: it is built with the locked setuptools, not with
 # whatever an isolated build would fetch. pip compiles the bytecode, as the root will be read-only.
+# No kernel is built here (DS_BUILD_OPS=0), yet its setup.py asks nvcc for CUDA's version where it
+# finds /usr/local/cuda, to choose architectures: a base without the compiler has that folder and no
+# nvcc. TORCH_CUDA_ARCH_LIST, set for this step alone, leaves it nothing to ask.
 ARG LOCK=train.lock
 ARG INDEX_URL=
 ARG EXTRA_INDEX_URL=
+# TORCH_INDEX is an index that has the locked torch for another CUDA, for an older driver: torch,
+# Triton and the CUDA libraries then come from there and PyPI in the versions that this torch asks
+# for, by version and not by hash (the lock has no hashes of them). A base's own demand for a driver
+# says nothing of that torch.
+ARG TORCH_INDEX=
+ENV NVIDIA_DISABLE_REQUIRE=${TORCH_INDEX:+1}
 COPY docker/${LOCK} /opt/runner/environment.lock
-RUN awk '/^[a-z]/ { wheel = !/^deepspeed==/ } wheel' /opt/runner/environment.lock > /tmp/wheels.lock \
+RUN awk -v other="${TORCH_INDEX}" \
+        '/^[a-z]/ { wheel = !/^deepspeed==/ && !(other != "" && /^(torch==|triton==|cuda-|nvidia-)/ && !/^nvidia-ml-py==/) } wheel' \
+        /opt/runner/environment.lock > /tmp/wheels.lock \
     && awk '/^[a-z]/ { source = /^deepspeed==/ } source' /opt/runner/environment.lock > /tmp/sources.lock \
-    && export PIP_INDEX_URL="${INDEX_URL}" PIP_EXTRA_INDEX_URL="${EXTRA_INDEX_URL}" DS_BUILD_OPS=0 \
+    && export PIP_INDEX_URL="${INDEX_URL}" PIP_EXTRA_INDEX_URL="${EXTRA_INDEX_URL}" \
+        DS_BUILD_OPS=0 TORCH_CUDA_ARCH_LIST=9.0 \
     && pip install --no-cache-dir --disable-pip-version-check --progress-bar off --no-deps \
         --require-hashes --only-binary :all: -r /tmp/wheels.lock \
+    && if [ -n "${TORCH_INDEX}" ]; then \
+        sed -n 's/^\([a-z][^ ]*==[^\\]*\).*/\1/p' /tmp/wheels.lock > /tmp/versions.txt \
+        && sed -n 's/^\(torch==[^ ]*\).*/\1/p' /opt/runner/environment.lock > /tmp/torch.txt \
+        && { pip install --no-cache-dir --disable-pip-version-check --progress-bar off --no-deps \
+                --only-binary :all: --index-url "${TORCH_INDEX}" -r /tmp/torch.txt \
+            || { echo "no torch of the locked version from ${TORCH_INDEX}" >&2; exit 1; } ; } \
+        && pip install --no-cache-dir --disable-pip-version-check --progress-bar off \
+            --only-binary :all: --extra-index-url "${TORCH_INDEX}" --constraint /tmp/versions.txt \
+            -r /tmp/torch.txt \
+        && rm /tmp/torch.txt /tmp/versions.txt ; \
+    fi \
     && pip install --no-cache-dir --disable-pip-version-check --progress-bar off --no-deps \
         --require-hashes --no-build-isolation --use-pep517 -r /tmp/sources.lock \
     && pip check \

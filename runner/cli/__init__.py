@@ -736,13 +736,24 @@ def image_build(
         Path | None,
         typer.Option("--toolkit", metavar="DIR", help="mgm: this copy, instead of cloning it."),
     ] = None,
+    torch_index: Annotated[
+        str | None,
+        typer.Option(
+            "--torch-index",
+            metavar="URL",
+            help="train: the locked torch from this index, for a driver older than its CUDA "
+            "[RUNNER_TORCH_INDEX]; pypi: the lock's own all the same.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Build an image from its Dockerfile and lock; says what it holds and how it is labelled."""
     from runner.cli.image import build_image
     from runner.container.build import Request
 
-    request = Request(kind, base, cpu, tuple(build_arg or ()), no_cache, network, toolkit)
+    request = Request(
+        kind, base, cpu, tuple(build_arg or ()), no_cache, network, toolkit, torch_index
+    )
     raise typer.Exit(build_image(request, as_json=as_json))
 
 

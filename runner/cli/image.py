@@ -166,8 +166,10 @@ def _verification_lines(found: Verification) -> list[str]:
     if len(found.differences) > _FIRST:
         lines.append(field("", f"and {len(found.differences) - _FIRST} more (--json has all)"))
     if image.kind in context.KINDS:
-        cpu = " --cpu" if image.labels.get(context.LOCK_FILE) == "train-cpu.lock" else ""
-        lines.append(field("next", f"runner image build {image.kind}{cpu}"))
+        how = " --cpu" if image.labels.get(context.LOCK_FILE) == "train-cpu.lock" else ""
+        if index := image.labels.get(context.TORCH_INDEX):
+            how = f" --torch-index {index}"
+        lines.append(field("next", f"runner image build {image.kind}{how}"))
     return lines
 
 

@@ -31,7 +31,7 @@ PASSED_ON = (
     "TZ",
 )
 """Variables that a container gets from its caller, where they are set."""
-PASSED_ON_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
+PASSED_ON_PREFIXES = ("NCCL_", "GLOO_", "TORCH_CUDNN_", "TORCH_NCCL_")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Passed on only with a network; they can hold a password, so by name alone."""
 HUB_SECRETS = ("HF_TOKEN", "MODELSCOPE_API_TOKEN")

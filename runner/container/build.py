@@ -17,10 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner import cuda_builds
 from runner.container import context
 from runner.container.cli import Answer, ContainerCli, explain
 from runner.container.images import Image, default_name, find_image, require_image
 from runner.errors import RefusedError, RunnerError, UsageError
+from runner.own_python import module_argv, safe_environment
 
 GRACE_SECONDS = 10.0  # for the program to stop its build after Ctrl-C
 _TAIL = 60  # lines of the log that an error is looked for in
@@ -58,6 +60,20 @@ class Request:
     network: str | None = None
     """Of the build's steps, as docker's; host reaches a proxy of this machine's loopback."""
     toolkit: Path | None = None
+    torch_index: str | None = None
+    """An index that has the locked torch for another CUDA; cuda_builds.PYPI for the lock's own."""
+
+    @property
+    def index(self) -> str | None:
+        """`torch_index`, else the one that the environment names for where it is of use."""
+        if self.torch_index is None and self.kind == "train" and not self.cpu:
+            return os.environ.get(cuda_builds.INDEX_VARIABLE) or None
+        return self.torch_index
+
+    @property
+    def other_index(self) -> str | None:
+        """Where torch comes from instead of the lock's files; None for these."""
+        return self.index if self.index != cuda_builds.PYPI else None
 
 
 def parse_step(line: str) -> Step | None:
@@ -87,12 +103,18 @@ def build_arguments(
         given |= {"LOCK": "train-cpu.lock", "EXTRA_INDEX_URL": context.TORCH_CPU_INDEX}
     if request.toolkit is not None:
         given["TOOLKIT"] = "context"
+    if request.other_index:
+        given["TORCH_INDEX"] = request.other_index
     for argument in request.arguments:
         name, equals, value = argument.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise UsageError(f"--build-arg {argument!r} is not NAME=VALUE")
-        if name in ("BASE", "LOCK"):
-            way = "--base REF" if name == "BASE" else "--cpu, or a lock of your own in docker/"
+        ways = {
+            "BASE": "--base REF",
+            "LOCK": "--cpu, or a lock of your own in docker/",
+            "TORCH_INDEX": "--torch-index URL",
+        }
+        if way := ways.get(name):
             raise UsageError(f"--build-arg {name}=… would leave the labels untrue", way)
         given[name] = value
     for name, value in given.items():
@@ -114,11 +136,15 @@ def build(cli: ContainerCli, request: Request, progress: Progress) -> Image:
     if request.toolkit is not None and not request.toolkit.is_dir():
         raise UsageError(f"--toolkit {request.toolkit} is not a folder")
     of = context.recipe(request.kind, lock="train-cpu.lock" if request.cpu else None)
+    _require_index(request)
+    _require_driver(of, request)
     base = request.base or (context.CPU_BASE if request.cpu else of.default_base)
     told = _settle_base(cli, base, progress) if base else {}
     with tempfile.TemporaryDirectory(prefix="runner-image-") as name:
         folder = Path(name)
         context.assemble(folder, request.toolkit)
+        if request.other_index:
+            told |= {context.TORCH_INDEX: without_password(request.other_index)}
         arguments = build_arguments(of, request, base, context.labels(of, told), folder)
         code, log = _watch(cli, arguments, progress)
     if code:
@@ -126,6 +152,49 @@ def build(cli: ContainerCli, request: Request, progress: Progress) -> Image:
     with suppress(FileNotFoundError):
         log.unlink()
     return require_image(cli, default_name(of.kind))
+
+
+def without_password(url: str) -> str:
+    """An index's address as it may stand in a label."""
+    return re.sub(r"://[^/\s@]+@", "://***@", url)
+
+
+def _require_index(request: Request) -> None:
+    """Raises UsageError for an index that is of no use or is no address."""
+    index = request.index
+    if index is None:
+        return
+    if request.cpu or request.kind != "train":
+        what = "with --cpu" if request.cpu else f"for the {request.kind} image"
+        raise UsageError(f"--torch-index is of the train image with CUDA; it does nothing {what}")
+    if index != cuda_builds.PYPI and not re.match(r"(https?|file)://\S+$", index):
+        raise UsageError(
+            f"--torch-index {index!r} is no address",
+            f"such as {cuda_builds.BUILDS[-2].index}; or {cuda_builds.PYPI}, for the lock's own",
+        )
+
+
+def _require_driver(of: context.Recipe, request: Request) -> None:
+    """Raises RefusedError where this machine's driver is too old for the lock's torch."""
+    if of.kind != "train" or of.lock is None:
+        return
+    command = "runner image build --torch-index {index}"
+    lock = context.lock_text(of.lock)
+    lines = cuda_builds.refusal(_driver(), lock, request.index, command)
+    if lines:
+        raise RefusedError(lines[0], "; ".join(lines[1:]))
+
+
+def _driver() -> str | None:
+    """The driver's version; None without one, and where it does not answer."""
+    command = module_argv("runner.cuda_builds", "driver")
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, env=safe_environment()
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
 
 
 def _settle_base(cli: ContainerCli, base: str, progress: Progress) -> dict[str, str]:
@@ -250,6 +319,11 @@ def _explain_build(cli: ContainerCli, code: int, log: Path) -> RunnerError:
         return RefusedError(
             "DOCKER_BUILDKIT asks for BuildKit, which this docker lacks",
             "unset DOCKER_BUILDKIT: the classic builder makes the same image",
+        )
+    if "no torch of the locked version from" in low:
+        return RefusedError(
+            "the index of --torch-index has no torch of the locked version, or can't be reached",
+            f"another index, or a lock renewed for a version that it has (./just lock); {kept}",
         )
     if re.search(r"no matching distribution found for torch==\S+\+cpu", low):
         return RefusedError(

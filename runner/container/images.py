@@ -201,11 +201,22 @@ def verify(cli: ContainerCli, image: Image) -> Verification:
     if lock and context.lock_sha256(lock):
         entries = locks.read_lock(context.lock_text(lock))
         wanted = locks.installs(entries, python=inside["python"], machine=inside["machine"])
+        if image.labels.get(context.TORCH_INDEX):
+            wanted, installed = _apart_from_cuda(wanted), _apart_from_cuda(installed)
         differences += package_differences(wanted, installed)
         compared = len(wanted)
     if inside["source"] is not None and inside["source"] != image.labels.get(context.SOURCE):
         differences.append(f"the files in {PACKAGE_FOLDER} are not those that it was built with")
     return Verification(image, tuple(differences), compared, inside)
+
+
+def _apart_from_cuda(versions: Mapping[str, str]) -> dict[str, str]:
+    """What another index's torch has in common with the lock: all but CUDA's own packages."""
+    return {
+        name: version.partition("+")[0] if name == "torch" else version
+        for name, version in versions.items()
+        if not locks.is_of_cuda(name)
+    }
 
 
 def package_differences(wanted: Mapping[str, str], installed: Mapping[str, str]) -> list[str]:

@@ -77,7 +77,7 @@ def cpu_lock(text: str, hashes: str) -> str:
     lines = ["# From train.lock and torch-cpu.hashes, by: ./just lock"]
     for block in _blocks(text):
         match = _ENTRY.match(block[0])
-        if match is None or _is_of_cuda(match["name"]):
+        if match is None or is_of_cuda(match["name"]):
             continue
         if match["name"] != "torch":
             lines.extend(block)
@@ -97,7 +97,7 @@ def cpu_lock(text: str, hashes: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _is_of_cuda(name: str) -> bool:
+def is_of_cuda(name: str) -> bool:
     """Packages that only torch's CUDA build asks for; nvidia-ml-py is the guard's."""
     return name == "triton" or (name != "nvidia-ml-py" and name.startswith(("nvidia-", "cuda-")))
 

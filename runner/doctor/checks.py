@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from runner import cuda_builds
 from runner.doctor.leases import Leases, describe
 from runner.doctor.probes import (
     DOCKER_SECONDS,
@@ -75,7 +76,7 @@ def judge(findings: Findings) -> list[Check]:
     host, gpus, docker = findings.host, findings.gpus, findings.docker
     return [
         python_check(host),
-        *(package_check(package) for package in findings.packages),
+        *(package_check(package, gpus.driver) for package in findings.packages),
         gpu_check(gpus),
         cuda_check(gpus, findings.torch),
         bf16_check(gpus),
@@ -161,10 +162,18 @@ def python_check(host: Host) -> Check:
     return Check("python", "ok", found)
 
 
-def package_check(package: Package) -> Check:
+def package_check(package: Package, driver: str | None = None) -> Check:
+    """Whether a package is there in a version within runner's range.
+
+    Args:
+        driver: NVIDIA's version; one that is older than PyPI's torch is built for is told of.
+    """
     need = _NEEDED_FOR.get(package.name)
     wrong: Status = "warning" if need else "problem"
     install = f"pip install '{package.name}{package.wanted}', or all: pip install 'runner[train]'"
+    best = cuda_builds.best_build(cuda_builds.parse_version(driver) or ())
+    if package.name == "torch" and best is not None and best != cuda_builds.BUILDS[-1]:
+        install = f"{install}; for driver {driver} with --extra-index-url {best.index}"
     if package.installed is None:
         found = "not installed" + (f"; only {need} needs it" if need else "; training needs it")
         return Check(package.name, wrong, found, install)
@@ -242,7 +251,11 @@ def cuda_check(gpus: Gpus, torch: Torch | None) -> Check:
     """Whether this build of torch fits the GPUs and their driver."""
     name = "torch build"
     if torch is None:
-        return Check(name, "skipped", "torch is not installed")
+        found = "torch is not installed"
+        best = cuda_builds.best_build(cuda_builds.parse_version(gpus.driver) or ())
+        if gpus.cards and best is not None:
+            found += f"; driver {gpus.driver} takes {best.tag}"
+        return Check(name, "skipped", found)
     if torch.failure:
         advice = "reinstall torch, or look for what its message names"
         return Check(name, "problem", f"torch can't be asked: {torch.failure}", advice)
@@ -256,6 +269,9 @@ def cuda_check(gpus: Gpus, torch: Torch | None) -> Check:
     if torch.cuda is None:
         advice = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
         return Check(name, "problem", f"{found}: it can't use the GPU", advice)
+    if old := cuda_builds.too_old(gpus.driver, torch.cuda):
+        said = f": {torch.said}" if torch.said and not torch.devices else ""
+        return Check(name, "problem", f"{found}: {old}{said}", _other_build(gpus, torch))
     if not torch.devices and gpus.visible is not None:
         found += f"; CUDA_VISIBLE_DEVICES={gpus.visible!r} hides the GPUs"
         return Check(name, "warning", found, "unset CUDA_VISIBLE_DEVICES")
@@ -276,6 +292,14 @@ def cuda_check(gpus: Gpus, torch: Torch | None) -> Check:
     if gpus.visible is not None:
         seen += f" (CUDA_VISIBLE_DEVICES={gpus.visible!r})"
     return Check(name, "ok", found + seen)
+
+
+def _other_build(gpus: Gpus, torch: Torch) -> str:
+    """How to come by the build of the same torch that this driver takes."""
+    version = torch.version.partition("+")[0]
+    pip = f"pip install --force-reinstall --extra-index-url {{index}} 'torch=={version}'"
+    checkout = f"in a checkout {cuda_builds.INDEX_VARIABLE}={{index}} ./just setup"
+    return cuda_builds.way_out(gpus.driver, f"{pip}, {checkout}")
 
 
 def _has_kernels(architectures: tuple[str, ...], capability: float | None) -> bool:

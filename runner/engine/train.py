@@ -379,6 +379,7 @@ def _ready_torch(plan: Plan) -> int | None:
     """
     import torch
 
+    from runner.engine.attention import avoid_plan_building
     from runner.engine.determinism import make_deterministic
 
     if plan.deterministic:
@@ -399,6 +400,9 @@ def _ready_torch(plan: Plan) -> int | None:
         )
     local = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(local)
+    avoided = avoid_plan_building()
+    if avoided and os.environ.get("RANK", "0") == "0":
+        _say(avoided)
     start_record(plan)
     limit = plan.budget.limit_bytes if plan.budget.kind == "gpu" else None
     if limit is None:

@@ -479,14 +479,31 @@ def test_a_torch_without_cuda_beside_a_gpu_is_a_problem(
     assert found["docker gpu"]["status"] == "skipped"
 
 
-def test_a_driver_too_old_for_torch_is_told_in_torchs_words(
+def test_a_driver_too_old_for_torch_is_told_with_the_build_that_fits(
     machine: Machine, hardware: FakeNvml
 ) -> None:
     hardware.set("driver 550.54.15", f"gpu 0 GPU-aaaa {H100}")
     said = "CUDA initialization: The NVIDIA driver on your system is too old"
     machine.torch("2.13.0", cuda="13.0", said=said)
     build = machine.checks(code=1)["torch build"]
-    assert "driver 550.54.15" in build["found"] and said in build["found"]
+    assert "driver 550.54.15 is too old for CUDA 13.0, which needs 580 or newer" in build["found"]
+    assert said in build["found"]
+    assert "cu126 fits it" in build["advice"]
+    assert "https://download.pytorch.org/whl/cu126 'torch==2.13.0'" in build["advice"]
+    assert (
+        "RUNNER_TORCH_INDEX=https://download.pytorch.org/whl/cu126 ./just setup"
+        in (build["advice"])
+    )
+
+
+def test_a_build_that_fits_an_older_driver_is_right(machine: Machine, hardware: FakeNvml) -> None:
+    hardware.set("driver 550.54.15", f"gpu 0 GPU-aaaa {H100}")
+    machine.torch("2.13.0+cu126", cuda="12.6", devices=1, architectures=("sm_90",))
+    build = machine.checks()["torch build"]
+    assert (build["status"], build["found"]) == (
+        "ok",
+        "2.13.0+cu126, CUDA 12.6; sees 1 of 1 GPU(s)",
+    )
 
 
 def test_a_driver_that_does_not_match_its_library_is_a_problem(

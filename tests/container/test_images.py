@@ -66,6 +66,21 @@ def test_a_change_of_code_comes_after_all_that_takes_long() -> None:
     assert not re.search(r"apt-get|pip ", text[text.index("COPY runner ") :])
 
 
+def test_building_deepspeed_never_asks_for_cudas_compiler() -> None:
+    """A -runtime base has /usr/local/cuda and no nvcc: setup.py asks it unless this is set.
+
+    Shown by the image tests too, whose base (tests/testbed/base_image.sh) has such a folder.
+    """
+    joined = re.sub(r"\\\n\s*", " ", TRAIN.read_text())
+    (step,) = (line for line in joined.splitlines() if "-r /tmp/sources.lock" in line)
+    before = step[: step.index("-r /tmp/sources.lock")]
+    assert re.search(r"&& export (\S+\s+)*TORCH_CUDA_ARCH_LIST=\d+\.\d ", before)
+    # of that step alone: a run's own extensions are built for the card that is there
+    assert not re.search(r"^ENV .*TORCH_CUDA_ARCH_LIST", joined, re.MULTILINE)
+    base = (REPOSITORY / "tests" / "testbed" / "base_image.sh").read_text()
+    assert 'ln -s cuda-13.0 "$root/usr/local/cuda"' in base
+
+
 def test_the_default_user_is_not_root_and_the_entry_point_is_tini() -> None:
     text = TRAIN.read_text()
     assert re.findall(r"^USER (.*)", text, re.MULTILINE)[-1] == "10001:10001"

@@ -51,6 +51,11 @@ if [[ -d $links ]]; then cp "$links"/*.whl "$root/srv/wheels/"; fi
   if [[ $index ]]; then printf 'index-url = %s\n' "$index"; fi
 } >"$root/etc/pip.conf"
 
+# a -runtime image has CUDA's libraries, and no nvcc
+mkdir -p "$root/usr/local/cuda-13.0/lib64" "$root/usr/local/cuda-13.0/bin"
+printf '{"cuda": {"name": "CUDA SDK", "version": "13.0.1"}}\n' >"$root/usr/local/cuda-13.0/version.json"
+ln -s cuda-13.0 "$root/usr/local/cuda"
+
 # nvidia's prints a banner, then does the same; an image that keeps it would show this line
 printf '#!/bin/bash\necho "== CUDA ==" >&2\nexec "$@"\n' >"$root/opt/nvidia/nvidia_entrypoint.sh"
 chmod 755 "$root/opt/nvidia/nvidia_entrypoint.sh"
