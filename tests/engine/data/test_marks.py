@@ -1,4 +1,4 @@
-"""Marks of rows and turns: honoured where plain, refused by name elsewhere, counted; unused keys."""
+"""Marks of rows and turns: honoured where plain, else refused by name; unused keys counted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.data.formats import Converter, Format, FormatOptions, has_answer
+from runner.engine.data.formats import (
+    Converter,
+    Format,
+    FormatOptions,
+    has_answer,
+    label_text,
+)
 from runner.engine.data.marks import kind_of, plain
+from runner.engine.data.read import read_rows
 from runner.errors import Problem, SpecError
 from tests.conftest import Answer
 
@@ -207,21 +214,24 @@ def test_a_key_can_be_left_unread(cli: Callable[..., Answer], tmp_path: Path) ->
     assert told.code == 0 and "unused: weight (1)" in told.out
 
 
-def test_an_empty_answer_for_a_label_is_refused(cli: Callable[..., Answer], tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", ["", "  \n"])
+def test_an_empty_answer_for_a_label_is_refused(answer: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Converter("text_label", FormatOptions(labels={"0": answer, "1": "bad"}))
+    (problem,) = caught.value.problems
+    assert problem.field == "data.labels.0" and "is an empty answer" in problem.problem
+
+
+def test_data_refuses_an_empty_answer(cli: Callable[..., Answer], tmp_path: Path) -> None:
     rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
-    for answer in ("", "  \n"):
-        refused = cli("data", str(write_job(tmp_path, rows, labels={"0": answer, "1": "bad"})))
-        assert refused.code == 2 and "data.labels.0" in refused.err
-        assert "is an empty answer" in refused.err
-
-
-LABELS = {"true": "positive", "false": "negative"}
+    refused = cli("data", str(write_job(tmp_path, rows, labels={"0": "", "1": "bad"})))
+    assert refused.code == 2 and "data.labels.0" in refused.err
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet"])
 @pytest.mark.parametrize("keys", [("true", "false"), ("True", "False")])
 def test_a_label_can_be_true_in_every_format(
-    cli: Callable[..., Answer], tmp_path: Path, suffix: str, keys: tuple[str, str]
+    tmp_path: Path, suffix: str, keys: tuple[str, str]
 ) -> None:
     rows = [{"text": "a", "label": True}, {"text": "b", "label": False}]
     path = tmp_path / f"rows.{suffix}"
@@ -232,26 +242,36 @@ def test_a_label_can_be_true_in_every_format(
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     elif suffix in ("csv", "tsv"):
         mark = "," if suffix == "csv" else "\t"
-        path.write_text("".join(f"{mark.join(line)}\n" for line in [
-            ("text", "label"), ("a", "True"), ("b", "FALSE")]))  # fmt: skip
+        lines = [("text", "label"), ("a", "True"), ("b", "FALSE")]
+        path.write_text("".join(f"{mark.join(line)}\n" for line in lines))
+    elif suffix == "json":
+        path.write_text(json.dumps(rows))
     else:
-        path.write_text(
-            json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)) + "\n"
-        )
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    labels = dict(zip(keys, ("positive", "negative"), strict=True))
+    converter = Converter("text_label", FormatOptions(labels=labels), source=path.name)
+    answers = [
+        converter.convert(number, row).messages[-1]["content"]
+        for number, row in read_rows(path, "data.train")
+    ]
+    assert answers == ["positive", "negative"]
+    assert [label_text(row["label"]) for _, row in read_rows(path, "data.train")] == [
+        "true",
+        "false",
+    ]
+
+
+@pytest.mark.parametrize("written", ["{true: good, false: bad}", "{True: good, FALSE: bad}"])
+def test_a_job_writes_true_as_yaml_does(
+    cli: Callable[..., Answer], tmp_path: Path, written: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": true}\n')
     job = tmp_path / "job.yaml"
-    labels = dict(zip(keys, LABELS.values(), strict=True))
-    job.write_text(
-        f"model: someone/tiny\ndata: {{train: {path.name}, labels: {{{keys[0]}: positive, "
-        f"{keys[1]}: negative}}}}\n"
-    )
-    assert labels
-    out = tmp_path / "out"
-    told = cli("data", str(job), "--out", str(out), "--json")
+    job.write_text(f"model: someone/tiny\ndata: {{train: rows.jsonl, labels: {written}}}\n")
+    told = cli("data", str(job), "--json")
     assert told.code == 0, told.err
-    lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
-    assert [line["messages"][1]["content"] for line in lines] == ["positive", "negative"]
     report = json.loads(told.out)["trainings"][0]["report"]
-    assert set(report["labels"]) == {"true", "false"}
+    assert report["labels"] == {"true": {"train": 1, "eval": 0, "test": 0}}
 
 
 def test_a_whole_number_is_the_same_label_with_a_point() -> None:
