@@ -146,6 +146,11 @@ class DataSettings(JobModel):
         description="data_juicer only: a LLaVA JSON file whose question for the same id is asked; "
         "without it, a general question is.",
     )
+    ignore_keys: list[str] = Field(
+        [],
+        description="Keys of rows and of their turns that are left unread, e.g. [weight] where it "
+        "is no mark of what is trained.",
+    )
     max_rows: int | None = Field(None, ge=1, description="Read at most this many rows; a count.")
     sample: str | None = Field(
         None,

@@ -180,6 +180,11 @@ class EvaluationSettings(JobModel):
     per_device_batch_size: int = Field(
         8, ge=1, description="Prompts generated for at once; a count."
     )
+    thinking: Literal["strip", "keep"] = Field(
+        "strip",
+        description="What becomes of think blocks before an answer (<think>...</think>, or as the "
+        "chat template writes them): strip judges what stands behind them, keep judges all of it.",
+    )
     max_rows: int | None = Field(
         None, ge=1, description="Evaluate at most this many rows, drawn with data.split.seed."
     )

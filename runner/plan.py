@@ -152,6 +152,8 @@ class Plan(PlanBase, SftPlanned):
 def _forget_places(phase: dict[str, Any]) -> None:
     """Take out of a dumped training where its rows lie, since their content is known by hash."""
     rows, data = phase["rows"], phase["data"]
+    if not data["ignore_keys"]:  # the plans of before there was such a field keep their hashes
+        data.pop("ignore_keys")
     for source in (rows["train"], *rows["mixed"], rows["eval"], rows["test"], rows["questions"]):
         if source and source["sha256"]:
             source["path"] = Path(source["path"]).suffix  # how it is read, not where it lies

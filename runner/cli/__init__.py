@@ -362,6 +362,9 @@ def chat(
         bool, typer.Option("--base", help="Ask the base model too, side by side.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    thinking: Annotated[
+        str, typer.Option(metavar="show|strip", help="What becomes of think blocks.")
+    ] = "show",
     trust_remote_code: TrustRemoteCode = False,
     runs: Runs = None,
     as_json: AsJson = False,
@@ -375,6 +378,7 @@ def chat(
             prompt,
             base=base,
             max_new_tokens=max_new_tokens,
+            thinking=thinking,
             trust_code=trust_remote_code,
             runs=runs,
             as_json=as_json,

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from runner.cli.output import Output
 from runner.cli.preflight import answering_gpu, require_run_stack
@@ -22,6 +23,7 @@ def talk(
     *,
     base: bool,
     max_new_tokens: int,
+    thinking: str = "show",
     trust_code: bool = False,
     runs: Path | None,
     as_json: bool,
@@ -32,6 +34,8 @@ def talk(
     """
     from runner.engine.trained import require_result
 
+    if thinking not in ("show", "strip"):
+        raise UsageError(f"--thinking {thinking} is not a choice", "show or strip")
     out = Output(as_json=as_json)
     folder = find_run(run, runs or default_root())
     plan = plan_to_ask(folder, out, trust_code=trust_code)
@@ -46,6 +50,7 @@ def talk(
     with plan_file(plan) as given:
         words = ["runner.engine.chat", str(folder.path), str(given)]
         words += ["--max-new-tokens", str(max_new_tokens)]
+        words += ["--thinking", thinking]
         words += ["--base"] if base else []
         words += ["--prompt-from-stdin"] if prompt is not None else []
         asked = question(
@@ -66,9 +71,9 @@ def talk(
         )
     if done.returncode == 0:
         record = json.loads(done.stdout)
-        lines = [record["answer"]]
+        lines = _said(record, "", thinking)
         if base:
-            lines = ["run", *_indented(record["answer"]), "base", *_indented(record["base_answer"])]
+            lines = ["run", *_indented(lines), "base", *_indented(_said(record, "base_", thinking))]
         out.result({"run": folder.name, **record}, lines)
     return done.returncode
 
@@ -84,5 +89,20 @@ def _standard_input() -> str:
         ) from None
 
 
-def _indented(answer: str) -> list[str]:
-    return [f"  {line}" for line in answer.splitlines()]
+def _said(record: dict[str, Any], prefix: str, thinking: str) -> list[str]:
+    """An answer, and what was thought before it or how much of that is not shown."""
+    from runner.engine.evaluate.thinking import thinking_line
+
+    answer = str(record[f"{prefix}answer"])
+    thought = record.get(f"{prefix}thinking")
+    if thought is None:
+        return answer.splitlines() or [""]
+    closed = bool(record[f"{prefix}thinking_closed"])
+    if thinking == "strip":
+        return [thinking_line(thought, closed=closed), *answer.splitlines()]
+    end = "</think>" if closed else "(cut within its thinking: --max-new-tokens)"
+    return ["<think>", *thought.splitlines(), end, *answer.splitlines()]
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]

@@ -31,7 +31,8 @@ from runner.resolve_base import planned_container
 from runner.sources import cache_folder
 
 _PACKAGES = ("duckdb", "pyarrow")
-_STEPS = ("empty", "duplicates", "conflicts", "leaked")
+_STEPS = ("empty", "untrained", "duplicates", "conflicts", "leaked")
+_ALWAYS = ("empty", "duplicates", "conflicts", "leaked")
 _LABELS_SHOWN = 20
 CLEAN_UP_SECONDS = 5.0
 
@@ -89,7 +90,12 @@ def data_job(
 def report_lines(report: dict[str, Any]) -> list[str]:
     """What became of the rows: a table of the steps, then splits, mix, labels and lengths."""
     sources = report["sources"]
-    header = ["ROWS", "FORMAT", "READ", *(step.upper() for step in _STEPS), "TRAIN", "EVAL", "TEST"]
+    steps = [
+        step
+        for step in _STEPS
+        if step in _ALWAYS or any(source[step]["rows"] for source in sources)
+    ]
+    header = ["ROWS", "FORMAT", "READ", *(step.upper() for step in steps), "TRAIN", "EVAL", "TEST"]
     mixed = report["mix"] is not None
     if mixed:
         header.append("DRAWN")
@@ -98,7 +104,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             name_of(source),
             source["format"],
             f"{source['read']:,}",
-            *(f"{source[step]['rows']:,}" for step in _STEPS),
+            *(f"{source[step]['rows']:,}" for step in steps),
             *(f"{source[side]:,}" for side in ("train", "eval", "test")),
             *([f"{source['drawn']:,}"] if mixed else []),
         ]

@@ -15,12 +15,15 @@ import os
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from runner import terminal
-from runner.engine.data.masks import end_of_turn_ids
+from runner.engine.data.masks import prompt_ids
+from runner.engine.data.messages import Message
+from runner.engine.evaluate.generate import Generated, Greedy
+from runner.engine.evaluate.thinking import ThinkMarks, part_thinking, thinking_line
 from runner.engine.pickles import load_tensors_only
 from runner.engine.subjects import Active, load_subjects, placed
 from runner.errors import RunnerError, bug
@@ -36,7 +39,7 @@ class Speaker:
     name: str  # run or base
     model: Any
     active: Active = nullcontext
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
 
 
 class Talker:
@@ -55,7 +58,7 @@ class Talker:
             Speaker("base" if subject.name == "base" else "run", subject.model, subject.active)
             for subject in load_subjects(there, folder, with_base=base)
         ]
-        self._stop = list(end_of_turn_ids(self.tokenizer))
+        self.greedy = Greedy(self.tokenizer, max_new_tokens)
         self.forget()
 
     def forget(self) -> None:
@@ -63,33 +66,37 @@ class Talker:
         for speaker in self.speakers:
             speaker.messages = [{"role": "system", "content": self._system}] if self._system else []
 
-    def answer(self, speaker: Speaker, prompt: str, streamer: Any = None) -> str:
-        """The speaker's next turn; both turns join its conversation."""
+    def answer(self, speaker: Speaker, prompt: str, streamer: Any = None) -> Generated:
+        """The speaker's next turn; both turns join its conversation.
+
+        What it thought goes along apart from what it said, so that the chat template decides
+        whether it is written again.
+        """
         import torch
 
-        asked = [*speaker.messages, {"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
-        ids = ids.to(speaker.model.device)
+        question: Message = {"role": "user", "content": prompt}
+        asked = [*speaker.messages, question]
+        ids = torch.tensor(prompt_ids(self.tokenizer, [asked]), device=speaker.model.device)
         with torch.no_grad(), speaker.active():
             out = speaker.model.generate(
-                input_ids=ids["input_ids"],
-                attention_mask=ids["attention_mask"],
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
                 max_new_tokens=self._limit,
                 do_sample=False,
                 temperature=None,
                 top_p=None,
                 top_k=None,
-                eos_token_id=self._stop,
+                eos_token_id=self.greedy.stop_ids,
                 pad_token_id=self.tokenizer.pad_token_id,
                 streamer=streamer,
             )
-        new = out[0, ids["input_ids"].shape[1] :].tolist()
-        if new and new[-1] in self._stop:
-            new = new[:-1]
-        reply = str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
-        speaker.messages = [*asked, {"role": "assistant", "content": reply}]
-        return reply
+        made = self.greedy.read(out[0, ids.shape[1] :].tolist())
+        made = replace(made, text=made.text.strip())
+        reply: Message = {"role": "assistant", "content": made.text}
+        if made.thinking:
+            reply["reasoning_content"] = made.thinking
+        speaker.messages = [*asked, reply]
+        return made
 
 
 def main() -> int:
@@ -100,6 +107,7 @@ def main() -> int:
     parser.add_argument("plan", type=Path, help="by which its model is loaded")
     parser.add_argument("--base", action="store_true", help="the base model answers too")
     parser.add_argument("--max-new-tokens", type=int, default=200)
+    parser.add_argument("--thinking", choices=("show", "strip"), default="show")
     parser.add_argument(
         "--prompt-from-stdin", action="store_true", help="answer standard input and print JSON"
     )
@@ -125,15 +133,19 @@ def _talk(arguments: argparse.Namespace) -> int:
     if arguments.prompt_from_stdin:
         prompt = sys.stdin.read()
         answers = {speaker.name: talker.answer(speaker, prompt) for speaker in talker.speakers}
-        record = {"prompt": prompt, "answer": answers["run"]}
-        if arguments.base:
-            record["base_answer"] = answers["base"]
+        record: dict[str, Any] = {"prompt": prompt}
+        for name, made in answers.items():
+            prefix = "" if name == "run" else "base_"
+            record[f"{prefix}answer"] = made.text
+            if made.thinking is not None:
+                record[f"{prefix}thinking"] = made.thinking
+                record[f"{prefix}thinking_closed"] = made.closed
         terminal.put_json(record)
         return 0
-    return _converse(talker)
+    return _converse(talker, shows_thinking=arguments.thinking == "show")
 
 
-def _converse(talker: Talker) -> int:
+def _converse(talker: Talker, *, shows_thinking: bool) -> int:
     terminal.say("Type a message; /new starts over, /quit or Ctrl-D ends.")
     width = max(len(speaker.name) for speaker in talker.speakers)
     while True:
@@ -152,20 +164,42 @@ def _converse(talker: Talker) -> int:
         for speaker in talker.speakers:
             terminal.put(f"{speaker.name:<{width}}> ", end="")
             try:
-                talker.answer(speaker, prompt, answer_streamer(talker.tokenizer))
+                hidden = None if shows_thinking else talker.greedy.marks
+                streamer = answer_streamer(talker.tokenizer, hidden)
+                made = talker.answer(speaker, prompt, streamer)
+                if hidden and made.thinking is not None:
+                    terminal.say(thinking_line(made.thinking, closed=made.closed))
             except KeyboardInterrupt:
                 terminal.say("\n(stopped)")
 
 
-def answer_streamer(tokenizer: Any) -> Any:
-    """What prints an answer as it comes: a model may say anything, escape sequences too."""
+def answer_streamer(tokenizer: Any, hidden: ThinkMarks | None = None) -> Any:
+    """What prints an answer as it comes: a model may say anything, escape sequences too.
+
+    With `hidden` nothing is printed of a think block that these marks part from the answer.
+    """
     from transformers import TextStreamer
 
     class Cleaned(TextStreamer):
+        waiting = ""  # text of which it is not known yet whether it is thinking
+        told = hidden is None
+
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if not self.told and hidden is not None:
+                self.waiting += text
+                text = ""
+                parted = part_thinking(self.waiting, hidden, finished=stream_end)
+                if stream_end or (parted.answer and not _may_begin(self.waiting, hidden)):
+                    self.told, text = True, parted.answer
             terminal.put(text, end="\n" if stream_end else "")
 
     return Cleaned(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def _may_begin(text: str, marks: ThinkMarks) -> bool:
+    """Whether `text` is the beginning of a mark that has not come whole yet."""
+    bare = text.lstrip()
+    return any(mark.startswith(bare) for mark in (*(o for o, _ in marks.pairs), marks.lead))
 
 
 def quiet(plan: Plan) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +19,14 @@ from runner import durable, terminal
 from runner.engine.data.audit import Audit, Tally, audit, sample, sample_places
 from runner.engine.data.cache import make_once, no_room
 from runner.engine.data.formats import IMAGE_MARK, Message
-from runner.engine.data.masks import Encoded, Line, encode_rows
+from runner.engine.data.masks import Encoded, Line, Row, encode_rows
 from runner.engine.data.prepare import prepare
 from runner.engine.data.prepared import Prepared, PreparedRow, Side
 from runner.engine.data.summary import cleaning_lines, name_of, named
 from runner.errors import RefusedError
 from runner.plan import Plan
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Raised with every change that gives other ids or labels, so that no cache of before is reused."""
 _WRITE_ROWS = 1000  # at most in memory before they are written
 _WRITE_TOKENS = 1_000_000
@@ -181,7 +181,7 @@ class _Encoding:
             return row.messages
         room = IMAGE_MARK * self.image_tokens
         return [
-            {"role": message["role"], "content": message["content"].replace(IMAGE_MARK, room)}
+            {**message, "content": message["content"].replace(IMAGE_MARK, room)}
             for message in row.messages
         ]
 
@@ -271,10 +271,10 @@ def _encoded(
     """Each row beside its ids. `encode_rows` reads ahead: the rows it holds are kept here."""
     waiting: deque[PreparedRow] = deque()
 
-    def conversations() -> Iterator[tuple[Line, Sequence[Message]]]:
+    def conversations() -> Iterator[Row]:
         for row in rows:
             waiting.append(row)
-            yield place_of(row), encoding.messages(row)
+            yield place_of(row), encoding.messages(row), row.tools
 
     for encoded in encode_rows(encoding.tokenizer, conversations(), encoding.max_length):
         yield waiting.popleft(), encoded
@@ -311,6 +311,7 @@ def _samples(
             encoding.messages(row),
             encoding.max_length,
             train[index]["input_ids"],
+            row.tools,
         )
         for index, row in zip(chosen, rows, strict=True)
     ]

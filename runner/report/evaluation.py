@@ -26,6 +26,7 @@ _PERCENTS = {
     "valid_json": "valid JSON",
     "key_accuracy": "keys right",
     "unparseable": "unparseable",
+    "unclosed_thinking": "cut in thinking",
     "unfinished": "cut at the end",
 }
 """Figures that are shares, in the order they are shown, with their names for people."""

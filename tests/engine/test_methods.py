@@ -373,4 +373,4 @@ def test_run_and_base_answer_side_by_side(name: str, trained: Get) -> None:
     assert alone.answer(alone.speakers[0], "Once upon a time") == answers[1]
     assert answers[0] != answers[1]
     assert [message["role"] for message in base.messages] == ["user", "assistant"]
-    assert ours.messages[-1]["content"] == answers[0]
+    assert ours.messages[-1]["content"] == answers[0].text

@@ -57,6 +57,8 @@ def write_jsonl(prepared: Prepared, side: Side, path: Path) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             for row in prepared.rows(side):
                 record: dict[str, Any] = {"messages": row.messages}
+                if row.tools is not None:
+                    record["tools"] = row.tools
                 if row.images:
                     record["images"] = row.images
                 if row.label is not None:

@@ -25,7 +25,10 @@ def source_record(
     sides: dict[str, int],
     portion: Portion | None,
 ) -> dict[str, Any]:
-    """A source's way through: read = empty + duplicates + conflicts + leaked + the three sides."""
+    """A source's way through, and what of its rows is not used.
+
+    read = empty + untrained + duplicates + conflicts + leaked + the three sides.
+    """
     none = LeftOut(0, [])
     duplicates, conflicts, leaked = (one or none for one in left_out)
     return {
@@ -37,11 +40,13 @@ def source_record(
         "because": taken.detection.because,
         "read": taken.read,
         "empty": taken.empties().record(),
+        "untrained": taken.without_answer().record(),
         "duplicates": duplicates.record(),
         "conflicts": conflicts.record(),
         "leaked": leaked.record(),
         **sides,
         "drawn": portion.drawn if portion else sides["train"],
+        **taken.notes.record(),
     }
 
 

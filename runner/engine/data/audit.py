@@ -12,6 +12,7 @@ from typing import Any
 
 from runner.engine.data.formats import Message
 from runner.engine.data.masks import Encoded, Line, Segment, segments, template_name
+from runner.engine.data.messages import Tools
 from runner.errors import Problem, SpecError
 
 SCHEMA_VERSION = 1
@@ -226,13 +227,14 @@ def sample(
     messages: Sequence[Message],
     max_length: int | None,
     input_ids: Sequence[int],
+    tools: Tools | None = None,
 ) -> Sample:
     """A row as text. It is encoded a second time to get at that.
 
     RuntimeError is raised if this gives other ids than `input_ids`, which it was encoded to (with
     another tokenizer).
     """
-    row, shown = segments(tokenizer, messages, max_length)
+    row, shown = segments(tokenizer, messages, max_length, tools)
     if row.input_ids != list(input_ids):
         raise RuntimeError(f"row {line} encodes differently than it did")
     return Sample(line, len(row.input_ids), row.supervised, shown)

@@ -1,6 +1,7 @@
 """Turn rows of the known data formats into chat messages; refuse what does not fit.
 
-Imports the standard library, `runner.errors` and this package's `read`.
+Imports the standard library, `runner.errors` and this package's `read`, `turns`, `tool_calls` and
+`marks`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,21 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, NoReturn, TypedDict, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+from runner.engine.data.marks import Kind, kind_of, marks_in, row_is_trained
+from runner.engine.data.messages import (
+    REASONING_KEYS,
+    Tools,
+    is_trained,
+    strings_in,
+)
+from runner.engine.data.messages import Message as Message
 from runner.engine.data.read import shorten
+from runner.engine.data.row_notes import RowNotes
+from runner.engine.data.row_problems import RowProblems
+from runner.engine.data.tool_calls import TOOL_KEYS, calls_of, reasoning_of, tools_of
+from runner.engine.data.turns import messages_of
 from runner.errors import Problem, SpecError, nearest
 
 Format = Literal["messages", "conversations", "alpaca", "text_label", "data_juicer"]
@@ -50,25 +63,25 @@ GENERAL_QUESTIONS = (
     "Write a caption for the picture.",
     "Sum up what can be seen in the image.",
 )
-_ROLES: Mapping[str, str] = MappingProxyType(
-    {
-        "system": "system",
-        "user": "user",
-        "human": "user",
-        "assistant": "assistant",
-        "gpt": "assistant",
-    }
-)
-_TOOL_ROLES = frozenset({"tool", "tools", "function", "function_call", "observation", "ipython"})
 _PLACEHOLDER = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class Message(TypedDict):
-    """One turn, in the form chat templates take."""
-
-    role: str  # system, user or assistant
-    content: str
+_WHOLE = re.compile(r"-?[0-9]+\.0+")
+_TOOLS = frozenset(TOOL_KEYS)
+_ANSWER_FORMATS = ("alpaca", "text_label", "data_juicer")
+"""Formats whose rows have one answer of their own, with what is thought before it beside it."""
+_COMMON_KEYS = (*TOOL_KEYS, *_MEDIA_KEYS, "system")
+_KEYS_READ: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "messages": frozenset({"messages", *_COMMON_KEYS}),
+        "conversations": frozenset({"conversations", *_COMMON_KEYS}),
+        "alpaca": frozenset(
+            {"instruction", "input", "output", "history", "tool_calls", "function_call"}
+            | {*_COMMON_KEYS, *REASONING_KEYS}
+        ),
+        "text_label": frozenset({"text", "label", *_COMMON_KEYS, *REASONING_KEYS}),
+        "data_juicer": frozenset({"id", "text", *_COMMON_KEYS, *REASONING_KEYS}),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -88,13 +101,18 @@ class FormatOptions:
     vision: bool = False
     # data_juicer: the user turn for each row's id. None: one of GENERAL_QUESTIONS is asked.
     questions: Mapping[str, str] | None = None
+    # Keys of rows and of their turns that are left unread, whatever they are called.
+    ignored: frozenset[str] = frozenset()
+    # Keys of rows that are read beside the format's own (data.split.stratify).
+    read_otherwise: frozenset[str] = frozenset()
 
 
 class Conversation(NamedTuple):
-    """A row as messages, and its images as the row writes them."""
+    """A row as messages, its images as the row writes them, and its tool definitions."""
 
     messages: list[Message]
     images: tuple[str, ...] = _NO_IMAGES
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True)
@@ -182,19 +200,23 @@ class Converter:
     ) -> None:
         self._format = format
         self._options = options
-        self._problems = _RowProblems(source, field)
+        self._problems = RowProblems(source, field)
+        self.notes = RowNotes(options.ignored, options.read_otherwise)
         _check_options(format, options, source)
 
     def is_empty(self, row: Mapping[str, Any], conversation: Conversation) -> bool:
         """Whether nothing is asked or nothing is answered somewhere in the row.
 
         There is nothing to learn from it: silence as an answer would train the end of the turn
-        alone. A text_label row's own text counts, not the prompt that is put around it.
+        alone. A text_label row's own text counts, not the prompt that is put around it. A tool may
+        answer nothing, and an answer that calls one says something by that.
         """
         if self._format == "text_label" and _is_blank(str(row.get("text", ""))):
             return True
         return any(
-            message["role"] != "system" and _is_blank(message["content"])
+            message["role"] not in ("system", "tool")
+            and _is_blank(message["content"])
+            and "tool_calls" not in message
             for message in conversation.messages
         )
 
@@ -202,13 +224,15 @@ class Converter:
         """The row at line or row `number`: an optional system turn, then user and assistant.
 
         A turn may be empty here, see `is_empty`. Raises SpecError with one Problem where
-        the row lacks what its format asks for, has tool turns, turns out of order or no assistant
-        turn, a placeholder not filled, or images that don't fit their marks.
+        the row lacks what its format asks for, has turns out of order or no assistant turn, tool
+        calls or marks that can't be read, a placeholder not filled, or images that don't fit their
+        marks.
         """
-        problems, options = self._problems, self._options
+        problems, options, notes = self._problems, self._options, self.notes
         problems.number = number
-        if row.get("tools"):
-            problems.fail("tools", "tool calls are not supported", row["tools"], "rows without")
+        notes.count_unused(row, _KEYS_READ[self._format])
+        row = notes.without_ignored(row)
+        tools = tools_of(row, problems) if not _TOOLS.isdisjoint(row) else None
         images = _NO_IMAGES if _MEDIA.isdisjoint(row) else _images(row, options, problems)
         if self._format == "alpaca":
             messages = _from_alpaca(row, problems)
@@ -217,23 +241,23 @@ class Converter:
         elif self._format == "data_juicer":
             messages = _from_data_juicer(row, images, options, problems)
         else:
-            messages = _from_turns(row, self._format, problems)
+            messages = _from_turns(row, self._format, problems, notes)
+        if self._format in _ANSWER_FORMATS:
+            reasoning = reasoning_of(row, "", problems)
+            if reasoning is not None:
+                messages[-1]["reasoning_content"] = reasoning
         _place_system(messages, row, options, problems)
-        if self._format in ("messages", "conversations"):  # the others make their turns in order
-            _check_order(messages, problems)
+        _apply_row_marks(messages, row, notes, problems)
         marks = 0
         for message in messages:
             if options.placeholders:
-                message["content"] = _fill(message["content"], options.placeholders, problems)
+                _fill_message(message, options.placeholders, problems)
             content = message["content"]
-            if not content.isascii() and (lone := _SURROGATE.search(content)):
-                problems.fail(
-                    "content",
-                    f"half of a surrogate pair (U+{ord(lone[0]):04X}), which is no character",
-                    content,
-                    "text that can be written as UTF-8",
-                )
+            if not content.isascii() or len(message) > 2:
+                _require_characters(message, problems)
             marks += content.count(IMAGE_MARK)
+        if tools is not None:
+            _require_characters(tools, problems)
         if options.vision and marks != len(images):
             problems.fail(
                 "images",
@@ -241,7 +265,22 @@ class Converter:
                 list(images),
                 f"as many {IMAGE_MARK} as images",
             )
-        return Conversation(messages, images)
+        return Conversation(messages, images, tools)
+
+    def count(self, conversation: Conversation) -> None:
+        """Count what a row that is taken holds, for the report."""
+        notes = self.notes
+        notes.tools += conversation.tools is not None
+        for message in conversation.messages:
+            if len(message) > 2:
+                notes.reasoning += "reasoning_content" in message
+                notes.tool_calls += "tool_calls" in message
+                notes.untrained_turns += not message.get("trained", True)
+
+
+def has_answer(conversation: Conversation) -> bool:
+    """Whether the marks of a row leave any of its answers trained."""
+    return any(is_trained(message) for message in conversation.messages)
 
 
 def convert_rows(
@@ -270,37 +309,6 @@ def _is_blank(text: str) -> bool:
     return not text or text.isspace()
 
 
-class _RowProblems:
-    """Raises for one row, so that the functions below say only what is wrong."""
-
-    def __init__(self, source: str, field: str) -> None:
-        self.source = source
-        self.field = field
-        self.number = 0
-
-    def fail(
-        self,
-        key: str,
-        problem: str,
-        value: object | None,
-        expected: str,
-        near: str | None = None,
-    ) -> NoReturn:
-        shown = None if value is None else shorten(value)
-        name = f"{self.field} -> {key}"
-        where = f"{self.source}:{self.number}"
-        raise SpecError([Problem(where, name, problem, shown, expected, near)])
-
-    def text(self, row: Mapping[str, Any], key: str, name: str) -> str:
-        """The string under `key`, which must be there; `name` is what the user is shown."""
-        if key not in row:
-            self.fail(name, "is missing", sorted(row)[:8], "a string", nearest(key, row))
-        value = row[key]
-        if not isinstance(value, str):
-            self.fail(name, "is not a string", value, "a string")
-        return value
-
-
 def _check_options(name: Format, options: FormatOptions, where: str) -> None:
     if name == "text_label" and "{text}" not in options.prompt:
         raise SpecError(
@@ -311,6 +319,19 @@ def _check_options(name: Format, options: FormatOptions, where: str) -> None:
                     "has no {text}: every row would ask the same",
                     shorten(options.prompt),
                     "a prompt with {text} where the row's text goes",
+                )
+            ]
+        )
+    blank = [key for key, answer in (options.labels or {}).items() if _is_blank(answer)]
+    if name == "text_label" and blank:
+        raise SpecError(
+            [
+                Problem(
+                    where,
+                    f"data.labels.{blank[0]}",
+                    "is an empty answer: all rows of this label would be left out",
+                    repr((options.labels or {})[blank[0]]),
+                    "the text that the model is to answer for this label",
                 )
             ]
         )
@@ -336,41 +357,18 @@ def _nearest_format(seen: Iterable[str]) -> str | None:
     return None
 
 
-def _from_turns(row: Mapping[str, Any], key: Format, problems: _RowProblems) -> list[Message]:
+def _from_turns(
+    row: Mapping[str, Any], key: Format, problems: RowProblems, notes: RowNotes
+) -> list[Message]:
     if key not in row:
         problems.fail(key, "is missing", sorted(row)[:8], "a list of turns", nearest(key, row))
     turns = row[key]
     if not isinstance(turns, list) or not turns:
         problems.fail(key, "is not a list of turns", turns, "a list with at least two turns")
-    messages: list[Message] = []
-    for index, turn in enumerate(turns):
-        name = f"{key}[{index}]"
-        if not isinstance(turn, Mapping):
-            problems.fail(name, "is not an object", turn, "role and content")
-        pair = ("role", "content")
-        # ShareGPT's names; "messages" is only ever role and content
-        if key == "conversations" and "role" not in turn and "from" in turn:
-            pair = ("from", "value")
-        role = problems.text(turn, pair[0], f"{name}.{pair[0]}")
-        known = _ROLES.get(role)
-        if role in _TOOL_ROLES or turn.get("tool_calls"):
-            problems.fail(
-                name, "tool turns are not supported", role, "system, user and assistant turns only"
-            )
-        if known is None:
-            problems.fail(
-                f"{name}.{pair[0]}",
-                "is not a known role",
-                role,
-                ", ".join(_ROLES),
-                nearest(role, _ROLES),
-            )
-        content = problems.text(turn, pair[1], f"{name}.{pair[1]}")
-        messages.append({"role": known, "content": content})
-    return messages
+    return messages_of(turns, key, problems, notes)
 
 
-def _from_alpaca(row: Mapping[str, Any], problems: _RowProblems) -> list[Message]:
+def _from_alpaca(row: Mapping[str, Any], problems: RowProblems) -> list[Message]:
     messages: list[Message] = []
     history = row.get("history") or []
     if not isinstance(history, list):
@@ -389,12 +387,18 @@ def _from_alpaca(row: Mapping[str, Any], problems: _RowProblems) -> list[Message
     if row.get("input") is not None and (extra := problems.text(row, "input", "input")).strip():
         prompt = f"{prompt}\n\n{extra}" if prompt.strip() else extra
     messages.append({"role": "user", "content": prompt})
-    messages.append({"role": "assistant", "content": problems.text(row, "output", "output")})
+    calls = calls_of(row, "row", problems)
+    silent = calls and row.get("output") is None
+    output = "" if silent else problems.text(row, "output", "output")
+    answer: Message = {"role": "assistant", "content": output}
+    if calls:
+        answer["tool_calls"] = calls
+    messages.append(answer)
     return messages
 
 
 def _from_text_label(
-    row: Mapping[str, Any], options: FormatOptions, problems: _RowProblems
+    row: Mapping[str, Any], options: FormatOptions, problems: RowProblems
 ) -> list[Message]:
     text = problems.text(row, "text", "text")
     if "label" not in row:
@@ -410,7 +414,8 @@ def _from_text_label(
             )
         answer = label
     else:
-        if str(label) not in options.labels:
+        key = _label_key(label, options.labels)
+        if key is None:
             problems.fail(
                 "label",
                 "has no answer in data.labels",
@@ -418,7 +423,7 @@ def _from_text_label(
                 "one of " + shorten(", ".join(options.labels), 200),
                 nearest(str(label), options.labels),
             )
-        answer = options.labels[str(label)]
+        answer = options.labels[key]
     return [
         {"role": "user", "content": options.prompt.replace("{text}", text)},
         {"role": "assistant", "content": answer},
@@ -426,7 +431,7 @@ def _from_text_label(
 
 
 def _images(
-    row: Mapping[str, Any], options: FormatOptions, problems: _RowProblems
+    row: Mapping[str, Any], options: FormatOptions, problems: RowProblems
 ) -> tuple[str, ...]:
     """The row's image paths as it writes them; `image` is one path or a list, `images` a list."""
     for key in _MEDIA_KEYS:
@@ -464,7 +469,7 @@ def _from_data_juicer(
     row: Mapping[str, Any],
     images: tuple[str, ...],
     options: FormatOptions,
-    problems: _RowProblems,
+    problems: RowProblems,
 ) -> list[Message]:
     """A caption with data-juicer's tokens as an answer to a question about the image."""
     text = problems.text(row, "text", "text")
@@ -506,7 +511,7 @@ def _from_data_juicer(
 
 
 def _place_system(
-    messages: list[Message], row: Mapping[str, Any], options: FormatOptions, problems: _RowProblems
+    messages: list[Message], row: Mapping[str, Any], options: FormatOptions, problems: RowProblems
 ) -> None:
     """Put the system turn first: the row's turn, else the row's `system` key, else the option."""
     if messages[0]["role"] == "system":
@@ -518,24 +523,88 @@ def _place_system(
         messages.insert(0, {"role": "system", "content": system})
 
 
-def _check_order(messages: Sequence[Message], problems: _RowProblems) -> None:
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
-    shown = " ".join(roles[:8])
-    if "assistant" not in turns:
-        problems.fail("turns", "no assistant turn to learn from", shown, "user, then assistant")
-    for index, role in enumerate(turns):
-        expected = ("user", "assistant")[index % 2]
-        if role != expected:
+def _apply_row_marks(
+    messages: Sequence[Message], row: Mapping[str, Any], notes: RowNotes, problems: RowProblems
+) -> None:
+    """Put what the row's own marks say into its answers; drop marks that say what holds anyway."""
+    marks = marks_in(row, notes.read_otherwise)
+    if marks:
+        trained, last_only = row_is_trained(marks, problems)
+        for key in marks:
+            if trained is not None and kind_of(key) in (Kind.TRAIN, Kind.SKIP):
+                notes.count_mark(key, trained)
+            elif kind_of(key) is Kind.LAST:
+                notes.count_mark(key, not last_only)
+        answers = [message for message in messages if message["role"] == "assistant"]
+        for message in answers if trained is False else answers[:-1] if last_only else []:
+            if message.get("trained"):
+                problems.fail(
+                    next(iter(marks)),
+                    "says otherwise than a turn of the same row",
+                    next(iter(marks.values())),
+                    "marks that agree",
+                )
+            message["trained"] = False
+    for message in messages:
+        if message.get("trained"):
+            del message["trained"]
+
+
+def _label_key(label: object, labels: Mapping[str, str]) -> str | None:
+    """The key of `labels` that is this label: the same text, or the same value written otherwise.
+
+    true, True and TRUE are one value, as are 1 and 1.0: JSON, YAML, CSV and Parquet write them so.
+    """
+    if not isinstance(label, bool) and str(label) in labels:
+        return str(label)
+    wanted = label_text(label)
+    alike = [key for key in labels if label_text(key) == wanted]
+    return alike[0] if len(alike) == 1 else None
+
+
+def label_text(label: object) -> str:
+    """A label as text, the same for all ways to write true, false or a whole number."""
+    text = str(label).strip() if not isinstance(label, str) else label
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    return text.partition(".")[0] if _WHOLE.fullmatch(text) else text
+
+
+def _require_characters(value: object, problems: RowProblems) -> None:
+    """Refuse halves of surrogate pairs, which JSON can hold and UTF-8 can't."""
+    for text in strings_in(value):
+        if not text.isascii() and (lone := _SURROGATE.search(text)):
             problems.fail(
-                "turns",
-                f"turn {index + 1} is {role} where {expected} should be",
-                shown,
-                "an optional system turn, then user and assistant in turn",
+                "content",
+                f"half of a surrogate pair (U+{ord(lone[0]):04X}), which is no character",
+                text,
+                "text that can be written as UTF-8",
             )
 
 
-def _fill(content: str, placeholders: Mapping[str, str], problems: _RowProblems) -> str:
+def _fill_message(message: Message, placeholders: Mapping[str, str], problems: RowProblems) -> None:
+    message["content"] = _fill(message["content"], placeholders, problems)
+    if "reasoning_content" in message:
+        message["reasoning_content"] = _fill(message["reasoning_content"], placeholders, problems)
+    if "tool_calls" in message:
+        message["tool_calls"] = [
+            {**call, "function": _filled(call["function"], placeholders, problems)}
+            for call in message["tool_calls"]
+        ]
+
+
+def _filled(value: Any, placeholders: Mapping[str, str], problems: RowProblems) -> Any:
+    """A JSON value with the placeholders of its texts replaced."""
+    if isinstance(value, str):
+        return _fill(value, placeholders, problems)
+    if isinstance(value, dict):
+        return {key: _filled(inner, placeholders, problems) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, placeholders, problems) for inner in value]
+    return value
+
+
+def _fill(content: str, placeholders: Mapping[str, str], problems: RowProblems) -> str:
     """The content with its {{name}} placeholders replaced, in one pass."""
 
     def replaced(found: re.Match[str]) -> str:

@@ -5,6 +5,7 @@ Imports the standard library and this package; pyarrow when it is called.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +23,13 @@ from runner.engine.data.formats import (
     Message,
     convert_rows,
     detect,
+    has_answer,
+    label_text,
 )
 from runner.engine.data.keys import draw_numbers, row_keys
 from runner.engine.data.ledger import Ledger, LeftOut, Lines
 from runner.engine.data.read import Row, shorten
+from runner.engine.data.row_notes import RowNotes
 from runner.errors import Problem, RefusedError, SpecError, nearest
 
 SAMPLED = 100  # rows that a format is told from
@@ -61,10 +65,16 @@ class Taken:
     stop_id: int = 0
     empty: int = 0
     empty_lines: list[int] = field(default_factory=list)
+    untrained: int = 0  # rows whose marks leave no answer trained
+    untrained_lines: list[int] = field(default_factory=list)
+    notes: RowNotes = field(default_factory=RowNotes)  # unused keys, marks, tools, reasoning
     digest: str = ""  # over the content of the rows that were taken
 
     def empties(self) -> LeftOut:
         return LeftOut(self.empty, self.empty_lines)
+
+    def without_answer(self) -> LeftOut:
+        return LeftOut(self.untrained, self.untrained_lines)
 
 
 def content_schema() -> Any:
@@ -77,6 +87,7 @@ def content_schema() -> Any:
             ("messages", pyarrow.string()),
             ("images", pyarrow.list_(pyarrow.string())),
             ("label", pyarrow.string()),
+            ("tools", pyarrow.string()),
         ]
     )
 
@@ -104,7 +115,7 @@ def take(
         raise SpecError([Problem(intake.place, intake.field, "holds no rows")])
     detection = _detect(intake, sample)
     converter = Converter(detection.format, intake.options, source=intake.place, field=intake.field)
-    taken = Taken(detection, first_id=first_id, stop_id=first_id)
+    taken = Taken(detection, first_id=first_id, stop_id=first_id, notes=converter.notes)
     buffer = _Buffer(intake, detection)
     digest = blake2b(digest_size=16)
     said = time.monotonic()
@@ -115,6 +126,8 @@ def take(
             table, lines = buffer.tables(taken.stop_id, schema)
             digest.update(repr((lines.lines, lines.rows, lines.labels, lines.strata)).encode())
             digest.update("\n".join(table.column("messages").to_pylist()).encode())
+            if any(tools := table.column("tools").to_pylist()):
+                digest.update(repr(tools).encode())
             ledger.add(intake.index, lines)
             writer.write_table(table, row_group_size=GROUP_ROWS)
             taken.stop_id += len(buffer)
@@ -127,6 +140,12 @@ def take(
                 if taken.empty <= NAMED:
                     taken.empty_lines.append(number)
                 continue
+            if not has_answer(conversation):
+                taken.untrained += 1
+                if taken.untrained <= NAMED:
+                    taken.untrained_lines.append(number)
+                continue
+            converter.count(conversation)
             buffer.add(number, row, conversation)
             if len(buffer) >= GROUP_ROWS or buffer.characters >= GROUP_CHARACTERS:
                 flush()
@@ -147,6 +166,8 @@ def messages_json(messages: list[Message]) -> str:
         + ", ".join(
             [
                 f'{{"role": "{m["role"]}", "content": {encode_basestring(m["content"])}}}'
+                if len(m) == 2
+                else json.dumps(m, ensure_ascii=False)
                 for m in messages
             ]
         )
@@ -170,25 +191,27 @@ class _Buffer:
         self.characters = 0
 
     def add(self, number: int, row: Mapping[str, Any], conversation: Conversation) -> None:
-        messages, written = conversation
+        messages, written, tools = conversation
         images, identities = _find_images(self._intake, number, written) if written else ((), ())
-        prompt, whole = row_keys(messages, identities)
+        prompt, whole = row_keys(messages, identities, tools)
         stratum = None if self._intake.stratify is None else _stratum(self._intake, number, row)
-        label = str(row["label"]) if self._labelled else stratum
+        label = label_text(row["label"]) if self._labelled else stratum
         characters = sum([len(message["content"]) for message in messages])
         self.characters += characters
         text = messages_json(messages)
-        self._rows.append((number, text, images, label, prompt, whole, stratum, characters))
+        given = None if tools is None else json.dumps(tools, ensure_ascii=False)
+        self._rows.append((number, text, images, label, given, prompt, whole, stratum, characters))
 
     def tables(self, first_id: int, schema: Any) -> tuple[Any, Lines]:
         """The rows' content as an Arrow table of `schema`, and what the ledger is told of them."""
         import pyarrow
 
-        numbers, texts, images, labels, prompts, rows, strata, characters = zip(
+        numbers, texts, images, labels, tools, prompts, rows, strata, characters = zip(
             *self._rows, strict=True
         )
         intake = self._intake
         content = {"line": numbers, "messages": texts, "images": images, "label": labels}
+        content["tools"] = tools
         split = None if intake.split_seed is None else draw_numbers(prompts, intake.split_seed)
         mix = None if intake.mix_seed is None else draw_numbers(rows, intake.mix_seed)
         return pyarrow.table(content, schema=schema), Lines(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
-from runner.engine.data.formats import Message
+from runner.engine.data.messages import Message, Tools, compared_texts, tools_text
 
 KEY_BYTES = 16
 
@@ -24,26 +24,34 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-def row_keys(messages: Sequence[Message], images: Sequence[str] = ()) -> tuple[bytes, bytes]:
+def row_keys(
+    messages: Sequence[Message], images: Sequence[str] = (), tools: Tools | None = None
+) -> tuple[bytes, bytes]:
     """(prompt key, row key), each KEY_BYTES long.
 
-    The prompt is the images and all turns before the last assistant answer; the row is all of it.
-    `images` are texts that identify each image.
+    The prompt is the images, the tools and all turns before the last assistant answer; the row is
+    all of it, and which of its answers are left untrained. `images` are texts that identify each
+    image.
     """
     last = len(messages) - 1
     while last >= 0 and messages[last]["role"] != "assistant":
         last -= 1
     # a normalised text holds no newline, so no two conversations give the same lines
     parts = ["image " + image for image in images]
+    if tools:
+        parts.append("tools " + tools_text(tools))
     for message in messages[:last]:
         parts.append(message["role"])
-        parts.append(normalised(message["content"]))
+        parts += map(normalised, compared_texts(message))
     state = blake2b("\n".join(parts).encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES)
     prompt = state.digest()
     parts = [""]
     for message in messages[last:]:
         parts.append(message["role"])
-        parts.append(normalised(message["content"]))
+        parts += map(normalised, compared_texts(message))
+    for index, message in enumerate(messages):
+        if not message.get("trained", True):
+            parts.append(f"untrained {index}")
     state.update("\n".join(parts).encode("utf-8", "surrogatepass"))
     return prompt, state.digest()
 

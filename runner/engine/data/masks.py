@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from runner.engine.data.formats import Message
+from runner.engine.data.messages import Message, Tools, for_template, is_trained
 from runner.errors import RefusedError, RunnerError
 
 # What cross-entropy ignores, in torch and everywhere downstream of it.
@@ -26,6 +26,7 @@ IGNORED_LABEL = -100
 
 # Where a row comes from: its line or row number, with its file where there is more than one.
 Line = int | str
+Row = tuple[Line, Sequence[Message]] | tuple[Line, Sequence[Message], Tools | None]
 
 ROWS_AT_ONCE = 512
 CHARACTERS_AT_ONCE = 2_000_000
@@ -75,20 +76,22 @@ class Segment:
     trained: bool
 
 
-def encode(tokenizer: Any, messages: Sequence[Message], max_length: int | None) -> Encoded:
+def encode(
+    tokenizer: Any, messages: Sequence[Message], max_length: int | None, tools: Tools | None = None
+) -> Encoded:
     """One conversation's ids and labels; `max_length` (tokens) cuts the end, None cuts nothing.
 
     Raises RefusedError where the tokenizer has no chat template, gives no offsets, its template
     refuses the conversation, or no assistant turn can be found in what it renders.
     """
     encoder = _Encoder(tokenizer)
-    return encoder.finish(encoder.label([messages])[0], max_length)
+    return encoder.finish(encoder.label([(messages, tools)])[0], max_length)
 
 
-def encode_rows(
-    tokenizer: Any, rows: Iterable[tuple[Line, Sequence[Message]]], max_length: int | None
-) -> Iterator[Encoded]:
-    """`encode` for each of (line, messages), in order; streams, ROWS_AT_ONCE in memory at most.
+def encode_rows(tokenizer: Any, rows: Iterable[Row], max_length: int | None) -> Iterator[Encoded]:
+    """`encode` for each of (line, messages) or (line, messages, tools), in order.
+
+    Streams, ROWS_AT_ONCE in memory at most.
 
     A row that truncation leaves without a label comes too, with `supervised` 0. Raises RefusedError
     as `encode` does, naming the line.
@@ -99,13 +102,30 @@ def encode_rows(
             yield encoder.finish(labelled, max_length)
 
 
+def prompt_ids(
+    tokenizer: Any,
+    prompts: Sequence[Sequence[Message]],
+    tools: Sequence[Tools | None] | None = None,
+) -> list[list[int]]:
+    """Token ids of each conversation up to where the assistant answers, as training has them.
+
+    Raises RefusedError where the template refuses one.
+    """
+    encoder = _Encoder(tokenizer)
+    given = tools or [None] * len(prompts)
+    return [
+        encoder.ids_of(encoder.render(messages, True, one))
+        for messages, one in zip(prompts, given, strict=True)
+    ]
+
+
 def template_name(tokenizer: Any) -> str:
     """The chat template as messages name it."""
     return f"the chat template of {_tokenizer_name(tokenizer)}"
 
 
 def segments(
-    tokenizer: Any, messages: Sequence[Message], max_length: int | None
+    tokenizer: Any, messages: Sequence[Message], max_length: int | None, tools: Tools | None = None
 ) -> tuple[Encoded, list[Segment]]:
     """The row, and the text its tokens stand for, in alternating trained and untrained stretches.
 
@@ -114,7 +134,7 @@ def segments(
     of characters, and decoding them one by one would show replacement marks.
     """
     encoder = _Encoder(tokenizer)
-    labelled = encoder.label([messages])[0]
+    labelled = encoder.label([(messages, tools)])[0]
     row = encoder.finish(labelled, max_length)
     out: list[Segment] = []
     start = 0
@@ -137,7 +157,7 @@ def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     encoder = _Encoder(tokenizer)
     if encoder.dummy is not None:
-        ending = encoder.finish(encoder.label([encoder.dummy])[0], None).end_of_turn_id
+        ending = encoder.finish(encoder.label([(encoder.dummy, None)])[0], None).end_of_turn_id
         if ending is not None and ending not in ids:
             ids.append(ending)
     return tuple(ids)
@@ -229,20 +249,22 @@ class _Encoder:
         self.tail_ids: dict[str, list[int]] = {}
         self.dummy, self.turn_suffix = self._probe_template()
 
-    def label_rows(self, rows: Sequence[tuple[Line, Sequence[Message]]]) -> list[_Labelled]:
+    def label_rows(self, rows: Sequence[Row]) -> list[_Labelled]:
         """`label` for numbered rows; an error names the row it comes from."""
         try:
-            return self.label([messages for _, messages in rows])
+            return self.label([(row[1], row[2] if len(row) == 3 else None) for row in rows])
         except RunnerError:
-            for line, messages in rows:
+            for line, messages, *tools in rows:
                 try:
-                    self.label([messages])
+                    self.label([(messages, tools[0] if tools else None)])
                 except RunnerError as error:
                     raise RefusedError(f"row {line}: {error.message}", error.hint) from error
             raise
 
-    def label(self, conversations: Sequence[Sequence[Message]]) -> list[_Labelled]:
-        layouts = [self._lay_out(messages) for messages in conversations]
+    def label(
+        self, conversations: Sequence[tuple[Sequence[Message], Tools | None]]
+    ) -> list[_Labelled]:
+        layouts = [self._lay_out(messages, tools) for messages, tools in conversations]
         tokens = self._tokenize([layout.text for layout in layouts])
         return [
             self._find_trained(layout, row) for layout, row in zip(layouts, tokens, strict=True)
@@ -255,13 +277,13 @@ class _Encoder:
         labels = [IGNORED_LABEL] * length
         for turn in row.trained:
             labels[turn.start : min(turn.stop, length)] = ids[turn.start : turn.stop]
-        last = row.endings[-1]
+        last = row.endings[-1] if row.endings else None
         return Encoded(
             input_ids=ids,
             labels=labels,
             truncated=length < len(row.ids),
             supervised=sum(max(0, min(t.stop, length) - t.start) for t in row.trained),
-            prompt_tokens=row.trained[0].start,
+            prompt_tokens=row.trained[0].start if row.trained else len(row.ids),
             turns=len(row.trained),
             skipped_turns=row.skipped,
             straddled_turns=row.straddled,
@@ -269,10 +291,15 @@ class _Encoder:
             end_of_turn_trained=last is not None and last < length,
         )
 
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+    def render(
+        self, messages: Sequence[Message], generation_prompt: bool, tools: Tools | None = None
+    ) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=generation_prompt
+                for_template(messages),
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
             )
         except Exception as error:  # templates raise whatever they like
             raise RefusedError(
@@ -293,34 +320,34 @@ class _Encoder:
         system: Message = {"role": "system", "content": "Be brief."}
         for messages in (dummy, [system, *dummy]):  # some templates insist on a system turn
             try:
-                _, found, suffix = self._render(messages, False).rpartition(_PROBE)
+                _, found, suffix = self.render(messages, False).rpartition(_PROBE)
             except RefusedError:
                 continue
             return (messages, suffix) if found else (messages, None)
         return None, None
 
-    def _lay_out(self, messages: Sequence[Message]) -> _Layout:
+    def _lay_out(self, messages: Sequence[Message], tools: Tools | None) -> _Layout:
         """Render the conversation and find its assistant turns by rendering prefixes of it.
 
         A turn counts only if its prompt is the start of the text up to its end, and that the start
         of the whole. Templates that rewrite earlier turns (Qwen3 drops their thinking) break this:
         those turns are skipped, for in the whole text they are not what the model would write.
         """
-        whole = self._render(messages, False)
+        whole = self.render(messages, False, tools)
         spans: list[_Span] = []
         skipped = 0
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if not is_trained(message):
                 continue
-            prompt = self._render(messages[:index], True)
+            prompt = self.render(messages[:index], True, tools)
             last = index == len(messages) - 1
-            shown = whole if last else self._render(messages[: index + 1], False)
+            shown = whole if last else self.render(messages[: index + 1], False, tools)
             if shown.startswith(prompt) and whole.startswith(shown):
                 end = self._content_end(shown, len(prompt), message["content"])
                 spans.append(_Span(len(prompt), len(shown), end))
             else:
                 skipped += 1
-        if not spans:
+        if not spans and skipped:
             raise RefusedError(
                 f"{self.template_name} hides where the assistant's answer begins: its generation "
                 "prompt is not the start of the text with the answer, for any turn",
@@ -351,7 +378,7 @@ class _Encoder:
             for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
         ]
 
-    def _ids_of(self, text: str) -> list[int]:
+    def ids_of(self, text: str) -> list[int]:
         batch = self.tokenizer(
             [text], add_special_tokens=False, return_attention_mask=False, verbose=False
         )
@@ -430,7 +457,7 @@ class _Encoder:
         tail = text[tokens.ends[behind - 1] if behind else 0 : start]
         alone = self.tail_ids.get(tail)
         if alone is None:
-            alone = self._ids_of(tail) if tail else []
+            alone = self.ids_of(tail) if tail else []
             if len(self.tail_ids) < TAILS_KEPT:
                 self.tail_ids[tail] = alone
         return tokens.ids[behind:first] == alone
@@ -491,10 +518,8 @@ def _first_token(tokens: _Tokens, start: int) -> int | None:
     return index
 
 
-def _chunks(
-    rows: Iterable[tuple[Line, Sequence[Message]]],
-) -> Iterator[list[tuple[Line, Sequence[Message]]]]:
-    chunk: list[tuple[Line, Sequence[Message]]] = []
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
     characters = 0
     for row in rows:
         chunk.append(row)

@@ -13,6 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from runner.errors import Problem, SpecError
 from runner.plan import Plan
 from runner.sources import cache_folder
 
-PIPELINE_VERSION = 2
+PIPELINE_VERSION = 3
 """Raised with every change that gives other rows, so that no cache of before is reused."""
 
 
@@ -225,18 +226,20 @@ def _take_all(
         data.placeholders,
         vision=plan.vision is not None,
         questions=questions,
+        ignored=frozenset(data.ignore_keys),
     )
     taken: list[Taken] = []
     next_id = 0
     for index, source in enumerate(sources):
         splits = data.split if source.role == "train" else None
         mixes = data.mix if source.side == TRAIN else None
+        read = frozenset([splits.stratify] if splits and splits.stratify else [])
         intake = Intake(
             index=index,
             field=source.field,
             place=source.place,
             format=data.format,
-            options=options,
+            options=replace(options, read_otherwise=read),
             image_root=image_root(plan, source),
             max_rows=data.max_rows,
             stratify=splits.stratify if splits else None,
@@ -245,8 +248,10 @@ def _take_all(
         )
         rows = rows_of(plan, source)
         one = take(intake, rows, content_file(work, index), ledger, next_id, say)
-        if one.empty == one.read:
+        if one.empty + one.untrained == one.read:
             text = f"all {one.read} rows have an empty prompt or answer"
+            if one.untrained:
+                text += f", or are marked as not trained ({one.untrained})"
             raise SpecError([Problem(source.place, source.field, text)])
         taken.append(one)
         next_id = one.stop_id

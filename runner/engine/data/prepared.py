@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from runner import durable
-from runner.engine.data.formats import Message
+from runner.engine.data.messages import Message, Tools
 from runner.errors import RefusedError
 
 Side = Literal["train", "eval", "test"]
@@ -35,6 +35,7 @@ class PreparedRow:
     messages: list[Message]
     images: list[str]  # absolute paths, in the order of the "<image>" marks
     label: str | None  # text_label: the row's label; else its value of data.split.stratify
+    tools: Tools | None = None  # definitions of the tools that the row's assistant may call
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Overlap:
 class Prepared:
     """A folder of prepared rows.
 
-    SIDE.parquet holds the rows (source, line, messages as JSON, images, label), in training with
-    their repeats; hashes-SIDE.parquet the 128-bit BLAKE2b of each row's normalised prompt and of
-    all its turns, each once; report.json what was counted on the way.
+    SIDE.parquet holds the rows (source, line, messages as JSON, images, label, tools as JSON), in
+    training with their repeats; hashes-SIDE.parquet the 128-bit BLAKE2b of each row's normalised
+    prompt and of all its turns, each once; report.json what was counted on the way.
     """
 
     folder: Path
@@ -154,8 +155,9 @@ class Prepared:
 
 def _rows(table: Any) -> Iterator[PreparedRow]:
     columns = [table.column(index).to_pylist() for index in range(table.num_columns)]
-    for source, line, messages, images, label in zip(*columns, strict=True):
-        yield PreparedRow(source, line, json.loads(messages), images or [], label)
+    for source, line, messages, images, label, tools in zip(*columns, strict=True):
+        given = None if tools is None else json.loads(tools)
+        yield PreparedRow(source, line, json.loads(messages), images or [], label, given)
 
 
 def hashes_name(side: Side) -> str:

@@ -67,7 +67,10 @@ def require_sides(
     problems = []
     for index, source in enumerate(sources):
         if not counts.get((index, source.side)):
-            steps = {"with an empty prompt or answer": taken[index].empties()}
+            steps = {
+                "with an empty prompt or answer": taken[index].empties(),
+                "marked as not trained": taken[index].without_answer(),
+            }
             for words, step in zip(("duplicates", "in conflict", "leaked"), left_out, strict=True):
                 steps[words] = step.get(index, LeftOut(0, []))
             shown = ", ".join(f"{one.rows:,} {words}" for words, one in steps.items() if one.rows)

@@ -6,6 +6,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 NAMED = 10  # lines that a message names
+UNUSED_SHOWN = 20  # keys that a message names
+_NONE: dict[str, Any] = {"rows": 0}  # of a report of before
 
 
 def name_of(source: dict[str, Any]) -> str:
@@ -18,6 +20,7 @@ def cleaning_lines(report: dict[str, Any]) -> list[str]:
     """What was left out and why, and what was mixed, a line each; nothing where all was kept."""
     words = {
         "empty": ("with an empty prompt or answer", "are left out"),
+        "untrained": ("whose marks leave no answer to train", "are left out"),
         "duplicates": ("that repeat an earlier one", "are left out"),
         "conflicts": ("with another answer to the same prompt", "are left out"),
         "leaked": ("whose prompt is on another side", "are left out"),
@@ -27,9 +30,10 @@ def cleaning_lines(report: dict[str, Any]) -> list[str]:
     for source in sources:
         beside = f" of {name_of(source)}" if len(sources) > 1 else ""
         for key, (what, done) in words.items():
-            if source[key]["rows"]:
+            if source.get(key, _NONE)["rows"]:
                 shown = named(source[key]["first_lines"], source[key]["rows"])
                 out.append(f"{source[key]['rows']:,} rows{beside} {what} {done}: {shown}")
+        out += _kind_lines(source, beside)
     leakage = report["leakage"]
     if leakage["mode"] == "keep":
         for key, number in leakage.items():
@@ -41,6 +45,33 @@ def cleaning_lines(report: dict[str, Any]) -> list[str]:
                 )
     if report["mix"]:
         out.append(mix_line(report))
+    return out
+
+
+def _kind_lines(source: dict[str, Any], beside: str) -> list[str]:
+    """What rows hold beside texts: reasoning, tools, marks, and keys that nothing reads."""
+    out = []
+    held = {
+        "reasoning_turns": "answers with reasoning of their own",
+        "tool_call_turns": "answers that call tools",
+        "rows_with_tools": "rows with tool definitions",
+    }
+    shown = [f"{source[key]:,} {words}" for key, words in held.items() if source.get(key)]
+    if shown:
+        out.append(f"rows{beside} hold {', '.join(shown)}")
+    for name, counts in source.get("marks", {}).items():
+        out.append(
+            f"mark {name}{beside}: {counts['untrained']:,} not trained, {counts['trained']:,} "
+            "trained"
+        )
+    if source.get("untrained_turns"):
+        number = source["untrained_turns"]
+        out.append(f"{number:,} answers{beside} are not trained, as their rows' marks say")
+    unused = list(source.get("unused", {}).items())
+    if unused:
+        keys = ", ".join(f"{key} ({number:,})" for key, number in unused[:UNUSED_SHOWN])
+        more = len(unused) - UNUSED_SHOWN
+        out.append(f"unused{beside}: {keys}" + (f" and {more:,} keys more" if more > 0 else ""))
     return out
 
 

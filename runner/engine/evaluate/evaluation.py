@@ -6,13 +6,15 @@ Imports this package; torch through it. Writes into the evaluation's folder and 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runner import terminal
 from runner.engine.data.prepare import prepare
 from runner.engine.evaluate import record as records
+from runner.engine.evaluate.expected import expected_as_read, thinking_notes
 from runner.engine.evaluate.generate import Greedy, longest_sequence
 from runner.engine.evaluate.measure import Material, measure, tokenize
 from runner.engine.evaluate.progress import Progress
@@ -78,14 +80,17 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
     question = Question(
         plan, request.files, run, settings.max_rows, settings.task == "multiple_choice", _say
     )
-    asked = _asked(question, settings)
+    tokenizer, more = load_tokenizer(plan)
+    greedy = Greedy(
+        tokenizer, settings.max_new_tokens, strips_thinking=settings.thinking == "strip"
+    )
+    asked = _asked(question, settings, greedy)
     wanted, plan = plan, placed(plan)
     if plan is not wanted:
         asked.notes.append("measured on CPU: the plan says cuda, and no GPU is to be had now")
     rows = asked.rows
     state.rows = len(rows)
     _say(f"measuring {len(rows):,} rows of {model_line(plan)}")
-    tokenizer, more = load_tokenizer(plan)
     sight = load_sight(plan, tokenizer)
     generates = asked.task is not None
     material = tokenize(tokenizer, rows, plan.training.max_length, sight, generates=generates)
@@ -94,9 +99,10 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
     asked.notes += [*more, *material.notes, *_room_notes(material, room, settings.max_new_tokens)]
     for line in asked.notes:
         _say(line)
-    told = _answers(
-        asked, subjects, material, Greedy(tokenizer, settings.max_new_tokens), settings, state
-    )
+    told = _answers(asked, subjects, material, greedy, settings, state)
+    for line in thinking_notes(told):
+        asked.notes.append(line)
+        _say(line)
     records.write_predictions(folder, [asked.line(index, each) for index, each in enumerate(told)])
     figures = records.figures(asked.sets, asked.starts, told, asked.task)
     result: dict[str, Any] = {
@@ -153,10 +159,13 @@ def _answers(
     return [told[index] for index in range(len(costs))]
 
 
-def _asked(question: Question, settings: EvaluationSettings) -> _Asked:
+def _asked(question: Question, settings: EvaluationSettings, greedy: Greedy) -> _Asked:
     """The rows and the task that judges them. Raises SpecError where that task can't."""
     wanted = settings.task
     sets, prepared = load_sets(question)
+    sets = [
+        replace(each, rows=[expected_as_read(row, greedy) for row in each.rows]) for each in sets
+    ]
     rows = [row for each in sets for row in each.rows]
     notes = [note for each in sets for note in each.notes]
     if question.run is not None:
@@ -171,7 +180,7 @@ def _asked(question: Question, settings: EvaluationSettings) -> _Asked:
         return _Asked(sets, json_for(rows), notes)
     if wanted == "multiple_choice":
         return _Asked(sets, multiple_choice_for(rows, settings.answer_pattern), notes)
-    trained = None
+    trained: Counter[str] | None = None
     if prepared is None:
         # the baseline is the training rows' majority, but files can be measured without these
         try:
@@ -182,8 +191,12 @@ def _asked(question: Question, settings: EvaluationSettings) -> _Asked:
                 f"read here ({error.message})"
             )
     if prepared is not None:
-        trained = trained_answers(prepared)
-    task = classification_for(rows, question.plan.data.labels, trained)
+        trained = Counter()
+        for text, number in trained_answers(prepared).items():
+            trained[greedy.bare(text)] += number
+    labels = question.plan.data.labels
+    bare = {key: greedy.bare(text) for key, text in labels.items()} if labels else None
+    task = classification_for(rows, bare, trained)
     return _Asked(sets, task, notes)
 
 

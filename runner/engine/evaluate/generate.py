@@ -1,6 +1,6 @@
 """Greedy answers to many prompts at once. Imports torch and transformers when called.
 
-A prompt is rendered exactly as training renders what stands before an answer (see data/masks.py),
+A prompt is rendered exactly as training renders what stands before an answer (data/masks.py),
 padded on the left, and ended at the end of turn as it was trained. In fp32 an answer does not
 depend on what it was batched with; in bf16 and fp16, rounding can tip two almost equal tokens.
 """
@@ -8,13 +8,17 @@ depend on what it was batched with; in bf16 and fp16, rounding can tip two almos
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from runner.engine.data.formats import Message
 from runner.engine.data.masks import end_of_turn_ids
+from runner.engine.evaluate.thinking import (
+    part_thinking,
+    special_texts,
+    think_marks,
+    without_specials,
+)
 
-PROMPTS_AT_ONCE = 512
 Seen = Callable[[Sequence[int]], dict[str, Any]]
 """For some of the prompts, by their places: more inputs of the model (pixel_values)."""
 
@@ -23,28 +27,11 @@ Seen = Callable[[Sequence[int]], dict[str, Any]]
 class Generated:
     """What a model wrote behind a prompt."""
 
-    text: str  # without special tokens
+    text: str  # without special tokens, and without think blocks where they are stripped
     tokens: int  # the end of turn, if there is one, included
     finished: bool  # ended by itself; False: it was cut at the longest answer
-
-
-def prompt_ids(tokenizer: Any, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
-    """Token ids of each conversation up to where the assistant answers."""
-    out: list[list[int]] = []
-    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-        texts = [
-            str(
-                tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=True
-                )
-            )
-            for messages in prompts[start : start + PROMPTS_AT_ONCE]
-        ]
-        encoded = tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        out += [list(ids) for ids in encoded["input_ids"]]
-    return out
+    thinking: str | None = None  # what was stripped; None: nothing was
+    closed: bool = True  # False: it was cut within its think block, and `text` is empty
 
 
 def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -68,10 +55,14 @@ def longest_sequence(model: Any) -> int | None:
 class Greedy:
     """Answers by the most likely token each time, whatever the model's own defaults."""
 
-    def __init__(self, tokenizer: Any, max_new_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Any, max_new_tokens: int, *, strips_thinking: bool = True
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.stop_ids = list(end_of_turn_ids(tokenizer))
+        self.marks = think_marks(tokenizer) if strips_thinking else None
+        self.specials = special_texts(tokenizer)
 
     def answer(
         self, model: Any, prompts: Sequence[Sequence[int]], seen: Seen | None = None
@@ -92,7 +83,7 @@ class Greedy:
                 extra = seen(group) if seen else {}
                 told = self._generate(model, [prompts[index] for index in group], limit, extra)
                 for index, ids in zip(group, told, strict=True):
-                    out[index] = self._read(ids)
+                    out[index] = self.read(ids)
         return out
 
     def _generate(
@@ -121,11 +112,35 @@ class Greedy:
         rows: list[list[int]] = made[:, width:].tolist()
         return rows
 
-    def _read(self, ids: list[int]) -> Generated:
+    def read(self, ids: Sequence[int]) -> Generated:
         """The text up to the first end of turn; what stands behind it is padding."""
         ends = [index for index, token in enumerate(ids) if token in self.stop_ids]
         length = ends[0] if ends else len(ids)
-        text = self.tokenizer.decode(
-            ids[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        made = Generated(self._decode(ids[:length]), length + bool(ends), bool(ends))
+        if self.marks is None:
+            return made
+        # marks of thinking can be special tokens
+        whole = self._decode(ids[:length], skip_special_tokens=False)
+        parted = part_thinking(whole, self.marks, finished=made.finished)
+        if parted.thinking is None:
+            return made
+        text, thinking = (
+            without_specials(part, self.specials) for part in (parted.answer, parted.thinking)
         )
-        return Generated(str(text), length + bool(ends), bool(ends))
+        return replace(made, text=text, thinking=thinking, closed=parted.closed)
+
+    def bare(self, text: str) -> str:
+        """A text of the rows as a generated one is read: without think blocks, if they go."""
+        if self.marks is None:
+            return text
+        parted = part_thinking(text, self.marks)
+        return text if parted.thinking is None or not parted.answer else parted.answer
+
+    def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return str(
+            self.tokenizer.decode(
+                list(ids),
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
+        )

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.engine.data.formats import Message
-from runner.engine.data.masks import Encoded, encode_rows, template_name
-from runner.engine.evaluate.generate import Generated, Greedy, batches, prompt_ids
+from runner.engine.data.masks import Encoded, encode_rows, prompt_ids, template_name
+from runner.engine.evaluate.generate import Generated, Greedy, batches
 from runner.engine.evaluate.loss import answer_losses
 from runner.engine.evaluate.sight import Sight
 from runner.engine.evaluate.tasks import Judgement, Row, Task
 from runner.engine.subjects import Subject
 from runner.errors import RefusedError
+
+UNCLOSED = "cut within its think block"
+"""Why an answer is unparseable, in predictions.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class Answer:
                 "finished": self.generated.finished,
                 **self.judgement.record(),
             }
+            if self.generated.thinking is not None:
+                out["thinking"] = self.generated.thinking
+            if not self.generated.closed:
+                out["unparseable"] = UNCLOSED
         # JSON has no NaN
         loss = self.nats / self.tokens if self.tokens and self.nats == self.nats else None
         return {**out, "answer_loss": loss, "answer_tokens": self.tokens}
@@ -75,7 +82,7 @@ def tokenize(
     def room(row: Row, messages: list[Message]) -> list[Message]:
         return messages if sight is None else sight.room(messages, row.images)
 
-    places = ((f"{row.source}:{row.line}", room(row, row.messages)) for row in rows)
+    places = ((f"{row.source}:{row.line}", room(row, row.messages), row.tools) for row in rows)
     encoded = list(encode_rows(tokenizer, places, max_length))
     kept = {
         index: row
@@ -89,7 +96,10 @@ def tokenize(
             f"{skipped} earlier assistant turns have no loss: {template_name(tokenizer)} writes "
             "them differently once others follow"
         )
-    prompts = prompt_ids(tokenizer, [room(row, row.prompt) for row in rows]) if generates else []
+    prompts: list[list[int]] = []
+    if generates:
+        asked = [room(row, row.prompt) for row in rows]
+        prompts = prompt_ids(tokenizer, asked, [row.tools for row in rows])
     lost = len(rows) - len(kept)
     if cut:
         notes.append(

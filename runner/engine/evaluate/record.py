@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from runner import __version__
+from runner.engine.data.messages import compared_texts, tools_text
 from runner.engine.evaluate import metrics, picture
+from runner.engine.evaluate.generate import Generated
 from runner.engine.evaluate.measure import Answer, Material
 from runner.engine.evaluate.request import EvaluationFolder
 from runner.engine.evaluate.rows import RowSet
@@ -40,7 +42,8 @@ Told = dict[str, Answer]
 
 def prediction(set_name: str, row: Row, expected: str, told: Told) -> dict[str, Any]:
     """A line of predictions.jsonl: the row, what the model said to it, what its base said."""
-    text = "\n".join(f"{message['role']}: {message['content']}" for message in row.prompt)
+    turns = [f"{turn['role']}: {' '.join(compared_texts(turn))}" for turn in row.prompt]
+    text = "\n".join([*([tools_text(row.tools)] if row.tools else []), *turns])
     base = told.get("base")
     return {
         "set": set_name,
@@ -75,6 +78,7 @@ def figures(
             record["unfinished"] = metrics.share(
                 _unfinished(own, "model"), _unfinished(own, "base") if _has_base(own) else None
             )
+            record |= _thinking(own)
         out.append(record | _losses(own))
     return out
 
@@ -171,6 +175,24 @@ def _has_base(told: Sequence[Told]) -> bool:
 
 def _unfinished(told: Sequence[Told], who: str) -> list[bool]:
     return [not (g := each[who].generated) or not g.finished for each in told]
+
+
+def _thinking(told: Sequence[Told]) -> dict[str, Any]:
+    """How many answers came with a think block, and were cut in it; nothing where none did."""
+
+    def of(who: str) -> list[Generated]:
+        return [g for each in told if (g := each[who].generated) is not None]
+
+    sides = {who: of(who) for who in (("model", "base") if _has_base(told) else ("model",))}
+    if all(each.thinking is None for made in sides.values() for each in made):
+        return {}
+    unclosed = {who: [not each.closed for each in made] for who, made in sides.items()}
+    return {
+        "answers_with_thinking": {
+            who: sum(each.thinking is not None for each in made) for who, made in sides.items()
+        },
+        "unclosed_thinking": metrics.share(unclosed["model"], unclosed.get("base")),
+    }
 
 
 def _losses(told: Sequence[Told]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def load_sets(question: Question) -> tuple[list[RowSet], Prepared | None]:
 
 def trained_answers(prepared: Prepared) -> Counter[str]:
     """How often each text is the last answer of a training row, repeats included."""
-    return Counter(_parted(row.messages)[1] for row in prepared.rows("train"))
+    return Counter(_parted(row.messages)[1]["content"] for row in prepared.rows("train"))
 
 
 def draw(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
@@ -125,6 +125,9 @@ def _file_set(question: Question, name: str, path: Path) -> RowSet:
     empty = sum(int(source["empty"]["rows"]) for source in prepared.report["sources"])
     if empty:
         notes.append(f"{path}: {empty} rows have no answer to compare with, and are left out")
+    untrained = sum(int(source["untrained"]["rows"]) for source in prepared.report["sources"])
+    if untrained:
+        notes.append(f"{path}: {untrained} rows are marked as not trained, and are left out")
     return RowSet(
         name=name,
         side="file",
@@ -193,19 +196,31 @@ def _to_rows(
 ) -> list[Row]:
     out = []
     for number, row in enumerate(prepared.rows(side)):
-        prompt, expected = _parted(row.messages)
+        prompt, answer = _parted(row.messages)
         choice = (choices or {}).get(row.line)
         images = tuple(row.images)
-        out.append(Row(number, places[row.source], row.line, prompt, expected, choice, images))
+        out.append(
+            Row(
+                number,
+                places[row.source],
+                row.line,
+                prompt,
+                answer["content"],
+                choice,
+                images,
+                row.tools,
+                answer if len(answer) > 2 else None,
+            )
+        )
     return out
 
 
-def _parted(messages: list[Message]) -> tuple[list[Message], str]:
+def _parted(messages: list[Message]) -> tuple[list[Message], Message]:
     """The turns before the last answer, and that answer; a user turn behind it asks for none."""
     last = len(messages) - 1
     while messages[last]["role"] != "assistant":
         last -= 1
-    return messages[:last], messages[last]["content"]
+    return messages[:last], messages[last]
 
 
 def _places(plan: Plan) -> list[str]:

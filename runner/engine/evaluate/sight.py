@@ -27,7 +27,7 @@ class Sight:
             return list(messages)
         room = IMAGE_MARK * self.processor.tokens_per_image
         return [
-            {"role": message["role"], "content": message["content"].replace(IMAGE_MARK, room)}
+            {**message, "content": message["content"].replace(IMAGE_MARK, room)}
             for message in messages
         ]
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from runner.engine.data.formats import Message
 from runner.engine.data.keys import normalised
+from runner.engine.data.messages import Message, Tools
 from runner.engine.evaluate import answers, metrics
 from runner.errors import Problem, SpecError
 
@@ -31,11 +31,14 @@ class Row:
     expected: str
     choice: str | None = None  # the row's own `answer` key, where it has one
     images: tuple[str, ...] = ()  # image files, in the order of the prompt's "<image>" marks
+    tools: Tools | None = None  # definitions of what the assistant may call
+    answer: Message | None = None  # the last answer whole; None: it is `expected` alone
 
     @property
     def messages(self) -> list[Message]:
         """The whole conversation, as it is trained."""
-        return [*self.prompt, {"role": "assistant", "content": self.expected}]
+        plain: Message = {"role": "assistant", "content": self.expected}
+        return [*self.prompt, self.answer or plain]
 
     @property
     def question(self) -> str:

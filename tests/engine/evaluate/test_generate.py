@@ -13,12 +13,16 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from runner.engine.data.masks import encode, encode_rows, ensure_chat_template  # noqa: E402
+from runner.engine.data.masks import (  # noqa: E402
+    encode,
+    encode_rows,
+    ensure_chat_template,
+    prompt_ids,
+)
 from runner.engine.evaluate.generate import (  # noqa: E402
     Greedy,
     batches,
     longest_sequence,
-    prompt_ids,
 )
 from runner.engine.evaluate.loss import answer_losses  # noqa: E402
 from runner.engine.evaluate.measure import measure, tokenize  # noqa: E402
