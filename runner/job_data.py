@@ -5,13 +5,23 @@ Imports pydantic and runner.job_model only; nothing here touches a file.
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from runner.job_model import MAX_SEED, ConflictError, JobModel
 
 DataFormat = Literal["auto", "messages", "conversations", "alpaca", "text_label", "data_juicer"]
+
+
+def _background(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"white|black|gray|#[0-9a-fA-F]{6}", value):
+        return value
+    raise ValueError("expected white, black, gray, or six hexadecimal digits such as '#7f7f7f'")
+
+
+Background = Annotated[str, BeforeValidator(_background, json_schema_input_type=str)]
 
 
 class SplitSettings(JobModel):
@@ -140,6 +150,10 @@ class DataSettings(JobModel):
     image_folder: str | None = Field(
         None,
         description="Folder that the rows' image paths start from; without it, the rows' own.",
+    )
+    image_background: Background = Field(
+        "white",
+        description="What shows through an image's transparency: white, black, gray or '#rrggbb'.",
     )
     questions: str | None = Field(
         None,
