@@ -160,7 +160,9 @@ class DataSettings(JobModel):
         description="data_juicer only: a LLaVA JSON file whose question for the same id is asked; "
         "without it, a general question is.",
     )
-    max_rows: int | None = Field(None, ge=1, description="Read at most this many rows; a count.")
+    max_rows: int | None = Field(
+        None, ge=1, le=10**12, description="Read at most this many rows; a count."
+    )
     sample: str | None = Field(
         None,
         description="A small file of the same layout, beside the job file, that a smoke takes "
