@@ -166,6 +166,9 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
     Raises RunnerError as the run itself would, before it starts.
     """
     from runner.engine.count import count_parameters
+    from runner.engine.evaluate.foresee import foresee_evaluation, foresee_merge
+    from runner.engine.images import image_processor
+    from runner.engine.limits import dtype_notes, require_plain_weights, require_within
     from runner.engine.model import load_tokenizer
     from runner.engine.rows import prepare_rows
     from runner.vram.batches import of_rows
@@ -174,10 +177,15 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
     record: dict[str, Any] = {"notes": [], "warnings": [], "trainings": []}
     problems: list[Problem] = []
     written = 0
-    for part in plan.trainings:
+    for number, part in enumerate(plan.trainings, start=1):
         require_optimizer(part)
+        require_plain_weights(part)
         tokenizer, notes = load_tokenizer(part)
+        if part.vision is not None:
+            image_processor(part)
         rows = prepare_rows(part, tokenizer, samples=samples, image_tokens=image_tokens(part))
+        near = require_within(part, tokenizer, rows)
+        notes += dtype_notes(part)
         count = count_parameters(part)
         length = length_of(part, len(rows.train), len(rows.eval))
         wrong, unlikely = contradictions(part.training, length)
@@ -186,7 +194,7 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
         written += size * length.kept
         batches.append(of_rows(part, rows))
         record["notes"] += [note for note in notes if note not in record["notes"]]
-        record["warnings"] += unlikely
+        record["warnings"] += [line for line in near if line not in record["warnings"]] + unlikely
         record["trainings"].append(
             {
                 **asdict(length),
@@ -200,6 +208,9 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
                 "checkpoint_bytes": size,
             }
         )
+        if number == len(plan.trainings):  # what is evaluated and merged is the last one's
+            said = foresee_evaluation(part, tokenizer, rows.prepared, _say)
+            record["notes"] += [*said, *foresee_merge(part)]
     if problems:
         raise SpecError(problems)
     record["memory"] = _memory(plan, batches, record["notes"])
@@ -219,6 +230,10 @@ def _memory(plan: Plan, batches: list[Batch], notes: list[str]) -> dict[str, Any
     except RunnerError as error:
         notes.append(f"the memory could not be predicted: {error.message}")
         return None
+
+
+def _say(line: str) -> None:
+    terminal.say(f"runner: {line}")
 
 
 def image_tokens(plan: Plan) -> int:

@@ -28,6 +28,7 @@ from runner.engine.evaluate.tasks import (
     json_for,
     multiple_choice_for,
 )
+from runner.engine.limits import require_measurable
 from runner.engine.model import load_tokenizer
 from runner.engine.subjects import Subject, load_subjects, placed
 from runner.engine.trained import result_file
@@ -39,7 +40,7 @@ from runner.render import model_line
 
 
 @dataclass
-class _Asked:
+class Asked:
     """What is measured, decided before any weights are loaded."""
 
     sets: list[RowSet]
@@ -78,7 +79,7 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
     question = Question(
         plan, request.files, run, settings.max_rows, settings.task == "multiple_choice", _say
     )
-    asked = _asked(question, settings)
+    asked = settle_task(question, settings)
     wanted, plan = plan, placed(plan)
     if plan is not wanted:
         asked.notes.append("measured on CPU: the plan says cuda, and no GPU is to be had now")
@@ -89,6 +90,8 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
     sight = load_sight(plan, tokenizer)
     generates = asked.task is not None
     material = tokenize(tokenizer, rows, plan.training.max_length, sight, generates=generates)
+    encoded = [row.input_ids for row in material.encoded.values()]
+    require_measurable(plan, tokenizer, encoded, material.prompts)
     subjects = load_subjects(plan, run, with_base=request.base)
     room = longest_sequence(subjects[0].model)
     asked.notes += [*more, *material.notes, *_room_notes(material, room, settings.max_new_tokens)]
@@ -123,7 +126,7 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
 
 
 def _answers(
-    asked: _Asked,
+    asked: Asked,
     subjects: Sequence[Subject],
     material: Material,
     greedy: Greedy,
@@ -153,7 +156,7 @@ def _answers(
     return [told[index] for index in range(len(costs))]
 
 
-def _asked(question: Question, settings: EvaluationSettings) -> _Asked:
+def settle_task(question: Question, settings: EvaluationSettings) -> Asked:
     """The rows and the task that judges them. Raises SpecError where that task can't."""
     wanted = settings.task
     sets, prepared = load_sets(question)
@@ -164,13 +167,13 @@ def _asked(question: Question, settings: EvaluationSettings) -> _Asked:
     if wanted == "auto":
         wanted = "classification" if all(each.labelled for each in sets) else "loss"
     if wanted == "loss":
-        return _Asked(sets, None, notes)
+        return Asked(sets, None, notes)
     if wanted == "exact_match":
-        return _Asked(sets, ExactMatch(), notes)
+        return Asked(sets, ExactMatch(), notes)
     if wanted == "json":
-        return _Asked(sets, json_for(rows), notes)
+        return Asked(sets, json_for(rows), notes)
     if wanted == "multiple_choice":
-        return _Asked(sets, multiple_choice_for(rows, settings.answer_pattern), notes)
+        return Asked(sets, multiple_choice_for(rows, settings.answer_pattern), notes)
     trained = None
     if prepared is None:
         # the baseline is the training rows' majority, but files can be measured without these
@@ -184,7 +187,7 @@ def _asked(question: Question, settings: EvaluationSettings) -> _Asked:
     if prepared is not None:
         trained = trained_answers(prepared)
     task = classification_for(rows, question.plan.data.labels, trained)
-    return _Asked(sets, task, notes)
+    return Asked(sets, task, notes)
 
 
 def _trained_notes(sets: Sequence[RowSet]) -> list[str]:
