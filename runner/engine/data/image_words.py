@@ -23,5 +23,6 @@ def image_lines(record: dict[str, Any]) -> list[str]:
         for name, words in WORDS.items()
         if record.get(name)
     ]
-    files = f"{record['files']:,} images, all of them opened"
+    count = record["files"]
+    files = f"{count:,} images, all of them opened" if count != 1 else "1 image, opened"
     return [files + (": " + "; ".join(told) if told else "")]
