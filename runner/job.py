@@ -7,8 +7,9 @@ overrides are in runner.jobfile; nothing here touches a file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
@@ -183,6 +184,7 @@ class Job(JobBase, SftSettings):
                 raise ConflictError(
                     f"phases.{index}.trains", "projector needs an image tower: vision.model"
                 )
+        _require_pattern(self.evaluation.answer_pattern)
         for field, reason in self._without_effect():
             raise ConflictError(field, reason)
         for resolved in resolved_phases(self):
@@ -202,6 +204,18 @@ class Job(JobBase, SftSettings):
                 ("data", without_layout(phase.data)),
             ):
                 yield from ((f"{phase.field}{block}.{name}", reason) for name, reason in found)
+
+
+def _require_pattern(text: str | None) -> None:
+    """Raise ConflictError for an answer_pattern that `runner evaluate` could not compile."""
+    try:
+        re.compile(text or "")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConflictError(
+            "evaluation.answer_pattern",
+            f"is not a regular expression: {error}; a pattern of Python's re, such as "
+            "(answer[1-5])",
+        ) from None
 
 
 class ResolvedPhase(NamedTuple):
@@ -232,10 +246,19 @@ def resolved_phases(job: Job) -> list[ResolvedPhase]:
     return resolved
 
 
+def _takes_null(model: type[BaseModel], name: str) -> bool:
+    """Whether null is a value of a field; where it is none, a phase that says it says nothing."""
+    return type(None) in get_args(model.model_fields[name].annotation)
+
+
 def _merged(base: _Settings, override: JobModel, field: str) -> _Settings:
     said = {
         **base.model_dump(exclude_unset=True),
-        **override.model_dump(exclude_unset=True),
+        **{
+            name: value
+            for name, value in override.model_dump(exclude_unset=True).items()
+            if value is not None or _takes_null(type(base), name)
+        },
     }
     try:
         return type(base).model_validate(said)
@@ -246,6 +269,18 @@ def _merged(base: _Settings, override: JobModel, field: str) -> _Settings:
         if isinstance(cause, ConflictError):
             name = ".".join(part for part in (name, cause.field) if part)
         raise ConflictError(f"{field}.{name}", str(cause or first["msg"])) from None
+
+
+def _stages_instead(name: str, training: TrainingSettings) -> str:
+    """Why a field can't stand beside training.stages, and the ways out."""
+    said = "training.stages says it for each stage; keep one"
+    if name != "max_steps":
+        return said
+    length = sum(stage.max_steps for stage in training.stages)
+    return (
+        f"{said}: --max-steps {training.max_steps} ends a run after so many of the stages' "
+        f"{length:,} steps, and --set training.stages=null leaves the stages out"
+    )
 
 
 def _require_possible(phase: ResolvedPhase, *, cpu: bool, num_processes: int) -> None:
@@ -275,7 +310,7 @@ def _require_possible(phase: ResolvedPhase, *, cpu: bool, num_processes: int) ->
             "save_steps",
         ):
             if said(name):
-                refuse(name, "training.stages says it for each stage; keep one")
+                refuse(name, _stages_instead(name, training))
         for index, stage in enumerate(training.stages):
             if stage.warmup_steps >= stage.max_steps:
                 refuse(

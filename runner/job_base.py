@@ -44,6 +44,7 @@ class LaunchSettings(JobModel):
     threads_per_process: int | None = Field(
         None,
         ge=1,
+        le=4096,
         description="CPU threads of each process (OMP_NUM_THREADS); without it, the cores shared "
         "out among the processes.",
     )
@@ -104,7 +105,9 @@ class ContainerSettings(JobModel):
         description="Size limit of /dev/shm, through which data loaders and NCCL pass data; "
         "without it 8GiB, of which only what is used takes memory.",
     )
-    pids: int = Field(4096, ge=16, description="Processes and threads the container may have.")
+    pids: int = Field(
+        4096, ge=16, le=4_194_304, description="Processes and threads the container may have."
+    )
     ulimits: dict[str, int] = Field(
         {}, description="Resource limits by name, e.g. memlock: -1; -1 is unlimited."
     )
@@ -152,7 +155,10 @@ class JobBase(JobHead):
     )
     budget: BudgetSettings = Field(BudgetSettings(), description="Memory the run may take.")
     timeout_minutes: float | None = Field(
-        None, gt=0, description="The run is ended, with a checkpoint, after this many minutes."
+        None,
+        gt=0,
+        le=1e7,
+        description="The run is ended, with a checkpoint, after this many minutes.",
     )
     on_end: str | None = Field(
         None,

@@ -5,13 +5,23 @@ Imports pydantic and runner.job_model only; nothing here touches a file.
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from runner.job_model import MAX_SEED, ConflictError, JobModel
 
 DataFormat = Literal["auto", "messages", "conversations", "alpaca", "text_label", "data_juicer"]
+
+
+def _background(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"white|black|gray|#[0-9a-fA-F]{6}", value):
+        return value
+    raise ValueError("expected white, black, gray, or six hexadecimal digits such as '#7f7f7f'")
+
+
+Background = Annotated[str, BeforeValidator(_background, json_schema_input_type=str)]
 
 
 class SplitSettings(JobModel):
@@ -141,6 +151,10 @@ class DataSettings(JobModel):
         None,
         description="Folder that the rows' image paths start from; without it, the rows' own.",
     )
+    image_background: Background = Field(
+        "white",
+        description="What shows through an image's transparency: white, black, gray or '#rrggbb'.",
+    )
     questions: str | None = Field(
         None,
         description="data_juicer only: a LLaVA JSON file whose question for the same id is asked; "
@@ -151,7 +165,9 @@ class DataSettings(JobModel):
         description="Keys of rows and of their turns that are left unread, e.g. [weight] where it "
         "is no mark of what is trained.",
     )
-    max_rows: int | None = Field(None, ge=1, description="Read at most this many rows; a count.")
+    max_rows: int | None = Field(
+        None, ge=1, le=10**12, description="Read at most this many rows; a count."
+    )
     sample: str | None = Field(
         None,
         description="A small file of the same layout, beside the job file, that a smoke takes "

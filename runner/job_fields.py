@@ -69,6 +69,74 @@ def all_fields(model: type[BaseModel] = Job, prefix: str = "") -> list[str]:
     return out
 
 
+def without_empty_nulls(raw: dict[str, Any], root: type[BaseModel] = Job) -> dict[str, Any]:
+    """`raw` without the nulls that stand for an empty list or mapping, where that is the default.
+
+    So `stages: null` says what leaving the field out says. Other nulls stay, and are judged by the
+    field's own type.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in raw.items():
+        info = root.model_fields.get(str(name))
+        members = _members(info.annotation) if info else ()
+        empty = info is not None and info.get_default(call_default_factory=True) in ([], {})
+        if value is None and empty and types.NoneType not in members:
+            continue
+        inner = model_at(info.annotation) if info else None
+        if inner is not None and isinstance(value, dict):
+            value = without_empty_nulls(value, inner)
+        elif inner is not None and isinstance(value, list):
+            value = [
+                without_empty_nulls(one, inner) if isinstance(one, dict) else one for one in value
+            ]
+        kept[name] = value
+    return kept
+
+
+_EXAMPLES = {
+    "target_modules": "[q_proj, v_proj]",
+    "models": "[Qwen/Qwen2.5-0.5B-Instruct]",
+    "environment": "[HTTPS_PROXY]",
+    "secrets": "[WANDB_API_KEY]",
+    "container.arguments": "[--ipc=host]",
+    "arguments": "[--epochs, '3']",
+    "inputs": "[rows.jsonl]",
+    "labels": "{'0': negative, '1': positive}",
+    "placeholders": "{name: Rue}",
+    "ulimits": "{memlock: -1}",
+    "text": "{SEED: '1'}",
+    "stages": "[{max_steps: 100, learning_rate: 2e-4}]",
+    "sources": "[{rows: more.jsonl}]",
+    "phases": "[{name: first, trains: [projector]}]",
+    "mounts": "[{source: /data}]",
+}
+"""A value of each list and mapping, by its (last) name, as YAML; of one of names to text "text"."""
+
+
+def example_of(key: FieldPath, root: type[BaseModel] = Job) -> str | None:
+    """A value that a list or a mapping may have, as YAML in one line; None for other fields."""
+    annotation = annotation_at(key, root)
+    kinds = [get_origin(part) for part in _members(annotation)]
+    dotted = ".".join(str(part) for part in key)
+    last = str(key[-1]) if key else ""
+    if list in kinds:
+        if choices := [
+            one for one in choices_of(annotation) if one not in _plain_choices(key, root)
+        ]:
+            return f"[{choices[0]}]"
+        return _EXAMPLES.get(dotted) or _EXAMPLES.get(last)
+    if dict in kinds:
+        found = _EXAMPLES.get(last, "")
+        return found if found.startswith("{") else _EXAMPLES["text"]
+    return None
+
+
+def _plain_choices(key: FieldPath, root: type[BaseModel]) -> list[Any]:
+    """Words that a field takes in place of a list."""
+    members = _members(annotation_at(key, root))
+    return [one for part in members if get_origin(part) is Literal for one in get_args(part)]
+
+
 def choices_of(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))

@@ -21,6 +21,7 @@ class LoraSettings(JobModel):
     lora_alpha: float = Field(
         32,
         gt=0,
+        le=1e6,
         description="Scaling numerator; the update is scaled by lora_alpha / r, with rsLoRA by "
         "lora_alpha / sqrt(r).",
     )

@@ -16,6 +16,7 @@ from runner.job import Job
 from runner.job_fields import (
     annotation_at,
     choices_of,
+    example_of,
     field_elsewhere,
     last_names,
     model_at,
@@ -33,9 +34,7 @@ _EXPECTED = {
     "bool_type": "true or false",
     "string_type": "text",
     "string_too_short": "text that is not empty",
-    "list_type": "a list, such as [q_proj, v_proj]",
     "string_pattern_mismatch": "lower-case letters, digits and hyphens, a letter first",
-    "dict_type": "a mapping of names to text",
     "model_type": "fields of its own (an indented block)",
     "model_attributes_type": "fields of its own (an indented block)",
     "finite_number": "a finite number",
@@ -57,7 +56,7 @@ def problems_of(
         where = _where(key, shown, lines, given)
         kind, context = item["type"], item.get("ctx", {})
         value = None if kind == "missing" or item["input"] is raw else brief(item["input"])
-        expected = _EXPECTED.get(kind)
+        expected = _expected(kind, key, root)
         problem, near = item["msg"], None
         if kind == "extra_forbidden":
             model = model_at(annotation_at(key[:-1], root)) or root
@@ -110,6 +109,15 @@ def problems_of(
             continue
         found[key] = Problem(where, dotted_name(key), problem, value, expected, near)
     return list(found.values())
+
+
+def _expected(kind: str, key: FieldPath, root: type[BaseModel]) -> str | None:
+    """What a field wants, by pydantic's name of the complaint; an example is one of that field."""
+    if kind in ("list_type", "dict_type"):
+        what = "a list" if kind == "list_type" else "a mapping"
+        example = example_of(key, root)
+        return f"{what}, such as {example}" if example else what
+    return _EXPECTED.get(kind)
 
 
 def _real_key(loc: tuple[str | int, ...], raw: Any, root: type[BaseModel]) -> FieldPath:

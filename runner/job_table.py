@@ -74,7 +74,8 @@ def _value(part: Any) -> str:
         inside = get_args(part)[1]
         return "names to numbers" if inside is int else "names to texts"
     if hasattr(part, "__metadata__"):
-        if any(isinstance(each, BeforeValidator) for each in part.__metadata__):
+        base = get_args(part)[0]
+        if base is int and any(isinstance(each, BeforeValidator) for each in part.__metadata__):
             return "size"
         return _value(get_args(part)[0])
     if isinstance(part, type) and issubclass(part, BaseModel):

@@ -11,22 +11,35 @@ from pydantic import Field
 
 from runner.job_model import MAX_SEED, JobModel
 
+MOST_STEPS = 1_000_000_000
+"""Of any count of steps, rows or passes: at a thousand steps a second, twelve days."""
+MOST_TOKENS = 100_000_000
+"""Of any length in tokens: ten times the longest context that models are published with."""
+MOST_RATE = 100.0
+"""Of a learning rate, a decay: AdamW's own default is 1e-3."""
+
 
 class Stage(JobModel):
     """One stretch of a training: optimizer and rows go on, learning rate and saving change."""
 
-    max_steps: int = Field(ge=1, description="Length of the stage in optimizer steps.")
-    learning_rate: float = Field(gt=0, description="Peak learning rate in this stage.")
+    max_steps: int = Field(
+        ge=1, le=MOST_STEPS, description="Length of the stage in optimizer steps."
+    )
+    learning_rate: float = Field(
+        gt=0, le=MOST_RATE, description="Peak learning rate in this stage."
+    )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How the learning rate goes on after the stage's warm-up."
     )
     warmup_steps: int = Field(
-        0, ge=0, description="Steps in which the stage's learning rate rises from 0."
+        0, ge=0, le=MOST_STEPS, description="Steps in which the stage's learning rate rises from 0."
     )
-    save: Literal["never", "end", "every_step"] | Annotated[int, Field(ge=1)] = Field(
-        "never",
-        description="Checkpoints in this stage: never, at its end, after every step, or after so "
-        "many steps each (a number).",
+    save: Literal["never", "end", "every_step"] | Annotated[int, Field(ge=1, le=MOST_STEPS)] = (
+        Field(
+            "never",
+            description="Checkpoints in this stage: never, at its end, after every step, or after "
+            "so many steps each (a number).",
+        )
     )
 
 
@@ -34,48 +47,64 @@ class TrainingSettings(JobModel):
     """How training goes, by the names of transformers' TrainingArguments."""
 
     max_steps: int | None = Field(
-        None, ge=1, description="Optimizer steps; a count. Without it num_train_epochs decides."
+        None,
+        ge=1,
+        le=MOST_STEPS,
+        description="Optimizer steps; a count. Without it num_train_epochs decides.",
     )
     stages: list[Stage] = Field(
         [],
         description="Stretches of one training, each with its own length, learning rate and save "
         "policy, in place of max_steps, learning_rate, warmup_ratio and save_steps.",
     )
-    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
+    num_train_epochs: float = Field(1.0, gt=0, le=1e6, description="Passes over the training rows.")
     per_device_train_batch_size: int = Field(
-        4, ge=1, description="Rows in one forward pass on one device; a count."
+        4, ge=1, le=MOST_STEPS, description="Rows in one forward pass on one device; a count."
     )
     per_device_eval_batch_size: int = Field(
-        4, ge=1, description="Rows in one evaluation pass on one device; a count."
+        4, ge=1, le=MOST_STEPS, description="Rows in one evaluation pass on one device; a count."
     )
     gradient_accumulation_steps: int = Field(
-        1, ge=1, description="Forward passes summed into one optimizer step; a count."
+        1,
+        ge=1,
+        le=MOST_STEPS,
+        description="Forward passes summed into one optimizer step; a count.",
     )
     global_batch_size: int | None = Field(
         None,
         ge=1,
+        le=MOST_STEPS,
         description="What per-device batch size x gradient accumulation x processes must come to; "
         "checked, never used to change one of them.",
     )
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw_torch", description="AdamW by torch, or with 8-bit state by bitsandbytes."
     )
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(
+        2e-4, gt=0, le=MOST_RATE, description="Peak learning rate of AdamW."
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the variance.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's term against division by zero.")
+    adam_epsilon: float = Field(
+        1e-8, gt=0, le=1, description="AdamW's term against division by zero."
+    )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="How the learning rate goes on after the warm-up."
     )
     warmup_ratio: float = Field(
         0.0, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
+    weight_decay: float = Field(
+        0.0, ge=0, le=MOST_RATE, description="AdamW's decoupled weight decay."
+    )
     max_grad_norm: float = Field(
         1.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone."
     )
     max_length: int = Field(
-        1024, ge=8, description="Longest row in tokens; longer rows are cut at the end, counted."
+        1024,
+        ge=8,
+        le=MOST_TOKENS,
+        description="Longest row in tokens; longer rows are cut at the end, counted.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
@@ -83,12 +112,14 @@ class TrainingSettings(JobModel):
     gradient_checkpointing_layers: int | None = Field(
         None,
         ge=1,
+        le=MOST_STEPS,
         description="With gradient_checkpointing: the first so many layers recompute, the others "
         "keep their activations; without it, all recompute.",
     )
     loss_chunk_tokens: int | None = Field(
         None,
         ge=16,
+        le=MOST_STEPS,
         description="Tokens whose logits the loss holds at once, the others' come after; without "
         "it TRL's 4,096. Smaller takes less memory and more time.",
     )
@@ -100,21 +131,33 @@ class TrainingSettings(JobModel):
     seed: int = Field(
         42, ge=0, le=MAX_SEED, description="Seed of weights drawn, dropout and data order."
     )
-    logging_steps: int = Field(1, ge=1, description="Steps between two lines of metrics.jsonl.")
+    logging_steps: int = Field(
+        1, ge=1, le=MOST_STEPS, description="Steps between two lines of metrics.jsonl."
+    )
     save_steps: int | None = Field(
-        None, ge=1, description="Steps between two checkpoints; without it, only on request."
+        None,
+        ge=1,
+        le=MOST_STEPS,
+        description="Steps between two checkpoints; without it, only on request.",
     )
     save_from_step: int = Field(
-        1, ge=1, description="No checkpoint is saved before this step; a request saves at any."
+        1,
+        ge=1,
+        le=MOST_STEPS,
+        description="No checkpoint is saved before this step; a request saves at any.",
     )
     save_total_limit: int | None = Field(
         None,
         ge=1,
+        le=MOST_STEPS,
         description="Checkpoints kept, the newest and (with load_best_model_at_end) the best; "
         "without it, all.",
     )
     eval_steps: int | None = Field(
-        None, ge=1, description="Steps between two evaluations; without it, one at the end."
+        None,
+        ge=1,
+        le=MOST_STEPS,
+        description="Steps between two evaluations; without it, one at the end.",
     )
     load_best_model_at_end: bool = Field(
         False,
@@ -124,6 +167,7 @@ class TrainingSettings(JobModel):
     early_stopping_patience: int | None = Field(
         None,
         ge=1,
+        le=MOST_STEPS,
         description="End after this many evaluations in a row without a lower eval_loss; a count.",
     )
     early_stopping_threshold: float = Field(
@@ -176,9 +220,11 @@ class EvaluationSettings(JobModel):
             "but loss generate answers. Loss and perplexity are always measured.",
         )
     )
-    max_new_tokens: int = Field(128, ge=1, description="Longest generated answer in tokens.")
+    max_new_tokens: int = Field(
+        128, ge=1, le=MOST_TOKENS, description="Longest generated answer in tokens."
+    )
     per_device_batch_size: int = Field(
-        8, ge=1, description="Prompts generated for at once; a count."
+        8, ge=1, le=MOST_STEPS, description="Prompts generated for at once; a count."
     )
     thinking: Literal["strip", "keep"] = Field(
         "strip",
@@ -186,7 +232,10 @@ class EvaluationSettings(JobModel):
         "chat template writes them): strip judges what stands behind them, keep judges all of it.",
     )
     max_rows: int | None = Field(
-        None, ge=1, description="Evaluate at most this many rows, drawn with data.split.seed."
+        None,
+        ge=1,
+        le=10**12,
+        description="Evaluate at most this many rows, drawn with data.split.seed.",
     )
     answer_pattern: str | None = Field(
         None,

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from runner.errors import Problem, SpecError, UsageError, nearest
 from runner.job import Job
 from runner.job_base import JobBase
-from runner.job_fields import possible_types
+from runner.job_fields import possible_types, without_empty_nulls
 from runner.job_kinds import KINDS, kind_of
 from runner.job_problems import problems_of
 from runner.packaged import jobs_folder
@@ -115,7 +115,7 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
         given = {known: told for known, told in given.items() if known[: len(key)] != key}
         given[key] = text
     try:
-        job = kind.model_validate(raw)
+        job = kind.model_validate(without_empty_nulls(raw, kind))
     except ValidationError as error:
         problems = problems_of(error, raw, shown, lines, given, kind)
         raise SpecError([_with_engines(problem) for problem in problems]) from None

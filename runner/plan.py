@@ -159,6 +159,8 @@ def _forget_places(phase: dict[str, Any]) -> None:
             source["path"] = Path(source["path"]).suffix  # how it is read, not where it lies
     for key in ("train", "eval", "test", "sample", "questions"):  # resolved into rows
         data.pop(key)
+    if data["image_background"] == "white":  # plans of before there was a choice keep their hashes
+        data.pop("image_background")
     for source in (data["mix"] or {}).get("sources", []):
         source.pop("rows")
         source.pop("sample")

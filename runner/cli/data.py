@@ -49,7 +49,8 @@ def data_job(
     output = Output(as_json=as_json)
     loaded = _rows_alone(load_job(name, sets))
     facts = gather(loaded)
-    require_packages(_PACKAGES, facts.place)
+    pictures = ("pillow",) if sft_job(loaded).vision is not None else ()
+    require_packages((*_PACKAGES, *pictures), facts.place)
     if sample:
         plan = make_plan(loaded, _without_rows(loaded, facts), "smoke")
     else:

@@ -20,7 +20,12 @@ from runner.cli.preflight import answering_gpu, fetch_missing, require_run_stack
 from runner.cli.recorded_plan import mount_of, plan_to_ask, result_mounts
 from runner.container.inside import question
 from runner.container.mounts import PREPARED, plan_mounts
-from runner.engine.evaluate.request import EvaluationFolder, Request, write_request
+from runner.engine.evaluate.request import (
+    PACKAGES,
+    EvaluationFolder,
+    Request,
+    write_request,
+)
 from runner.engine.trained import require_result
 from runner.errors import (
     EXIT_INTERRUPTED,
@@ -43,7 +48,6 @@ from runner.shared_folder import SharedFolder
 from runner.sources import cache_folder
 from runner.yaml_text import parse
 
-NEEDED = ("scikit-learn", "scipy", "matplotlib")
 _PREFIX = "evaluation."
 
 
@@ -88,7 +92,7 @@ def evaluate_run(
     else:
         plan = _model_plan(target, job, sets, output, own_rows=not data)
         settings = plan.evaluation
-    require_run_stack(plan, NEEDED)
+    require_run_stack(plan, PACKAGES)
     if max_rows is not None:
         settings = settings.model_copy(update={"max_rows": max_rows})
     folder = EvaluationFolder(_make_folder(out, run, root, plan))

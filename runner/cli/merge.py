@@ -12,6 +12,7 @@ from runner.cli.preflight import require_run_stack
 from runner.cli.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
 from runner.container.inside import question
 from runner.container.staged import staged_beside
+from runner.engine.mergeable import nothing_to_merge
 from runner.engine.trained import require_result
 from runner.errors import RefusedError, UsageError
 from runner.folder import RunFolder, default_root, find_run
@@ -80,20 +81,15 @@ def merge_run(
 
 def require_mergeable(plan: Plan, folder: RunFolder) -> None:
     """Refuse the methods that leave nothing to merge, and say what there is instead."""
-    if plan.trains == ["projector"]:
-        raise RefusedError(
-            f"run {folder.name} trained a projector and no adapter; there is nothing to merge"
-        )
-    if plan.method == "full":
-        raise RefusedError(
-            f"run {folder.name} trained all weights: its model is whole already, in {folder.model}"
-        )
-    if plan.method == "prefix":
-        raise RefusedError(
-            f"run {folder.name} trained a prefix, which can't be merged: it is keys and values "
-            "before every layer's own, not a change of weights",
-            f"serve it as it is: PEFT loads {folder.adapter} on the base model",
-        )
+    found = nothing_to_merge(plan)
+    if found is None:
+        return
+    found = found.replace("trains", "trained", 1)
+    if plan.method == "full" and plan.trains != ["projector"]:
+        found = f"{found}, in {folder.model}"
+    ways_out = {"prefix": f"serve it as it is: PEFT loads {folder.adapter} on the base model"}
+    hint = ways_out.get(plan.method) if plan.trains != ["projector"] else None
+    raise RefusedError(f"run {folder.name} {found}", hint)
 
 
 def lines(record: dict[str, Any]) -> list[str]:

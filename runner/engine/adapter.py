@@ -95,11 +95,54 @@ def _linear_layers(model: Any) -> list[str]:
     ]
 
 
-def require_modules(wanted: list[str], available: list[str]) -> None:
-    """Refuse target modules whose last part is not among the names of the model's layers."""
+def require_modules(wanted: list[str], available: list[str], model: Any) -> None:
+    """Refuse target modules whose last part is not among the names of the model's linear layers.
+
+    A module of that name which takes no adapter is named for what it is.
+    """
     missing = [name for name in wanted if name.rsplit(".", 1)[-1] not in available]
+    for name in missing:
+        if why := _no_layer_because(name, model):
+            raise RefusedError(f"lora.target_modules {name}: {why}", _choose(available))
     if missing:
         raise _no_such_layer(missing, available)
+
+
+def _no_layer_because(target: str, model: Any) -> str | None:
+    """What a module is that takes no adapter here; None where the model has none of that name."""
+    from torch import nn
+
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name == target or name.endswith(f".{target}")
+    ]
+    if not found:
+        tensors = [name for name, _ in model.named_parameters() if name.endswith(f".{target}")]
+        if not tensors:
+            return None
+        return f"it is a tensor of the model ({tensors[0]}), no linear layer"
+    name, module = found[0]
+    if isinstance(module, nn.Embedding):
+        tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+        if tied and module is model.get_input_embeddings():
+            return (
+                f"{name} is the embedding, whose weight is the output head's too (tied): an "
+                "adapter on one of them would leave the other behind"
+            )
+        return f"{name} is an embedding; adapters go on linear layers here"
+    inside = sorted({one.rsplit(".", 1)[-1] for one in _linear_layers(module) if one})
+    if inside:
+        return f"{name} is a block of layers ({', '.join(inside)}), not a layer"
+    return f"{name} is {_article(type(module).__name__)}, no linear layer"
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[:1] in 'AEIOU' else 'a'} {word}"
+
+
+def _choose(available: list[str]) -> str:
+    return f"all-linear, or a list of these: {', '.join(available)}"
 
 
 def _no_such_layer(missing: list[str], available: list[str]) -> RefusedError:
@@ -114,7 +157,7 @@ def _no_such_layer(missing: list[str], available: list[str]) -> RefusedError:
 
 def _require_targets(wanted: list[str], model: Any) -> None:
     """Refuse what PEFT would pass over in silence, or adapt and TRL never train."""
-    require_modules(wanted, linear_names(model))
+    require_modules(wanted, linear_names(model), model)
     layers = _linear_layers(model)
 
     def hits(target: str) -> list[str]:  # PEFT's rule
@@ -125,11 +168,13 @@ def _require_targets(wanted: list[str], model: Any) -> None:
             last = target.rsplit(".", 1)[-1]
             raise _no_such_layer([target], hits(last))
     head = model.get_output_embeddings()
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     name = next((name for name, module in model.named_modules() if module is head), None)
     if name is not None and any(name in hits(target) for target in wanted):
         raise RefusedError(
             f"lora.target_modules {name}: the output head takes no adapter, since TRL computes "
-            "the loss from the head's weight alone",
+            "the loss from the head's weight alone"
+            + (" (and that weight is the embedding's too: they are tied)" if tied else ""),
             "leave it out, as all-linear does",
         )
 

@@ -35,15 +35,17 @@ def count_parameters(plan: Plan) -> ParameterCount:
     import torch
     from peft import get_peft_model
 
+    model = model_on_meta(plan)
     with torch.device("meta"):
-        model = _skeleton(plan)
         config = trainable_setup(model, plan)
         if config is not None:
             model = get_peft_model(model, config, low_cpu_mem_usage=True)
     return counted(model)
 
 
-def _skeleton(plan: Plan) -> Any:
+def model_on_meta(plan: Plan) -> Any:
+    """The plan's base model without weights. Raises RefusedError where its config can't be had."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if plan.vision is not None:
@@ -55,7 +57,8 @@ def _skeleton(plan: Plan) -> Any:
         config = AutoConfig.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         raise unreachable(plan, error) from None
-    return AutoModelForCausalLM.from_config(config, trust_remote_code=plan.trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=plan.trust_remote_code)
 
 
 def counted(model: Any) -> ParameterCount:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.engine.data.masks import IGNORED_LABEL
+from runner.engine.data.pixels import DEFAULT_BACKGROUND, UnreadableImage, decode
 from runner.engine.vision import (
     IMAGE_TOKEN,
     image_tokens,
@@ -35,6 +36,12 @@ class ImageProcessor:
     prepare: Any
     """transformers' image processor."""
     tokens_per_image: int
+    background: str = DEFAULT_BACKGROUND
+    """data.image_background: what shows through transparency."""
+
+    def read(self, path: str | Path) -> Any:
+        """The image as RGB. Raises RunnerError naming a file that can't be read."""
+        return read_image(path, self.background)
 
     def __call__(self, images: Sequence[Any]) -> Any:
         """N Pillow images as the tower takes them: (N, 3, height, width) float32."""
@@ -67,7 +74,7 @@ def image_processor(plan: Plan) -> ImageProcessor:
             f"{gives.height}x{gives.width}, but the tower takes {takes}x{takes}",
             "take the preprocessor_config.json that was published with these weights",
         )
-    return ImageProcessor(processor, image_tokens(config))
+    return ImageProcessor(processor, image_tokens(config), plan.data.image_background)
 
 
 class ImageTextCollator:
@@ -96,7 +103,7 @@ class ImageTextCollator:
             ids, labels = list(row["input_ids"]), list(row["labels"])
             paths = list(row.get(IMAGES) or [])
             _require_places(ids, paths, self._token, self._processor.tokens_per_image)
-            images += [read_image(path) for path in paths]
+            images += [self._processor.read(path) for path in paths]
             empty = longest - len(ids)
             columns["input_ids"].append(ids + [self._pad] * empty)
             columns["labels"].append(labels + [IGNORED_LABEL] * empty)
@@ -107,16 +114,13 @@ class ImageTextCollator:
         return batch
 
 
-def read_image(path: str | Path) -> Any:
+def read_image(path: str | Path, background: str = DEFAULT_BACKGROUND) -> Any:
     """The image as RGB, wholly decoded. Raises RunnerError naming a file that can't be read."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return decode(path, background).image
     except FileNotFoundError:
         raise RunnerError(f"the image {path} is not there", _HINT) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnreadableImage as error:
         raise RunnerError(f"the image {path} can't be read: {error}", _HINT) from None
 
 

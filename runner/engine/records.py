@@ -106,7 +106,7 @@ class Records(TrainerCallback):
         self._tokens_before = int(sealed.get("tokens") or self._tokens_before)
         self.tokens = self._tokens_before
 
-    def on_pre_optimizer_step(
+    def on_step_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
@@ -114,7 +114,8 @@ class Records(TrainerCallback):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        # what this step is made with; some versions of transformers log the next step's
+        # What this step is made with, while no schedule has moved on: DeepSpeed steps optimizer and
+        # schedule within the backward pass, and some versions of transformers log the next step's.
         self._learning_rate = float(optimizer.param_groups[0]["lr"])
 
     def on_step_end(

@@ -17,7 +17,13 @@ from typing import Any
 from runner import terminal
 from runner.engine.arguments import require_optimizer
 from runner.engine.pickles import load_tensors_only
-from runner.engine.schedule import best_candidates, kept_at_once, saved_steps
+from runner.engine.schedule import (
+    count_saves,
+    has_best_candidate,
+    kept_at_once,
+    warm_up_alone,
+    warm_up_steps,
+)
 from runner.errors import Problem, RunnerError, SpecError, bug
 from runner.job_training import TrainingSettings, beyond_the_end
 from runner.plan import Plan
@@ -46,6 +52,15 @@ class Length:
     kept: int
     """Checkpoints that lie there at once, the one being written included."""
 
+    def arithmetic(self, training: TrainingSettings) -> str:
+        """How the steps come about, for an error."""
+        if training.max_steps is not None:
+            return f"{self.steps:,} steps, as training.max_steps says"
+        return (
+            f"{self.rows:,} rows / {self.global_batch:,} a step = {self.steps_an_epoch:,} steps a "
+            f"pass, x {training.num_train_epochs:g} = {self.steps:,}"
+        )
+
 
 def length_of(plan: Plan, rows: int, eval_rows: int) -> Length:
     """Steps and checkpoints of one training over `rows` rows, as transformers' Trainer counts."""
@@ -66,7 +81,7 @@ def length_of(plan: Plan, rows: int, eval_rows: int) -> Length:
         steps_an_epoch=an_epoch,
         steps=steps,
         passes=steps / an_epoch,
-        saves=len(saved_steps(training, steps)),
+        saves=count_saves(training, steps),
         kept=kept_at_once(training, steps),
     )
 
@@ -76,6 +91,24 @@ def contradictions(training: TrainingSettings, length: Length) -> tuple[list[Pro
     problems: list[Problem] = []
     warnings: list[str] = []
     place = f"{length.phase}: " if length.phase else ""
+    warmup, told = warm_up_steps(training, length.steps)
+    if why := warm_up_alone(length.steps, warmup, told):
+        field = "stages.0.warmup_steps" if training.stages else "warmup_ratio"
+        value = training.stages[0].warmup_steps if training.stages else training.warmup_ratio
+        problems.append(
+            Problem(
+                f"{place}{length.arithmetic(training)}",
+                f"training.{field}",
+                why,
+                f"{value:g}",
+                f"more steps, or no warm-up: --set training.{field}=0",
+            )
+        )
+    elif warmup >= length.steps:
+        warnings.append(
+            f"{place}the learning rate never reaches its peak: the warm-up takes {warmup:,} "
+            f"({told}) of {length.steps:,} steps"
+        )
     if length.passes > MANY_PASSES and training.max_steps is not None:
         warnings.append(
             f"{place}{length.steps} steps x {length.global_batch} rows are {length.passes:.0f} "
@@ -97,7 +130,7 @@ def contradictions(training: TrainingSettings, length: Length) -> tuple[list[Pro
                 f"at most {length.steps}, the steps of this training",
             )
         )
-    elif training.load_best_model_at_end and not best_candidates(training, length.steps):
+    elif training.load_best_model_at_end and not has_best_candidate(training, length.steps):
         problems.append(
             Problem(
                 "the stages",
@@ -133,6 +166,9 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
     Raises RunnerError as the run itself would, before it starts.
     """
     from runner.engine.count import count_parameters
+    from runner.engine.evaluate.foresee import foresee_evaluation, foresee_merge
+    from runner.engine.images import image_processor
+    from runner.engine.limits import dtype_notes, require_plain_weights, require_within
     from runner.engine.model import load_tokenizer
     from runner.engine.rows import prepare_rows
     from runner.vram.batches import of_rows
@@ -141,10 +177,15 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
     record: dict[str, Any] = {"notes": [], "warnings": [], "trainings": []}
     problems: list[Problem] = []
     written = 0
-    for part in plan.trainings:
+    for number, part in enumerate(plan.trainings, start=1):
         require_optimizer(part)
+        require_plain_weights(part)
         tokenizer, notes = load_tokenizer(part)
+        if part.vision is not None:
+            image_processor(part)
         rows = prepare_rows(part, tokenizer, samples=samples, image_tokens=image_tokens(part))
+        near = require_within(part, tokenizer, rows)
+        notes += dtype_notes(part)
         count = count_parameters(part)
         length = length_of(part, len(rows.train), len(rows.eval))
         wrong, unlikely = contradictions(part.training, length)
@@ -153,7 +194,7 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
         written += size * length.kept
         batches.append(of_rows(part, rows))
         record["notes"] += [note for note in notes if note not in record["notes"]]
-        record["warnings"] += unlikely
+        record["warnings"] += [line for line in near if line not in record["warnings"]] + unlikely
         record["trainings"].append(
             {
                 **asdict(length),
@@ -167,6 +208,9 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
                 "checkpoint_bytes": size,
             }
         )
+        if number == len(plan.trainings):  # what is evaluated and merged is the last one's
+            said = foresee_evaluation(part, tokenizer, rows.prepared, _say)
+            record["notes"] += [*said, *foresee_merge(part)]
     if problems:
         raise SpecError(problems)
     record["memory"] = _memory(plan, batches, record["notes"])
@@ -186,6 +230,10 @@ def _memory(plan: Plan, batches: list[Batch], notes: list[str]) -> dict[str, Any
     except RunnerError as error:
         notes.append(f"the memory could not be predicted: {error.message}")
         return None
+
+
+def _say(line: str) -> None:
+    terminal.say(f"runner: {line}")
 
 
 def image_tokens(plan: Plan) -> int:

@@ -127,6 +127,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     from runner.engine.adapter import trainable_setup
     from runner.engine.arguments import training_arguments
     from runner.engine.count import counted
+    from runner.engine.limits import require_plain_weights, require_within
     from runner.engine.memory import loss_chunks
     from runner.engine.model import load_model, load_tokenizer
     from runner.engine.records import Records
@@ -139,8 +140,10 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     from runner.engine.trainer import RunTrainer
 
     control.enter("loading")
+    require_plain_weights(plan)
     tokenizer, notes = load_tokenizer(plan)
     rows = prepare_rows(plan, tokenizer, image_tokens=image_tokens(plan))
+    require_within(plan, tokenizer, rows)  # a survey may be older than the model's folder
     control.stop_if_asked()
     if first:
         hashes = rows.prepared.split_hashes()

@@ -126,7 +126,7 @@ def adapter_targets(model: Any, modules: str | list[str] = "all-linear") -> str:
         chosen = sorted({name.rsplit(".", 1)[-1] for name in names})
     else:
         chosen = [modules] if isinstance(modules, str) else list(modules)
-        require_modules(chosen, names)
+        require_modules(chosen, names, model.model.language_model)
     ends = "|".join(re.escape(name) for name in chosen)
     return rf"{LANGUAGE_MODEL}(?:.*\.)?(?:{ends})"
 

@@ -45,6 +45,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         from runner.vram.mgm import answer
 
         return answer(plan, request["mgm"])
+    from runner.engine.limits import require_plain_weights
+
+    for part in plan.trainings:
+        require_plain_weights(part)
     versions = {name: package_version(name) for name in PACKAGES}
     given = request.get("batches")
     if given is None:

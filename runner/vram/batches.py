@@ -6,6 +6,7 @@ lets a row be, and says so.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from runner.engine.model import load_tokenizer
@@ -53,7 +54,7 @@ def batches_of(plan: Plan) -> list[Batch]:
         return [longest_allowed(part, why) for part in plan.trainings]
     out = []
     for part in plan.trainings:
-        if any(source.path is None for source in part.rows.each):
+        if not all(source.path and Path(source.path).is_file() for source in part.rows.each):
             out.append(longest_allowed(part, "the rows are not on this machine"))
             continue
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.engine.schedule import (
-    best_candidates,
+    count_saves,
+    has_best_candidate,
     kept_at_once,
     learning_rate_at,
-    saved_steps,
     saves_at,
+    warm_up_alone,
+    warm_up_steps,
 )
 from runner.job_training import TrainingSettings
 
@@ -45,6 +48,18 @@ stages = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+def saved_steps(training: TrainingSettings, total: int) -> list[int]:
+    """Step by step what is counted at once elsewhere."""
+    return [step for step in range(1, total + 1) if saves_at(training, step, total)]
+
+
+def best_candidates(training: TrainingSettings, total: int) -> list[int]:
+    every = training.eval_steps
+    if every is None:
+        return []
+    return [s for s in saved_steps(training, total) if s % every == 0 or s == total]
 
 
 def settings(**values: Any) -> TrainingSettings:
@@ -168,3 +183,45 @@ def test_without_stages_it_is_what_transformers_does(kind: str, ratio: float) ->
         )
         optimizer.step()
         theirs.step()
+
+
+@given(stages, st.data())
+def test_saves_are_counted_as_step_by_step(made: list[dict[str, Any]], data: st.DataObject) -> None:
+    """With stages and save_steps together too, as a smoke has them."""
+    with_stages = data.draw(st.booleans(), "stages")
+    whole = sum(stage["max_steps"] for stage in made) if with_stages else 60
+    total = data.draw(st.integers(1, whole), "total")
+    training = settings(
+        stages=made if with_stages else [],
+        save_steps=data.draw(st.none() | st.integers(1, 30), "save_steps"),
+        save_from_step=data.draw(st.integers(1, total), "save_from_step"),
+        eval_steps=data.draw(st.none() | st.integers(1, 30), "eval_steps"),
+    )
+    assert count_saves(training, total) == len(saved_steps(training, total))
+    assert has_best_candidate(training, total) == bool(best_candidates(training, total))
+
+
+def test_a_billion_steps_are_counted_at_once() -> None:
+    total = 999_999_999
+    training = settings(max_steps=total, save_steps=7, eval_steps=11, save_total_limit=3)
+    began = time.monotonic()
+    assert count_saves(training, total) == total // 7 + 1
+    assert kept_at_once(training, total) == 4
+    assert has_best_candidate(training, total)
+    assert time.monotonic() - began < 1
+
+
+def test_a_training_that_only_warms_up_learns_nothing() -> None:
+    """Exactly where every step's rate is 0, by transformers' own formula."""
+    for ratio in (0.0, 0.03, 0.5, 0.99):
+        for total in range(1, 8):
+            training = settings(warmup_ratio=ratio)
+            rates = [learning_rate_at(training, step, total) for step in range(total)]
+            warmup, told = warm_up_steps(training, total)
+            assert (warm_up_alone(total, warmup, told) is not None) == (max(rates) == 0)
+    stage = {"max_steps": 5, "learning_rate": 1e-4, "warmup_steps": 3}
+    staged = settings(stages=[stage])
+    assert warm_up_alone(1, *warm_up_steps(staged, 1)) is not None  # by --max-steps 1
+    assert warm_up_alone(2, *warm_up_steps(staged, 2)) is None
+    why = warm_up_alone(1, *warm_up_steps(settings(warmup_ratio=0.03), 1)) or ""
+    assert "1 optimizer step, and the warm-up takes 1 (warmup_ratio 0.03 x 1, rounded up)" in why

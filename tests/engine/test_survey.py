@@ -103,3 +103,40 @@ def test_many_passes_over_few_rows_are_told(plan: Plan) -> None:
     wide = trained(plan, gradient_accumulation_steps=64)
     _, warnings = contradictions(wide.training, length_of(wide, 20, 2))
     assert warnings[0].startswith("one step takes 256 rows, there are 20")
+
+
+def test_a_training_that_is_all_warm_up_is_refused_with_its_arithmetic(plan: Plan) -> None:
+    """Few rows, or max_steps 1: the one step would be made with a learning rate of 0."""
+    few = trained(plan, warmup_ratio=0.03, gradient_accumulation_steps=2)
+    problems, _ = contradictions(few.training, length_of(few, 8, 2))
+    (problem,) = problems
+    assert problem.field == "training.warmup_ratio" and problem.value == "0.03"
+    assert problem.where == "8 rows / 8 a step = 1 steps a pass, x 1 = 1"
+    assert "the learning rate is 0 in every step: 1 optimizer step" in problem.problem
+    assert "warmup_ratio 0.03 x 1, rounded up" in problem.problem
+    assert "--set training.warmup_ratio=0" in (problem.expected or "")
+    one = trained(plan, warmup_ratio=0.1, max_steps=1)
+    problems, _ = contradictions(one.training, length_of(one, 800, 2))
+    assert problems[0].where == "1 steps, as training.max_steps says"
+    stages = [Stage(max_steps=9, learning_rate=1e-4, warmup_steps=3)]
+    cut = trained(plan, stages=stages, max_steps=1)
+    problems, _ = contradictions(cut.training, length_of(cut, 800, 2))
+    assert problems[0].field == "training.stages.0.warmup_steps"
+    for fine in (
+        trained(plan, warmup_ratio=0.03, num_train_epochs=2.0),
+        trained(plan, max_steps=1),
+    ):
+        assert contradictions(fine.training, length_of(fine, 4, 2))[0] == []
+
+
+def test_a_warm_up_that_never_reaches_its_peak_is_told(plan: Plan) -> None:
+    slow = trained(plan, max_steps=3, warmup_ratio=0.99)
+    problems, warnings = contradictions(slow.training, length_of(slow, 80, 8))
+    assert problems == []
+    assert "never reaches its peak: the warm-up takes 3" in warnings[0]
+
+
+def test_a_hundred_million_steps_are_surveyed_at_once(plan: Plan) -> None:
+    many = trained(plan, max_steps=99_999_999, save_steps=3, save_total_limit=2)
+    length = length_of(many, 1000, 10)
+    assert (length.steps, length.saves, length.kept) == (99_999_999, 33_333_333, 3)

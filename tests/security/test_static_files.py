@@ -55,6 +55,7 @@ WRITERS = {
     "engine/builtin.py": CACHE,
     "engine/data/__main__.py": NAMED,
     "engine/data/cache.py": CACHE,
+    "engine/data/image_files.py": CACHE,
     "engine/data/prepare.py": CACHE,
     "engine/data/prepared.py": STAGED,
     "engine/evaluate/picture.py": INSIDE,

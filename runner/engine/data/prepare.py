@@ -28,11 +28,12 @@ from runner.engine.data.account import (
 )
 from runner.engine.data.cache import MANIFEST, lock_of, make_once, no_room, tells_full
 from runner.engine.data.formats import FormatOptions
+from runner.engine.data.image_files import open_images
 from runner.engine.data.ingest import Intake, Taken, take
 from runner.engine.data.ledger import EVAL, TEST, TRAIN, Ledger
 from runner.engine.data.llava import read_questions
 from runner.engine.data.prepared import REPORT, SIDES, Prepared, hashes_name
-from runner.engine.data.settle import require_images, require_sides, settle_leaks, settle_mix
+from runner.engine.data.settle import require_sides, settle_leaks, settle_mix
 from runner.engine.data.sides import content_file, write_sides
 from runner.engine.data.sources import Source, identity_of, image_root, rows_of, sources_of
 from runner.errors import Problem, SpecError
@@ -52,7 +53,7 @@ def prepare(plan: Plan, *, say: Callable[[str], None]) -> Prepared:
 
     Raises:
         SpecError: unreadable rows, rows that don't fit their format, a side without rows, a leak
-            that the job refuses.
+            that the job refuses, images that can't be read.
         RefusedError: rows that changed since the plan was made, a hub that can't be reached, a
             cache folder that is full or can't be written.
     """
@@ -61,26 +62,42 @@ def prepare(plan: Plan, *, say: Callable[[str], None]) -> Prepared:
     contents = [identity_of(plan, source) for source in sources]
     try:
         if None in contents:
-            return _prepare_unnamed(plan, sources, root, say)
+            return _with_images(plan, _prepare_unnamed(plan, sources, root, say), say)
         folder = root / _key(plan, sources, contents)
 
         def make(staging: Path) -> None:
             _make(plan, sources, staging, say)
 
-        made = make_once(folder, make)
+        make_once(folder, make)
     except OSError as error:
         raise no_room(root, error) from error
     # the same rows may have been prepared from another place
     prepared = Prepared(folder, tuple(source.place for source in sources))
-    if not made and plan.vision is not None:
-        require_images(prepared)
-    return prepared
+    return _with_images(plan, prepared, say)
+
+
+def _with_images(plan: Plan, prepared: Prepared, say: Callable[[str], None]) -> Prepared:
+    """The rows with every image of theirs opened, where the model takes images."""
+    if plan.vision is None:
+        return prepared
+    cache = cache_folder() / "prepared"
+    return replace(prepared, images=open_images(prepared, plan.data.image_background, cache, say))
 
 
 def _key(plan: Plan, sources: list[Source], contents: list[list[Any] | None]) -> str:
     settings = plan.data.model_dump(
         mode="json",
-        exclude={"train", "eval", "test", "sample", "questions", "hub", "image_folder", "mix"},
+        exclude={
+            "train",
+            "eval",
+            "test",
+            "sample",
+            "questions",
+            "hub",
+            "image_folder",
+            "mix",
+            "image_background",
+        },
     )
     mix, questions = plan.data.mix, plan.rows.questions
     record = {

@@ -63,6 +63,9 @@ class Prepared:
 
     folder: Path
     places: tuple[str, ...] = ()  # where the sources lie now; empty: where they lay when prepared
+    images: dict[str, Any] | None = (
+        None  # what opening the rows' images gave; None: of a text model
+    )
 
     @cached_property
     def report(self) -> dict[str, Any]:
@@ -70,6 +73,8 @@ class Prepared:
         record: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
         for source, place in zip(record["sources"], self.places, strict=False):
             source["place"] = place
+        if self.images is not None:
+            record["images"] = self.images
         return record
 
     @property

@@ -5,14 +5,13 @@ Imports the standard library and this package.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from runner.engine.data.account import ratio_words
 from runner.engine.data.ingest import Taken
 from runner.engine.data.ledger import EVAL, TEST, TRAIN, Ledger, LeftOut
 from runner.engine.data.mix import Portion, portions
-from runner.engine.data.prepared import SIDES, Prepared
+from runner.engine.data.prepared import SIDES
 from runner.engine.data.sources import Source
 from runner.errors import Problem, SpecError
 from runner.plan import Plan
@@ -119,14 +118,3 @@ def settle_mix(
                 ]
             )
     return dict(zip(mixed, found, strict=True))
-
-
-def require_images(prepared: Prepared) -> None:
-    """Refuse (SpecError) rows prepared earlier whose images went away since."""
-    for side in SIDES:
-        for row in prepared.rows(side):
-            for path in row.images:
-                if not Path(path).is_file():
-                    source = prepared.report["sources"][row.source]
-                    where, field = f"{source['place']}:{row.line}", f"{source['field']} -> images"
-                    raise SpecError([Problem(where, field, "no such image file", path)])

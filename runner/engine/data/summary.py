@@ -1,9 +1,11 @@
-"""The report of prepared rows in words. Pure; standard library only."""
+"""The report of prepared rows in words. Pure; standard library and this package only."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 from typing import Any
+
+from runner.engine.data.image_words import image_lines
 
 NAMED = 10  # lines that a message names
 UNUSED_SHOWN = 20  # keys that a message names
@@ -45,6 +47,8 @@ def cleaning_lines(report: dict[str, Any]) -> list[str]:
                 )
     if report["mix"]:
         out.append(mix_line(report))
+    if report.get("images"):
+        out += image_lines(report["images"])
     return out
 
 

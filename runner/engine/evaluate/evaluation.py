@@ -30,6 +30,7 @@ from runner.engine.evaluate.tasks import (
     json_for,
     multiple_choice_for,
 )
+from runner.engine.limits import require_measurable
 from runner.engine.model import load_tokenizer
 from runner.engine.subjects import Subject, load_subjects, placed
 from runner.engine.trained import result_file
@@ -41,7 +42,7 @@ from runner.render import model_line
 
 
 @dataclass
-class _Asked:
+class Asked:
     """What is measured, decided before any weights are loaded."""
 
     sets: list[RowSet]
@@ -81,10 +82,8 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
         plan, request.files, run, settings.max_rows, settings.task == "multiple_choice", _say
     )
     tokenizer, more = load_tokenizer(plan)
-    greedy = Greedy(
-        tokenizer, settings.max_new_tokens, strips_thinking=settings.thinking == "strip"
-    )
-    asked = _asked(question, settings, greedy)
+    greedy = greedy_of(tokenizer, settings)
+    asked = settle_task(question, settings, greedy)
     wanted, plan = plan, placed(plan)
     if plan is not wanted:
         asked.notes.append("measured on CPU: the plan says cuda, and no GPU is to be had now")
@@ -94,6 +93,8 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
     sight = load_sight(plan, tokenizer)
     generates = asked.task is not None
     material = tokenize(tokenizer, rows, plan.training.max_length, sight, generates=generates)
+    encoded = [row.input_ids for row in material.encoded.values()]
+    require_measurable(plan, tokenizer, encoded, material.prompts)
     subjects = load_subjects(plan, run, with_base=request.base)
     room = longest_sequence(subjects[0].model)
     asked.notes += [*more, *material.notes, *_room_notes(material, room, settings.max_new_tokens)]
@@ -129,7 +130,7 @@ def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: Sta
 
 
 def _answers(
-    asked: _Asked,
+    asked: Asked,
     subjects: Sequence[Subject],
     material: Material,
     greedy: Greedy,
@@ -159,7 +160,13 @@ def _answers(
     return [told[index] for index in range(len(costs))]
 
 
-def _asked(question: Question, settings: EvaluationSettings, greedy: Greedy) -> _Asked:
+def greedy_of(tokenizer: Any, settings: EvaluationSettings) -> Greedy:
+    """How a model is made to answer, and its answers read, by these settings."""
+    strips = settings.thinking == "strip"
+    return Greedy(tokenizer, settings.max_new_tokens, strips_thinking=strips)
+
+
+def settle_task(question: Question, settings: EvaluationSettings, greedy: Greedy) -> Asked:
     """The rows and the task that judges them. Raises SpecError where that task can't."""
     wanted = settings.task
     sets, prepared = load_sets(question)
@@ -173,13 +180,13 @@ def _asked(question: Question, settings: EvaluationSettings, greedy: Greedy) -> 
     if wanted == "auto":
         wanted = "classification" if all(each.labelled for each in sets) else "loss"
     if wanted == "loss":
-        return _Asked(sets, None, notes)
+        return Asked(sets, None, notes)
     if wanted == "exact_match":
-        return _Asked(sets, ExactMatch(), notes)
+        return Asked(sets, ExactMatch(), notes)
     if wanted == "json":
-        return _Asked(sets, json_for(rows), notes)
+        return Asked(sets, json_for(rows), notes)
     if wanted == "multiple_choice":
-        return _Asked(sets, multiple_choice_for(rows, settings.answer_pattern), notes)
+        return Asked(sets, multiple_choice_for(rows, settings.answer_pattern), notes)
     trained: Counter[str] | None = None
     if prepared is None:
         # the baseline is the training rows' majority, but files can be measured without these
@@ -197,7 +204,7 @@ def _asked(question: Question, settings: EvaluationSettings, greedy: Greedy) -> 
     labels = question.plan.data.labels
     bare = {key: greedy.bare(text) for key, text in labels.items()} if labels else None
     task = classification_for(rows, bare, trained)
-    return _Asked(sets, task, notes)
+    return Asked(sets, task, notes)
 
 
 def _trained_notes(sets: Sequence[RowSet]) -> list[str]:

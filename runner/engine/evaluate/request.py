@@ -15,6 +15,8 @@ from runner.job_training import EvaluationSettings
 from runner.shared_folder import SharedFolder
 
 SCHEMA_VERSION = 1
+PACKAGES = ("scikit-learn", "scipy", "matplotlib")
+"""What an evaluation needs besides what trains."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.engine.data.formats import IMAGE_MARK, Message
-from runner.engine.images import ImageProcessor, image_processor, read_image
+from runner.engine.images import ImageProcessor, image_processor
 from runner.plan import Plan
 
 
@@ -43,7 +43,7 @@ class Sight:
         paths = [path for row in images for path in row]
         if not paths:
             return {}
-        return {"pixel_values": self.processor([read_image(path) for path in paths])}
+        return {"pixel_values": self.processor([self.processor.read(path) for path in paths])}
 
 
 def load_sight(plan: Plan, tokenizer: Any) -> Sight | None:

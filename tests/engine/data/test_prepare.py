@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from runner.engine.data.prepare import prepare
 from runner.engine.data.prepared import SIDES, Overlap, Prepared, proves_disjoint
@@ -417,7 +418,7 @@ def image_rows(folder: Path, count: int) -> Path:
     (folder / "images").mkdir(exist_ok=True)
     rows = []
     for n in range(count):
-        (folder / "images" / f"{n}.jpg").write_bytes(b"x" * (n + 1))
+        Image.new("L", (n + 1, 1)).save(folder / "images" / f"{n}.jpg")
         rows.append(
             {"id": n, "text": f"<__dj__image> {n} <|__dj__eoc|>", "images": [f"images/{n}.jpg"]}
         )
@@ -451,7 +452,7 @@ def test_rows_with_other_images_are_not_alike(tmp_path: Path) -> None:
         for image, a in (("a.jpg", "x"), ("b.jpg", "x"), ("a.jpg", "x"), ("a.jpg", "y"))
     ]  # fmt: skip
     for name in ("a.jpg", "b.jpg"):
-        (tmp_path / name).write_bytes(b"x")
+        Image.new("L", (1, 1)).save(tmp_path / name)
     prepared = done(write(tmp_path / "t.jsonl", *rows), vision=True, clean=DROP)
     assert [row.images for row in prepared.rows("train")] == [[str(tmp_path / "b.jpg")]]
 

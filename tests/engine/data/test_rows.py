@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from runner.engine.data.masks import IGNORED_LABEL, encode
 from runner.engine.rows import PreparedRows, prepare_rows
@@ -156,8 +157,8 @@ def with_image_token(tokenizer: Any) -> Any:
 
 
 def image_rows(folder: Path) -> Path:
-    (folder / "a.jpg").write_bytes(b"x")
-    (folder / "b.jpg").write_bytes(b"xy")
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("L", (1, 1)).save(folder / name)
     turns = [("Who? <image>", "me"), ("And? <image>", "you")]
     messages = [
         {"role": role, "content": content}
