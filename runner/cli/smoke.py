@@ -10,6 +10,7 @@ from runner import durable
 from runner.cli.cards import preflight
 from runner.cli.measured import keep_measurement, predict_smoke
 from runner.cli.output import Output, field, table
+from runner.cli.preflight import place_line
 from runner.cli.train import ready_smoke, start_and_follow
 from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
 from runner.jobfile import LoadedJob, list_jobs, load_job
@@ -83,7 +84,7 @@ def _smoke(
 ) -> dict[str, Any]:
     steps = max_steps or SMOKE_DEFAULT_STEPS
     plan, facts, folder = ready_smoke(job, steps, runs, out, wait=wait, unsafe=unsafe)
-    out.say(field("place", facts.place.line))
+    out.say(field("place", place_line(plan, facts)))
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))
     out.say(preflight(plan))
@@ -147,6 +148,8 @@ def _kinds(substitutions: list[str]) -> str:
         "budget": "budget",
         "CPU": "GPU",
         "fp32": "precision",
+        "unquantized": "quantization",
+        "not tried": "settings",
     }
     found = [
         next((word for sign, word in words.items() if sign in text), "data")
