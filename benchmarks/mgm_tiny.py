@@ -69,8 +69,8 @@ def save_tokenizer(folder: Path, texts: list[str]) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
     )
-    if tokenizer.get_vocab_size() != VOCABULARY:
-        raise SystemExit(f"{tokenizer.get_vocab_size()} tokens, not {VOCABULARY}: too few rows")
+    # few rows may give fewer tokens than the model has embeddings for, as Gemma's own has spares
+    print(f"tiny: {tokenizer.get_vocab_size()} tokens of {VOCABULARY}")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

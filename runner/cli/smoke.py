@@ -111,6 +111,7 @@ def _smoke(
         "steps": end.get("steps"),
         "first_loss": end.get("first_loss"),
         "last_loss": end.get("last_loss"),
+        "trainings": end.get("trainings") or [],
         "eval_loss": end.get("eval_loss"),
         "peak_bytes": end.get("peak_bytes"),
         "peak_source": end.get("peak_source"),
@@ -122,8 +123,8 @@ def _smoke(
 
 
 def _row(record: dict[str, Any]) -> list[str]:
-    first, last = record.get("first_loss"), record.get("last_loss")
-    losses = "-" if first is None or last is None else f"{first:.3f} → {last:.3f}"
+    several = record.get("trainings") or [record]
+    losses = ", ".join(_from_to(one.get("first_loss"), one.get("last_loss")) for one in several)
     verdict = "passed" if record["passed"] else f"FAILED: {record['verdict']}"
     return [
         record["job"],
@@ -134,6 +135,10 @@ def _row(record: dict[str, Any]) -> list[str]:
         f"{record['seconds']:.0f}",
         verdict,
     ]
+
+
+def _from_to(first: float | None, last: float | None) -> str:
+    return "-" if first is None or last is None else f"{first:.3f} → {last:.3f}"
 
 
 def _kinds(substitutions: list[str]) -> str:

@@ -112,6 +112,7 @@ def overrides(job: MgmJob, planned: PlannedMgm, *, own_rows: bool) -> list[str]:
         "launch.on": job.launch.on,
         "launch.device": job.launch.device,
         "launch.num_processes": job.launch.num_processes,
+        "budget.gpu_memory": None,  # the job's own budget is put in whole
         "lora.r": planned.lora.r,
         "lora.lora_alpha": planned.lora.lora_alpha,
         "lora.lora_dropout": planned.lora.lora_dropout,
