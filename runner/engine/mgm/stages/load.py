@@ -33,7 +33,8 @@ def differing(loaded: Any, folder: Path) -> tuple[int, list[str]]:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 there = state.get(name)
                 stored = file.get_tensor(name)
-                if there is None or not bool((there == stored.to(there.dtype)).all()):
+                same = there is not None and there.shape == stored.shape
+                if not same or not bool((there == stored.to(there.dtype)).all()):
                     wrong.append(name)
     return len(index["weight_map"]), wrong
 
