@@ -38,6 +38,7 @@ def trial_job(toolkit: Path, weights: Path, rows: Path) -> dict[str, Any]:
         "vision_tower": str(weights / "openai/clip-tiny"),
         "vision_tower_aux": str(weights / "openclip-convnext-large-d-320-random"),
         "image_size_aux": 64,
+        "num_train_epochs": 3,  # of a training that is no smoke: one epoch would be one step
         "open_images": "all",
         "pretrain": {
             "data_path": str(rows / "pretrain.jsonl"),

@@ -76,7 +76,7 @@ def require_preflight(
         )
     if looked.findings:
         told = "; ".join(
-            f"{name}: {value.rstrip(',')}; {expected.rstrip(',')} is needed"
+            f"{name}: {value} where {expected} is expected"
             for name, value, expected in looked.findings
         )
         raise RefusedError(f"{loaded.name} can't run: {told}", _way_out(looked))

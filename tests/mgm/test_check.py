@@ -52,7 +52,7 @@ def test_an_interpreter_without_the_toolkits_packages_is_refused(
     for command in ("check", "train"):
         answer = cli(command, str(zoo.job))
         assert answer.code == 3
-        assert f"python: {sys.executable}, which has no open_clip" in answer.err
+        assert f"python: {sys.executable}, which has no open_clip, timm, where" in answer.err
         assert "--set python=PATH" in answer.err
     assert not (zoo.folder / "runs").exists()
 
@@ -82,7 +82,7 @@ def test_less_host_memory_than_preflight_knows_to_be_needed_is_refused(
     for command in ("check", "train"):
         answer = cli(command, str(zoo.job), "--set", "budget.host_memory=700MiB")
         assert answer.code == 3
-        assert "budget.host_memory: 0.68 GiB; 0.78 GiB or more" in answer.err
+        assert "budget.host_memory: 0.68 GiB where 0.78 GiB or more" in answer.err
     assert cli("check", str(zoo.job), "--set", "budget.host_memory=900MiB").code == 0
 
 
