@@ -69,8 +69,9 @@ def save_tokenizer(folder: Path, texts: list[str]) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
     )
-    if tokenizer.get_vocab_size() != VOCABULARY:
-        raise SystemExit(f"{tokenizer.get_vocab_size()} tokens, not {VOCABULARY}: too few rows")
+    # few rows give few tokens; the rest are spares, as Gemma's <unused...> are
+    spare = VOCABULARY - tokenizer.get_vocab_size()
+    tokenizer.add_tokens([f"<unused{number}>" for number in range(spare)])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

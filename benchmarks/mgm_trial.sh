@@ -2,17 +2,18 @@
 # The real MGM toolkit on a CPU, by our rendered launch script: tiny random weights, 5 steps of each
 # training, merge, the merged model loaded by the toolkit's builder and compared with PEFT's merge.
 #
-#   benchmarks/mgm_trial.sh TOOLKIT [WORK]
+#   benchmarks/mgm_trial.sh TOOLKIT [WORK [--compare docs/mgm.md]]
 #
 # TOOLKIT is the folder with mgm/ (git clone https://github.com/dvlab-research/MGM, commit
 # 769820cb71afc7c2b9a2166ca3ce92db1636215c); nothing is fetched but Python packages. WORK keeps the
-# environment and the weights for the next time. ROWS names a folder like ../shared/data/mgm_200.
+# environment and the weights for the next time. The rows are the 79 in jobs/data/llava_sample, drawn
+# for this project; ROWS names another folder with such a pretrain.jsonl and finetune.json.
 set -euo pipefail
 
 here="$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)"
 toolkit="${1:?the folder with the package mgm/ of the toolkit}"
 work="${2:-/tmp/mgm-trial}"
-rows="${ROWS:-$here/../shared/data/mgm_200}"
+rows="${ROWS:-$here/jobs/data/llava_sample}"
 mkdir -p -- "$work"
 
 if [[ ! -e $work/venv/ready ]]; then
@@ -36,9 +37,9 @@ fi
 if [[ ! -d $work/weights ]]; then
   rm -rf -- "$work/weights.part"
   PYTHONPATH="$toolkit" "$work/venv/bin/python" "$here/benchmarks/mgm_tiny.py" \
-    "$work/weights.part" "$rows/data.llava.json"
+    "$work/weights.part" "$rows/finetune.json"
   mv -- "$work/weights.part" "$work/weights"
 fi
 
 exec "$here/.venv/bin/python" "$here/benchmarks/mgm_trial.py" --toolkit "$toolkit" \
-  --python "$work/venv/bin/python" --weights "$work/weights" --rows "$rows" --run "$work/run"
+  --python "$work/venv/bin/python" --weights "$work/weights" --rows "$rows" --run "$work/run" "${@:3}"

@@ -219,6 +219,11 @@ class RunFolder(SharedFolder):
         return self.engine / "result.json"
 
     @property
+    def engine_stages(self) -> Path:
+        """Which stage of the MGM toolkit runs, and how many steps its trainings have."""
+        return self.engine / "stages.json"
+
+    @property
     def engine_stack(self) -> Path:
         """torch's settings and builds, as the trainer has them."""
         return self.engine / "stack.json"
@@ -340,6 +345,7 @@ class RunFolder(SharedFolder):
             self.queue,
             self.engine_failure,
             self.engine_result,
+            self.engine_stages,
         ]
 
     def set_aside(self, paths: Iterable[Path]) -> Path | None:

@@ -5,6 +5,7 @@ Imports pydantic and the jobs' common ground. Field names are the toolkit's flag
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -56,6 +57,11 @@ class MgmPretrain(MgmTraining):
     )
     default_question: Text = Field(
         "What is in the picture?", description="Asked in every row where there is no such file."
+    )
+    columns: dict[Literal["id", "text", "images"], Text] = Field(
+        {},
+        description="What the rows call their id, text and images, where that is something else, "
+        "e.g. {text: caption}.",
     )
     learning_rate: float = Field(1e-3, gt=0, lt=1, description="Peak of the cosine schedule.")
 
@@ -174,6 +180,47 @@ class MgmSettings(JobHead):
 
 class MgmJob(JobBase, MgmSettings):
     """A job on the MGM toolkit. Anything not said has the default that `runner show` prints."""
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> MgmJob:
+        """Refuse what the toolkit's trainings would not heed, with what they do instead."""
+        cpu = self.launch.device == "cpu"
+        for field, message in _without_effect(self, cpu=cpu):
+            raise ConflictError(field, message)
+        return self
+
+
+def _without_effect(job: MgmJob, *, cpu: bool) -> Iterator[tuple[str, str]]:
+    """Dotted field and reason of each setting that would change nothing."""
+    launch, sharded = job.launch, (job.launch.deepspeed, job.launch.offload)
+    always = "the toolkit's trainings run ZeRO-2 with the optimizer in host memory on GPUs"
+    if cpu and sharded != ("none", "none"):
+        field = "deepspeed" if launch.deepspeed != "none" else "offload"
+        yield f"launch.{field}", "has no effect: on a CPU the toolkit runs without DeepSpeed"
+    elif launch.deepspeed in ("zero1", "zero3"):
+        yield "launch.deepspeed", f"has no effect: {always}; leave it out"
+    elif sharded not in (("none", "none"), ("zero2", "optimizer")):
+        yield "launch.offload", f"has no effect: {always}; say optimizer, or neither of the two"
+    if launch.threads_per_process is not None:
+        yield (
+            "launch.threads_per_process",
+            "has no effect: the toolkit's processes take their threads from the environment "
+            "(OMP_NUM_THREADS); leave it out",
+        )
+    if cpu and launch.num_processes > 1:
+        yield "launch.num_processes", "has no effect: on a CPU the toolkit trains in one process"
+    if job.budget.oom_snapshot:
+        yield "budget.oom_snapshot", "has no effect: the toolkit records no allocations"
+    if cpu and job.infer.cuda_index:
+        yield "infer.cuda_index", "has no effect: launch.device is cpu"
+    if cpu and job.attn_implementation == "flash_attention_2":
+        yield "attn_implementation", "flash_attention_2 needs a GPU; launch.device is cpu"
+    pretrain = job.pretrain
+    if pretrain.questions is not None and "default_question" in pretrain.model_fields_set:
+        yield (
+            "pretrain.default_question",
+            "has no effect: pretrain.questions has the question to each row; keep one",
+        )
 
 
 def _check_batch(stage: str, training: MgmTraining, expected: int) -> None:

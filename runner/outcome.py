@@ -70,6 +70,8 @@ class Outcome:
     first_loss: float | None = None
     last_loss: float | None = None
     eval_loss: float | None = None
+    trainings: tuple[dict[str, Any], ...] = ()
+    """Of a run with several: name, steps, max_steps, first_loss and last_loss of each."""
     result: str | None = None
     """The folder of the trained weights, in the run's: adapter, or model where all were trained."""
     adapter_sha256: str | None = None
@@ -124,6 +126,8 @@ class Evidence:
     """Why no container came to run, and the way out."""
     by_exit_code: bool = False
     """A user's own script, of which nothing but its exit code is known."""
+    log_reason: str | None = None
+    """What the log says of why it ended, in a line, where it says so."""
 
 
 def judge(evidence: Evidence) -> tuple[Reason, int, str]:
@@ -191,7 +195,8 @@ def judge(evidence: Evidence) -> tuple[Reason, int, str]:
     if code == 0:
         return Reason.FAILED, 1, f"the trainer exited before its last step; {saved}"
     told = {126: " (can't be executed)", 127: " (no such program)"}.get(code, "")
-    return Reason.FAILED, code, f"the trainer exited with code {code}{told}; {saved}"
+    why = f": {evidence.log_reason}" if evidence.log_reason else ""
+    return Reason.FAILED, code, f"the trainer exited with code {code}{told}{why}; {saved}"
 
 
 def _signal_name(number: int) -> str:

@@ -29,6 +29,8 @@ class MgmPlan(PlanBase, MgmPlanned):
         record = super().deciding()
         for key in ("gpus", "python", "substitutions"):
             record["mgm"].pop(key)
+        if not self.mgm.columns:  # as before there were any
+            record["mgm"].pop("columns")
         return record
 
     @property

@@ -116,6 +116,9 @@ END: Mapping[str, Kind] = {
     "first_loss": number,
     "last_loss": number,
     "eval_loss": number,
+    "trainings": objects(
+        name=text, steps=whole, max_steps=whole, first_loss=number, last_loss=number
+    ),
     "result": text,
     "adapter_sha256": text,
     "adapter_bytes": whole,

@@ -45,7 +45,11 @@ def render(plan: PlanBase) -> dict[str, str]:
             files["launch.sh"] = script_launch(plan)
         case MgmPlan():
             files |= render_mgm(
-                plan.mgm, title=title(plan), version=__version__, plan_hash=plan.hash
+                plan.mgm,
+                title=title(plan),
+                version=__version__,
+                plan_hash=plan.hash,
+                host_budget=plan.budget.limit_bytes if plan.budget.kind == "host" else None,
             )
         case _:
             raise TypeError(f"no rendering for {type(plan).__name__}")

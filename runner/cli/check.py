@@ -13,7 +13,13 @@ from runner.cli.asking import EngineRefused
 from runner.cli.cards import preflight, with_free_cards
 from runner.cli.measured import corrected_survey, memory_line
 from runner.cli.output import Output, colour, field
-from runner.cli.preflight import fetch_missing, require_place, require_training_stack
+from runner.cli.preflight import (
+    fetch_missing,
+    place_line,
+    require_place,
+    require_training_stack,
+)
+from runner.cli.preflight_mgm import require_preflight
 from runner.cli.risks import all_warnings
 from runner.cli.survey import require_disk, survey, survey_lines
 from runner.cli.vram import require_fits
@@ -96,16 +102,19 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
 def _check_other(loaded: LoadedJob, command: str, out: Output) -> int:
     """The check of a job whose rows and weights are its engine's own affair: files and machine."""
     plan, facts = make_any_plan(loaded, "train")
+    looked = None
     if isinstance(plan, MgmPlan):
         require_mgm(loaded, plan)
+        looked = require_preflight(loaded, plan, out, images=True)
     require_place(plan, facts)
-    warnings = [*plan.warnings, *all_warnings(loaded, plan)]
+    warnings = [*plan.warnings, *(looked.warnings if looked else ()), *all_warnings(loaded, plan)]
     lines = [
         field("job", f"{loaded.name}: {loaded.path} is valid"),
         field("plan", plan.short_hash),
         *(field(label, text) for label, text in summary(plan)),
-        field("place", facts.place.line),
+        field("place", place_line(plan, facts)),
         preflight(with_free_cards(plan, wait=True)),
+        *(field("preflight", text) for text in (looked.lines if looked else ())),
         *(field("SUBSTITUTE", text) for text in plan.substitutions),
         *(field("WARNING", text) for text in warnings),
         "",
@@ -113,7 +122,8 @@ def _check_other(loaded: LoadedJob, command: str, out: Output) -> int:
     ]
     record = {"ok": True, "job": loaded.name, "plan_hash": plan.hash, "exit_code": 0}
     told = {"substitutions": plan.substitutions, "warnings": warnings}
-    out.result({**record, **told}, lines)
+    found = {"preflight": looked.to_record()} if looked else {}
+    out.result({**record, **told, **found}, lines)
     return 0
 
 

@@ -19,8 +19,11 @@ from runner.cli.output import Output, field
 from runner.folder import RunFolder
 from runner.metrics import is_loss_line, time_of
 from runner.plan_base import PlanBase
+from runner.plan_mgm import MgmPlan
 from runner.recorded import number, object_at, status_of, whole
+from runner.report.stopping import stop_in_words
 from runner.tail import Tail
+from runner.trainings import planned_trainings, stage_now
 from runner.units import format_bytes, format_duration
 
 POLL_SECONDS = 0.2
@@ -65,6 +68,9 @@ class Progress:
         self.own_bytes: int | None = None
         self._paced: deque[tuple[float, int]] = deque(maxlen=PACE_RECORDS)
         self._total = plan.planned_steps
+        self._trainings: dict[str, int | None] = {}
+        self._before = 0
+        """Steps of the trainings before the one that runs, as last logged."""
         self._started = time.time() if since_unix_seconds is None else since_unix_seconds
 
     def update(self) -> list[str]:
@@ -72,6 +78,9 @@ class Progress:
         for record in self._metrics.read():
             if not is_loss_line(record):
                 continue
+            if record.get("phase") != self.last.get("phase") and self.last:
+                self._paced.clear()  # another training has a speed of its own
+                self._before = int(self.last["step"])
             now = time_of(record)
             # an earlier start says nothing of today's speed; after the first line of this one all
             # are of it, be the clock set back meanwhile
@@ -84,7 +93,9 @@ class Progress:
         self.waiting = str(object_at(self._folder.queue).get("text", ""))
         status = status_of(self._folder)
         # an engine says what it does; a toolkit's losses say which training they are of
-        self.phase = str(status.get("phase") or self.last.get("phase") or self.phase)
+        stage = stage_now(self._folder).name if isinstance(self._plan, MgmPlan) else None
+        self.phase = str(status.get("phase") or stage or self.last.get("phase") or self.phase)
+        self._trainings = planned_trainings(self._folder, self._plan)
         self._total = self._total or status.get("planned_steps")
         return [
             str(e.get("text"))
@@ -98,10 +109,16 @@ class Progress:
             return field("waiting", self.waiting)[:width]
         step = int(self.last.get("step", 0))
         total = self._total
+        left_of = ""
         parts = []
         if not self.last or self.phase not in ("training",):
             parts.append(self.phase)
-        if self.last:
+        name = str(self.last.get("phase"))
+        others = self.phase != name and isinstance(self._plan, MgmPlan)
+        if name in self._trainings and isinstance(self._plan, MgmPlan):
+            step, total = step - self._before, self._trainings[name]
+            left_of = f" of {name}"
+        if self.last and not others:
             parts.append(f"step {step}/{total}" if total else f"step {step}")
             if total:
                 filled = round(24 * max(0.0, min(1.0, step / total)))
@@ -122,9 +139,18 @@ class Progress:
                 format_bytes(self.own_bytes) + (f" of {format_bytes(limit)}" if limit else "")
             )
         pace = seconds_a_step(self._paced)
-        if total and pace is not None and step < total:
-            parts.append(f"{format_duration(pace * (total - step))} left")
+        if total and pace is not None and step < total and not others:
+            parts.append(f"{format_duration(pace * (total - step))} left{left_of}")
+            parts += self._then(name) if left_of else []
         return "  ".join(parts)[:width]
+
+    def _then(self, name: str) -> list[str]:
+        """Which trainings come after the one called `name`."""
+        names = list(self._trainings)
+        return [
+            f"then {each}" + (f" ({count} steps)" if (count := self._trainings[each]) else "")
+            for each in names[names.index(name) + 1 :]
+        ]
 
 
 class View:
@@ -187,7 +213,7 @@ def follow(
                     "stopping",
                     "it only waits for a GPU"
                     if view.progress.waiting
-                    else "a checkpoint is saved first; Ctrl-C again kills"
+                    else f"{stop_in_words(folder, plan)}; Ctrl-C again kills"
                     if asked == 1
                     else "killing",
                 )

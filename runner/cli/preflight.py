@@ -5,6 +5,7 @@ Each function refuses with what is lacking and the way out; nothing has been sta
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -160,6 +161,11 @@ def _unreachable(kind: str) -> str | None:
     if not answer.timed_out and '"status"' in answer.out:
         return None
     return "ModelScope can't be reached (MODELSCOPE_ENDPOINT names another address of it)"
+
+
+def place_line(plan: PlanBase, facts: HostFacts) -> str:
+    """Where it will run, by which interpreter, and why there."""
+    return facts.place.line_of(shutil.which(plan.python) or plan.python)
 
 
 def require_place(plan: PlanBase, facts: HostFacts) -> None:

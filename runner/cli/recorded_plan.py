@@ -8,15 +8,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from runner import durable
 from runner.cli.output import Output, field
 from runner.container.cli import require_cli
 from runner.container.mounts import plan_mounts
+from runner.engine.mgm.command import merged_folder
+from runner.errors import UsageError
 from runner.folder import RunFolder
 from runner.origin import origin_of
 from runner.plan import Plan
 from runner.plan_base import PlannedMount
+from runner.plan_mgm import MgmPlan
+from runner.plan_script import ScriptPlan
 from runner.recorded_plan import take_plan
-from runner.render import plan_yaml
+from runner.render import plan_yaml, read_any_plan
 from runner.report.run import require_plan
 from runner.sources import cache_folder
 
@@ -27,6 +32,7 @@ def plan_to_ask(folder: RunFolder, out: Output, *, trust_code: bool) -> Plan:
     Raises RefusedError where it ran in a container and there is no docker; RunnerError where it
     can't be read.
     """
+    require_native(folder)
     recorded, origin = require_plan(folder), origin_of(folder.path)
     program = None if recorded.container is None else require_cli().program
     taken = take_plan(
@@ -36,6 +42,29 @@ def plan_to_ask(folder: RunFolder, out: Output, *, trust_code: bool) -> Plan:
         out.say(field("LEFT OFF", f"{folder.name} {origin.why}: {line}"))
     assert isinstance(taken.plan, Plan)  # noqa: S101 - of the same kind
     return taken.plan
+
+
+def require_native(folder: RunFolder) -> None:
+    """Refuse a run of another engine by what it left: its model is not loaded here.
+
+    Raises UsageError; RunnerError where the plan can't be read.
+    """
+    plan = read_any_plan(folder.plan)
+    if isinstance(plan, MgmPlan):
+        merged = folder.path / merged_folder(plan.mgm)
+        told = (
+            f"its merged model is {merged}; the toolkit loads it (mgm.model.builder, mgm.serve.cli)"
+            if durable.is_folder(merged)
+            else f"its merged model will be {merged}, once its stage merge is done"
+        )
+        raise UsageError(
+            f"{folder.name} is a run of the MGM toolkit, whose model runner can't load", told
+        )
+    if isinstance(plan, ScriptPlan):
+        raise UsageError(
+            f"{folder.name} is a run of a script, of whose model runner knows nothing",
+            f"what it wrote is in {folder.output}",
+        )
 
 
 def result_mounts(plan: Plan, folder: RunFolder) -> list[PlannedMount]:

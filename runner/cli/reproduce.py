@@ -18,7 +18,7 @@ from runner.bundle.contents import JOB_FILE
 from runner.bundle.here import placed_inputs
 from runner.cli.cards import preflight, with_free_cards
 from runner.cli.output import Output, field
-from runner.cli.preflight import make_stand_in, require_place, require_run_stack
+from runner.cli.preflight import make_stand_in, place_line, require_place, require_run_stack
 from runner.cli.report import verdict_lines as end_lines
 from runner.cli.train import start_and_follow
 from runner.cli.verify import compare, manifest_folder, verdict_lines
@@ -121,7 +121,7 @@ def reproduce_run(
     for line in _recovered(manifest):
         out.say(field("WARNING", line))
     _say_versions(manifest, plan, out)
-    out.say(field("place", facts.place.line))
+    out.say(field("place", place_line(plan, facts)))
     out.say(preflight(plan))
     out.say(field("run", str(folder.path)))
     planned = plan.planned_steps

@@ -10,6 +10,7 @@ from runner import durable
 from runner.cli.cards import preflight
 from runner.cli.measured import keep_measurement, predict_smoke
 from runner.cli.output import Output, field, table
+from runner.cli.preflight import place_line
 from runner.cli.train import ready_smoke, start_and_follow
 from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
 from runner.jobfile import LoadedJob, list_jobs, load_job
@@ -83,7 +84,7 @@ def _smoke(
 ) -> dict[str, Any]:
     steps = max_steps or SMOKE_DEFAULT_STEPS
     plan, facts, folder = ready_smoke(job, steps, runs, out, wait=wait, unsafe=unsafe)
-    out.say(field("place", facts.place.line))
+    out.say(field("place", place_line(plan, facts)))
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))
     out.say(preflight(plan))
@@ -110,6 +111,7 @@ def _smoke(
         "steps": end.get("steps"),
         "first_loss": end.get("first_loss"),
         "last_loss": end.get("last_loss"),
+        "trainings": end.get("trainings") or [],
         "eval_loss": end.get("eval_loss"),
         "peak_bytes": end.get("peak_bytes"),
         "peak_source": end.get("peak_source"),
@@ -121,8 +123,8 @@ def _smoke(
 
 
 def _row(record: dict[str, Any]) -> list[str]:
-    first, last = record.get("first_loss"), record.get("last_loss")
-    losses = "-" if first is None or last is None else f"{first:.3f} → {last:.3f}"
+    several = record.get("trainings") or [record]
+    losses = ", ".join(_from_to(one.get("first_loss"), one.get("last_loss")) for one in several)
     verdict = "passed" if record["passed"] else f"FAILED: {record['verdict']}"
     return [
         record["job"],
@@ -133,6 +135,10 @@ def _row(record: dict[str, Any]) -> list[str]:
         f"{record['seconds']:.0f}",
         verdict,
     ]
+
+
+def _from_to(first: float | None, last: float | None) -> str:
+    return "-" if first is None or last is None else f"{first:.3f} → {last:.3f}"
 
 
 def _kinds(substitutions: list[str]) -> str:
@@ -147,6 +153,8 @@ def _kinds(substitutions: list[str]) -> str:
         "budget": "budget",
         "CPU": "GPU",
         "fp32": "precision",
+        "unquantized": "quantization",
+        "not tried": "settings",
     }
     found = [
         next((word for sign, word in words.items() if sign in text), "data")

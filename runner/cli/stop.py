@@ -8,11 +8,13 @@ from pathlib import Path
 
 from runner.cli.output import Output, field
 from runner.cli.report import verdict_lines
-from runner.errors import RefusedError
+from runner.errors import RefusedError, RunnerError
 from runner.folder import RunFolder, default_root, find_run
 from runner.liveness import is_living
 from runner.outcome import Reason
 from runner.recorded import end_of, supervisor_of
+from runner.render import read_any_plan
+from runner.report.stopping import stop_in_words
 from runner.state import LIVING, state_of
 from runner.supervisor_process import Found, find_supervisor, signal_supervisor
 from runner.survivors import living_processes
@@ -38,7 +40,7 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
         raise _nobody_to_ask(folder, state, found)
     supervisor = supervisor_of(folder)
     _ask(folder, times=2 if now else 1)
-    what = "killing it" if now else "a checkpoint is saved first; --now kills"
+    what = "killing it" if now else f"{_in_words(folder)}; --now kills"
     if folder.queue.exists():
         what = "it only waits for a GPU"
     out.say(field("stopping", f"{folder.name}: {what}"))
@@ -47,6 +49,15 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
     record = end_of(folder) or {}
     out.result({"run": folder.name, **record}, verdict_lines(folder, record))
     return 0
+
+
+def _in_words(folder: RunFolder) -> str:
+    """What the stop does; of a run whose plan can't be read, what every one does."""
+    try:
+        plan = read_any_plan(folder.plan)
+    except RunnerError:
+        return "it is asked to end in order"
+    return stop_in_words(folder, plan)
 
 
 def _nobody_to_ask(folder: RunFolder, state: str, found: Found) -> RefusedError:

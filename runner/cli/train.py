@@ -21,9 +21,11 @@ from runner.cli.output import Output, field
 from runner.cli.preflight import (
     fetch_missing,
     make_stand_in,
+    place_line,
     require_place,
     require_training_stack,
 )
+from runner.cli.preflight_mgm import require_preflight
 from runner.cli.report import verdict_lines
 from runner.cli.resume import Choice, choose, plan_for, write_plan
 from runner.cli.risks import say_job_warnings, settle_risks
@@ -69,7 +71,7 @@ def train_job(
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
     say_job_warnings(loaded, out)
-    plan, facts = _planned(loaded, "dry_run" if dry_run else "train", max_steps, out)
+    plan, facts = _planned(loaded, "dry_run" if dry_run else "train", max_steps, out, runs)
     settle_risks(loaded, plan, runs, out, unsafe=unsafe)
     root = runs or default_root()
     folder = None if dry_run else choose(plan, root, choice, out)
@@ -117,13 +119,16 @@ def train_job(
 
 
 def _planned(
-    loaded: LoadedJob, variant: Variant, max_steps: int | None, out: Output
+    loaded: LoadedJob, variant: Variant, max_steps: int | None, out: Output, runs: Path | None
 ) -> tuple[PlanBase, HostFacts]:
     """The plan with all that it needs on this machine, fetched where it was not."""
     if not isinstance(loaded.job, Job):
         plan, host = make_any_plan(loaded, variant, max_steps)
         if isinstance(plan, MgmPlan):
             require_mgm(loaded, plan)
+            looked = require_preflight(loaded, plan, out, images=False, runs=runs)
+            for line in looked.warnings:
+                out.say(field("WARNING", line))
         return plan, host
     facts = gather(loaded)
     require_data(loaded, facts)
@@ -172,7 +177,7 @@ def announce(
         out.say(field("plan", plan.short_hash))
         for label, text in summary(plan):
             out.say(field(label, text))
-    out.say(field("place", facts.place.line))
+    out.say(field("place", place_line(plan, facts)))
     for line in plan.substitutions:
         out.say(field("SUBSTITUTE", line))
     for line in (*plan.warnings, *(surveyed["warnings"] if surveyed else ())):
@@ -203,6 +208,7 @@ def ready_smoke(
         loaded,
         max_steps,
         out,
+        runs,
         lambda plan: settle_risks(loaded, plan, runs, out, unsafe=unsafe),
     )
     plan = with_free_cards(plan, wait=wait)
@@ -210,7 +216,11 @@ def ready_smoke(
 
 
 def _smoke_plan(
-    loaded: LoadedJob, max_steps: int, out: Output, settle: Callable[[PlanBase], None]
+    loaded: LoadedJob,
+    max_steps: int,
+    out: Output,
+    runs: Path | None,
+    settle: Callable[[PlanBase], None],
 ) -> tuple[PlanBase, HostFacts]:
     """A smoke's plan and facts, its stand-ins made once `settle` has let the plan pass."""
     if not isinstance(loaded.job, Job):
@@ -223,6 +233,7 @@ def _smoke_plan(
             return native, facts
         if isinstance(plan, MgmPlan):
             require_mgm(loaded, plan)
+            require_preflight(loaded, plan, out, images=False, runs=runs)
         settle(plan)
         require_place(plan, facts)
         return plan, facts

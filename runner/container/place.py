@@ -58,8 +58,13 @@ class Place:
     @property
     def line(self) -> str:
         """For people: where, and why."""
+        return self.line_of(sys.executable)
+
+    def line_of(self, python: str) -> str:
+        """The same; `python` is the interpreter that trains where it is a process of this machine:
+        an engine may have one of its own."""
         if self.container is None:
-            return f"this machine, {sys.executable}" + (f" ({self.why})" if self.why else "")
+            return f"this machine, {python}" + (f" ({self.why})" if self.why else "")
         image, cli = self.container.image, self.container.cli
         return f"{cli.name}, image {image.name} {image.id[:19]}" + (
             f" ({self.why})" if self.why else ""

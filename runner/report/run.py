@@ -31,6 +31,7 @@ from runner.report.standing import kept_in, last_sign, still_alive
 from runner.state import BY_HAND, state_of
 from runner.survivors import living_processes
 from runner.terminal import indented
+from runner.trainings import in_words, planned_trainings, stage_now
 from runner.units import format_bytes, format_duration
 
 _LABEL = 12
@@ -45,7 +46,8 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     Raises RunnerError where the folder has no readable plan.
     """
     plan = read_any_plan(folder.plan)
-    losses = _Losses.of(folder)
+    planned = planned_trainings(folder, plan)
+    losses = _Losses.of(folder, planned)
     state = state_of(folder)
     termination = end_of(folder)
     kept = state in (Reason.LOST, *UNFINISHED) and kept_in(folder) is not None
@@ -68,6 +70,8 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
         "failure": object_at(folder.engine_failure) or None,
         "queue": object_at(folder.queue) or None,
         "losses": losses.to_record(),
+        "trainings": losses.trainings(planned),
+        "stage": stage_now(folder).name,
         "eval_loss": losses.eval_loss,
         "events": [
             event
@@ -115,7 +119,7 @@ def _traces(folder: RunFolder, plan: PlanBase, losses: _Losses) -> dict[str, Any
 
 @dataclass
 class _Losses:
-    """The figures of a metrics.jsonl, of which there may be millions."""
+    """The figures of a metrics.jsonl, of which there may be millions; of each phase apart too."""
 
     losses: array[float] = field(default_factory=lambda: array("d"))
     """NaN is one that was not finite."""
@@ -124,15 +128,20 @@ class _Losses:
     last: float | None = None
     last_step: int = 0
     eval_loss: float | None = None
+    phases: dict[str, _Losses] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: RunFolder) -> _Losses:
-        found = cls()
+    def of(cls, folder: RunFolder, planned: Mapping[str, int | None]) -> _Losses:
+        """`planned`: the trainings of a run with several, by name."""
+        found = cls(phases={name: cls() for name in planned})
         for line in durable.read_jsonl(folder.metrics):
             if number(line.get("eval_loss")):
                 found.eval_loss = line["eval_loss"]
             if is_loss_line(line):
                 found._add(line)
+                phase = found.phases.get(str(line.get("phase")))
+                if phase is not None:
+                    phase._add(line)
         return found
 
     def _add(self, line: Mapping[str, Any]) -> None:
@@ -154,6 +163,17 @@ class _Losses:
             "median_tokens_per_second": sorted(self.rates)[len(self.rates) // 2],
             "curve": sparkline(self.losses),
         }
+
+    def trainings(self, planned: Mapping[str, int | None]) -> list[dict[str, Any]]:
+        """Each training of a run with several, its steps counted from its own start."""
+        found, before = [], 0
+        for name, steps in planned.items():
+            one = self.phases[name]
+            done = max(0, one.last_step - before) if one.losses else 0
+            losses = one.to_record()
+            found.append({"name": name, "steps": done, "max_steps": steps, "losses": losses})
+            before = max(before, one.last_step)
+        return found
 
 
 def sparkline(values: Sequence[float | None], width: int = 60) -> str:
@@ -195,11 +215,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         out.append(_line("data", _data(data)))
     losses = report["losses"]
     if losses:
-        out.append(
-            _line(
-                "loss", f"{_figure(losses['first'])} → {_figure(losses['last'])}  {losses['curve']}"
-            )
-        )
+        out += [_line("loss", text) for text in _loss_lines(report)]
         if losses["median_tokens_per_second"]:
             speed = f"{losses['median_tokens_per_second']:,.0f} tokens/s (median)"
             out.append(_line("speed", speed))
@@ -220,6 +236,23 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         clock = time.strftime("%H:%M:%S", time.localtime(event["time_unix_seconds"]))
         out.append(_line(event["kind"], f"{clock} {event['text']}"))
     return [*out, "", *verdict(report)]
+
+
+def _loss_lines(report: dict[str, Any]) -> list[str]:
+    """From which loss to which, and the curve; a line for each training where there are several."""
+
+    def from_to(losses: dict[str, Any]) -> str:
+        return f"{_figure(losses['first'])} → {_figure(losses['last'])}  {losses['curve']}"
+
+    several = report.get("trainings") or []
+    if not several:
+        return [from_to(report["losses"])]
+    lines = []
+    for one in several:
+        most = f" of {one['max_steps']}" if one["max_steps"] else ""
+        told = from_to(one["losses"]) if one["losses"] else "not begun"
+        lines.append(f"{one['name']}, {one['steps']}{most} steps: {told}")
+    return lines
 
 
 def _data(data: dict[str, Any]) -> str:
@@ -268,8 +301,9 @@ def verdict(report: dict[str, Any]) -> list[str]:
         lines = _ended(report["run"], report["folder"], termination, report.get("goes_on_by"))
         return [*lines, *(_line("damaged", text) for text in report.get("damaged", ()))]
     if state == "running":
+        stage = f", in stage {report['stage']}" if report.get("stage") else ""
         return [
-            _line("running", "no verdict yet"),
+            _line("running", f"no verdict yet{stage}"),
             _line("next", f"runner attach {report['run']} · runner stop {report['run']}"),
         ]
     if state == "queued":
@@ -328,7 +362,9 @@ def _ended(run: str, folder: str, end: dict[str, Any], by: str | None = None) ->
     steps = f"{end['steps']}" + (f" of {end['max_steps']}" if end.get("max_steps") else "")
     counted = f"{steps} steps in " if end["steps"] or end.get("max_steps") else "in "
     figures = [counted + format_duration(float(end["seconds"]))]
-    if end.get("first_loss") is not None or end.get("last_loss") is not None:
+    if end.get("trainings"):
+        figures.append(in_words(end["trainings"], _figure))
+    elif end.get("first_loss") is not None or end.get("last_loss") is not None:
         figures.append(f"loss {_figure(end.get('first_loss'))} → {_figure(end.get('last_loss'))}")
     if end.get("eval_loss") is not None:
         figures.append(f"eval {_figure(end['eval_loss'])}")

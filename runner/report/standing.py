@@ -15,12 +15,13 @@ from runner import checkpoints, durable
 from runner.errors import RunnerError
 from runner.folder import RunFolder
 from runner.liveness import age_seconds, host_pid, living_engines
-from runner.metrics import is_loss_line
+from runner.metrics import is_loss_line, loss_lines
 from runner.outcome import SCHEMA_VERSION, Reason
 from runner.recorded import end_of, moment, number, status_of, supervisor_of, trouble, whole
 from runner.report.going_on import going_on
 from runner.state import GONE, is_over, state_of
 from runner.survivors import living_processes
+from runner.trainings import MGM, stage_now, trainings_of
 from runner.units import format_bytes, format_duration
 
 _VARIANTS = {"-smoke": "smoke", "-dry": "dry_run"}
@@ -38,6 +39,11 @@ class Standing:
     state: str
     over: bool
     """Nothing more comes of it."""
+    stage: str | None = None
+    """Of a run of the toolkit that lives: the stage that runs."""
+    stage_step: int | None = None
+    """Steps of that stage, where it is a training."""
+    stage_max_steps: int | None = None
     step: int | None = None
     max_steps: int | None = None
     loss: float | None = None
@@ -151,7 +157,22 @@ def _of_progress(folder: RunFolder) -> dict[str, Any]:
         "step": last.get("step"),
         "loss": loss if number(loss) else None,
         "memory_bytes": own if whole(own) else None,
+        **_of_stage(folder),
     }
+
+
+def _of_stage(folder: RunFolder) -> dict[str, Any]:
+    """Where a run of the toolkit stands within its stages; of any other nothing."""
+    now = stage_now(folder)
+    if now.name is None:
+        return {}
+    planned = {name: (now.steps or {}).get(name) for name in MGM}
+    one = {each.name: each for each in trainings_of(loss_lines(folder.metrics), planned)}.get(
+        now.name
+    )
+    if one is None:
+        return {"stage": now.name}
+    return {"stage": one.name, "stage_step": one.steps, "stage_max_steps": one.max_steps}
 
 
 def _of_start(folder: RunFolder, now: float) -> dict[str, Any]:
@@ -199,6 +220,11 @@ def row(one: Standing, now: float) -> list[str]:
 
 
 def _step(one: Standing) -> str:
+    if one.stage is not None and not one.over:
+        if one.stage_step is None:
+            return one.stage
+        most = f"/{one.stage_max_steps}" if one.stage_max_steps else ""
+        return f"{one.stage} {one.stage_step}{most}"
     if one.step is None and one.max_steps is None:
         return "-"
     return f"{one.step or 0}" + (f"/{one.max_steps}" if one.max_steps else "")

@@ -19,8 +19,11 @@ from runner.outcome import Outcome, Reason
 from runner.own_python import safe_environment
 from runner.plan import Plan
 from runner.plan_base import PlanBase
+from runner.plan_mgm import MgmPlan
 from runner.sources import cache_folder
+from runner.supervise.advice_mgm import Memory, changes
 from runner.supervise.record import Record
+from runner.trainings import stage_now
 from runner.units import format_bytes
 from runner.vram.ask import Batch, read_prediction, write_request
 from runner.vram.calibration import Correction
@@ -33,6 +36,8 @@ COUNT = 3
 def advise(folder: RunFolder, plan: PlanBase, outcome: Outcome, record: Record) -> tuple[str, ...]:
     """Up to three changes in words, the cheapest first; also in advice.json. Empty otherwise."""
     limit = _limit(folder, plan, outcome)
+    if isinstance(plan, MgmPlan):
+        return _of_mgm(folder, plan, outcome, limit)
     if not isinstance(plan, Plan) or limit is None:
         return ()
     prediction = read_prediction(folder.prediction)
@@ -56,18 +61,34 @@ def advise(folder: RunFolder, plan: PlanBase, outcome: Outcome, record: Record) 
     return tuple(said)
 
 
+def _of_mgm(
+    folder: RunFolder, plan: MgmPlan, outcome: Outcome, limit: int | None
+) -> tuple[str, ...]:
+    """Of a run of the toolkit, for which nothing is predicted: what takes less, and how much."""
+    on_host = plan.launch.device == "cpu" or outcome.reason is Reason.HOST_OOM
+    if limit is None and outcome.reason is not Reason.HOST_OOM:
+        return ()
+    memory: Memory = "host" if on_host else "gpu"
+    found = changes(plan.mgm, memory, stage_now(folder).name, limit, outcome.peak_bytes)
+    return tuple(f"perhaps {text}" for text in found)[:COUNT]
+
+
 def _limit(folder: RunFolder, plan: PlanBase, outcome: Outcome) -> int | None:
     """Bytes that the run should have kept to; None where memory was not the matter."""
-    memory = (Reason.CUDA_OOM, Reason.OVER_BUDGET)
-    if plan.launch.device == "cpu":
-        memory = (*memory, Reason.HOST_OOM)  # type: ignore[assignment]
-    if outcome.reason not in memory:
+    if not _out_of_memory(plan, outcome):
         return None
     if plan.budget.limit_bytes is not None:
         return plan.budget.limit_bytes
     last = durable.last_jsonl(folder.memory) or {}
     total = last.get("total_bytes")
     return total if isinstance(total, int) else None
+
+
+def _out_of_memory(plan: PlanBase, outcome: Outcome) -> bool:
+    memory = {Reason.CUDA_OOM, Reason.OVER_BUDGET}
+    if plan.launch.device == "cpu":
+        memory.add(Reason.HOST_OOM)
+    return outcome.reason in memory
 
 
 def _ask(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from runner.execute import Executor, executor_for
 from runner.folder import RunFolder
@@ -45,6 +46,7 @@ def attempt(
     tree = executor.tree
     hand = Hand(tree, engines, record)
     oom_kills = kernel_oom_kills()
+    log_start = _size(folder.train_log)
     with contextlib.ExitStack() as stack:
         sampler, nvml, enforcement = choose_sampler(plan, executor, folder, record, stack)
         try:
@@ -104,6 +106,7 @@ def attempt(
         oom_kills=kernel_oom_kills() - oom_kills,
         peak=peak,
         record=record,
+        log_start=log_start,
     )
     return replace(
         outcome,
@@ -113,6 +116,14 @@ def attempt(
         ended_unix_seconds=round(time.time(), 3),
         elapsed_seconds=time.monotonic() - began,
     )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, a link not followed; 0 where there is none."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _sleep(seconds: float, executor: Executor, stop: Stop, seen: int) -> None:

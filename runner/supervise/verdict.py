@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.plan_mgm import MgmPlan
 from runner.plan_script import ScriptPlan
+from runner.provenance.environment import secret_values, without_secrets
 from runner.recorded import ADAPTER, FAILURE, RESULT, object_at, status_of, told
+from runner.supervise.log_reason import log_reason
 from runner.supervise.record import Peak, Record
+from runner.terminal import clean_line
+from runner.trainings import Training, planned_trainings, stage_now, trainings_of
 from runner.vram.ask import read_prediction
 
 TORCH_RESERVED = "torch_max_reserved"
@@ -35,11 +40,13 @@ def reach_verdict(
     oom_kills: int,
     peak: Peak,
     record: Record,
+    log_start: int = 0,
 ) -> Outcome:
     """The outcome, without what only the supervisor knows (times, signals, enforcement).
 
     `exit_code` is the launch script's, None where it was lost; `start_failure` says why nothing
-    came to run; `oom_kills` counts the kernel's since the start.
+    came to run; `oom_kills` counts the kernel's since the start; `log_start` is how many bytes of
+    the log are of earlier starts.
     """
     result = object_at(folder.engine_result)
     said = told(result, RESULT)
@@ -67,8 +74,12 @@ def reach_verdict(
             dry_run=plan.variant == "dry_run",
             start_failure=start_failure,
             by_exit_code=not isinstance(plan, Plan),
+            log_reason=_log_reason(folder, plan, log_start) if exit_code else None,
         )
     )
+    trainings = trainings_of(losses, planned_trainings(folder, plan))
+    for line in stage_now(folder).warnings if isinstance(plan, MgmPlan) else ():
+        record.warnings.append(clean_line(line))
     if record.dropped:
         record.warnings.append(f"{record.dropped} lines of the records were lost (disk full?)")
     adapter = told(result.get("adapter"), ADAPTER) if reason is Reason.COMPLETED else {}
@@ -85,10 +96,11 @@ def reach_verdict(
         peak_step=peak.steps,
         checkpoint=f"checkpoints/{checkpoint.name}" if checkpoint else None,
         steps=said.get("steps") or (losses[-1]["step"] if losses else 0),
-        max_steps=said.get("max_steps") or plan.planned_steps,
+        max_steps=said.get("max_steps") or plan.planned_steps or _all_steps(trainings),
         first_loss=losses[0]["loss"] if losses else None,
         last_loss=losses[-1]["loss"] if losses else None,
         eval_loss=said.get("eval_loss"),
+        trainings=tuple(one.to_record() for one in trainings),
         result=_result(folder, plan, reason, adapter),
         adapter_sha256=adapter.get("sha256"),
         adapter_bytes=adapter.get("size_bytes"),
@@ -96,6 +108,23 @@ def reach_verdict(
         substitutions=tuple(plan.substitutions),
         warnings=tuple(record.warnings),
     )
+
+
+def _all_steps(trainings: list[Training]) -> int | None:
+    """Steps of all together, where each one's are known."""
+    counts = [one.max_steps for one in trainings]
+    return sum(count or 0 for count in counts) if counts and None not in counts else None
+
+
+def _log_reason(folder: RunFolder, plan: PlanBase, start: int) -> str | None:
+    """What the log says of the end, without secrets; of the toolkit's runs, in which stage."""
+    names = plan.container.secrets if plan.container else []
+    found = log_reason(folder.train_log, start)
+    told = [] if found is None else [without_secrets(found, secret_values(os.environ, names))]
+    stage = stage_now(folder).name if isinstance(plan, MgmPlan) else None
+    if stage is not None:
+        told.insert(0, f"in stage {clean_line(stage)}")
+    return ": ".join(told) or None
 
 
 def _offer_torch(peak: Peak, metrics: dict[str, Any]) -> None:

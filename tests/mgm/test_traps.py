@@ -14,9 +14,9 @@ import pytest
 
 from runner.engine.mgm.command import stage_flags
 from runner.engine.mgm.render import zero2_offload
-from runner.engine.mgm.stages import attempt, infer, preflight, watch_loss
+from runner.engine.mgm.stages import attempt, infer, pictures, preflight, room, watch_loss
 from runner.errors import SpecError
-from tests.mgm.cases import planned, rendered, run_stage, settings, write_rows
+from tests.mgm.cases import planned, rendered, run_stage, settings
 from tests.mgm.test_launch import Case, make_case
 
 VOCABULARY = 256_000
@@ -166,7 +166,7 @@ def test_trap_9_zero_2_is_rendered_and_nothing_fractional() -> None:
 
 
 def test_trap_10_logits_and_host_memory_are_reckoned_before() -> None:
-    assert preflight.logits_bytes(1, 1024, VOCABULARY) == 500 * 2**20
+    assert room.logits_bytes(1, 1024, VOCABULARY) == 500 * 2**20
     gemma = {
         "hidden_size": 2048,
         "intermediate_size": 16384,
@@ -175,21 +175,21 @@ def test_trap_10_logits_and_host_memory_are_reckoned_before() -> None:
         "num_key_value_heads": 1,
         "num_hidden_layers": 18,
     }
-    trained = preflight.trained_parameters(gemma, 1024, 2880, 16)
-    beside = preflight.trained_parameters(gemma, 1024, 2880, 0)
+    trained = room.trained_parameters(gemma, 1024, 2880, 16)
+    beside = room.trained_parameters(gemma, 1024, 2880, 0)
     assert round((trained - beside) / 1e6, 1) == 19.6  # the contract's figures
     assert round(beside / 1e6, 1) == 13.3 or round(beside / 1e6, 1) == 13.2
     assert round(trained / 1e6, 1) == 32.9
     # a full finetuning of 2.5e9 parameters: 16 bytes x 1.5 each, the run that was killed with -9
-    full = preflight.host_bytes_needed(0, 0, 2_500_000_000, 1)
+    full = room.host_bytes_needed(0, 0, 2_500_000_000, 1)
     assert full == 60_000_000_000
     meminfo = "MemTotal: 64 kB\nMemAvailable:   33554432 kB\n"
-    assert preflight.available_bytes(meminfo, None, None, None) == 32 * 2**30
-    assert preflight.available_bytes(meminfo, "max", "0", "") == 32 * 2**30
+    assert room.available_bytes(meminfo, None, None, None) == 32 * 2**30
+    assert room.available_bytes(meminfo, "max", "0", "") == 32 * 2**30
     limit, used = str(8 * 2**30), str(3 * 2**30)
-    assert preflight.available_bytes(meminfo, limit, used, "anon 5\n") == 5 * 2**30
+    assert room.available_bytes(meminfo, limit, used, "anon 5\n") == 5 * 2**30
     stat = f"anon 5\ninactive_file {2**31}\n"  # weights that were read before
-    assert preflight.available_bytes(meminfo, limit, used, stat) == 7 * 2**30
+    assert room.available_bytes(meminfo, limit, used, stat) == 7 * 2**30
 
 
 @pytest.mark.parametrize("loss", [3e11, math.nan, math.inf, 0.0, 49.9])
@@ -235,33 +235,26 @@ def test_trap_13_absent_and_broken_images_fail_before_the_training(tmp_path: Pat
     folder.mkdir()
     Image.new("RGB", (4, 4)).save(folder / "whole.jpg")
     (folder / "broken.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:100])
-    rows: list[dict[str, Any]] = [{"id": "1", "images": ["whole.jpg"]}, {"id": "2", "images": []}]
-    path = write_rows(tmp_path / "rows.jsonl", rows)
-    plan: dict[str, Any] = {"open_images": "all"}
-    for stage in ("pretrain", "finetune"):
-        plan[stage] = {"data_path": str(path), "image_folder": str(folder)}
+    plan: dict[str, Any] = {"open_images": "all", "pretrain": {"image_folder": str(folder)}}
     said: list[str] = []
-    assert preflight.image_findings(plan, said.append) == []
-    assert said[0] == "images of pretrain: 1 there, 0 absent; 1 opened (all), 0 broken"
 
-    write_rows(
-        path, [*rows, {"id": "3", "image": "absent.jpg"}, {"id": "4", "image": "broken.jpg"}]
-    )
-    findings = [str(each) for each in preflight.image_findings(plan, said.append)]
-    assert "1 absent, such as absent.jpg" in findings[0]
-    assert "1 do not, such as" in findings[1]
+    def findings(*images: str) -> list[str]:
+        found = pictures.image_findings("pretrain", images, plan, said.append, said.append)
+        return [str(each) for each in found]
+
+    assert findings("whole.jpg") == []
+    assert said[0] == "images of pretrain: 1 there, 0 absent; 1 opened (all), 0 broken"
+    absent, broken = findings("whole.jpg", "absent.jpg", "broken.jpg")
+    assert "1 absent, such as absent.jpg" in absent
+    assert "1 are not, such as" in broken
     plan["open_images"] = 1
-    preflight.image_findings(plan, said.append)
+    findings("whole.jpg", "broken.jpg")
     assert "1 opened (a sample)" in said[-1]
 
 
 def test_trap_13_upstreams_own_path_rules_are_kept(tmp_path: Path) -> None:
-    found, absent = preflight.find_images(
-        [
-            {"image": "ocr_vqa/1.jpg"},
-            {"image": "vg/VG_100K_2/2.jpg"},
-            {"image": "vg/VG_100K/3.jpg"},
-        ],
+    found, absent = pictures.find_images(
+        ["ocr_vqa/1.jpg", "vg/VG_100K_2/2.jpg", "vg/VG_100K/3.jpg"],
         "/d",
         {"/d/ocr_vqa/1.png", "/d/vg/images/2.jpg"}.__contains__,
     )

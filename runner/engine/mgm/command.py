@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runner.engine.mgm.plan import PlannedMgm
+from runner.engine.mgm.stages.steps import warmup_ratio
 
 Stage = Literal["pretrain", "finetune"]
 Flags = list[tuple[str, str]]
@@ -87,7 +88,7 @@ def stage_flags(plan: PlannedMgm, stage: Stage) -> Flags:
         ("--save_total_limit", str(plan.save_total_limit)),
         ("--learning_rate", f"{training.learning_rate:g}"),
         ("--weight_decay", "0."),
-        ("--warmup_ratio", "0.03"),
+        ("--warmup_ratio", f"{warmup_ratio(plan.max_steps):g}"),
         ("--lr_scheduler_type", "cosine"),
         ("--logging_steps", str(plan.logging_steps)),
     ]

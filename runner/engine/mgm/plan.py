@@ -77,6 +77,7 @@ class PlannedMgm(JobModel):
     save_total_limit: int
     open_images: Literal["all"] | int
     infer: MgmInfer
+    columns: dict[str, str] = Field({})  # id, text, images -> the pretraining rows' own keys
     substitutions: list[str] = Field([])
 
     @property
@@ -190,6 +191,7 @@ def plan_mgm(
         pretrain=pretrain,
         questions=optional(settings.pretrain.questions),
         default_question=settings.pretrain.default_question,
+        columns={str(name): key for name, key in settings.pretrain.columns.items()},
         finetune=finetune,
         lora=settings.finetune.lora,
         bits=settings.finetune.bits,
@@ -227,6 +229,10 @@ def _substitutions(
             f"smoke: {settings.smoke.max_steps} steps of {pretrain} and {finetune} samples "
             f"instead of {PRETRAIN_GLOBAL_BATCH} and {FINETUNE_GLOBAL_BATCH}"
         )
+        if settings.smoke.max_steps == 1:
+            lines.append(
+                "no warm-up in place of warmup_ratio 0.03: the only step would have rate 0"
+            )
     if device == "cpu":
         lines.append("CPU trial: no DeepSpeed, no TF32, the toolkit's calls of CUDA turned to CPU")
     if settings.pretrain.questions is None:

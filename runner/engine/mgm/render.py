@@ -27,12 +27,18 @@ SCRIPTS = (
     "attempt",
     "cap",
     "convert",
+    "ending",
+    "finding",
     "infer",
     "load",
     "merge",
+    "pictures",
     "preflight",
     "records",
+    "room",
+    "rows",
     "stage",
+    "steps",
     "train",
     "watch_loss",
     "whole",
@@ -47,11 +53,19 @@ ADAPTER_FILES = (
 
 
 def render_mgm(
-    plan: PlannedMgm, *, title: str, version: str, plan_hash: str = "not hashed"
+    plan: PlannedMgm,
+    *,
+    title: str,
+    version: str,
+    plan_hash: str = "not hashed",
+    host_budget: int | None = None,
 ) -> dict[str, str]:
-    """Name in the run folder -> text of every file that is rendered for `plan`."""
+    """Name in the run folder -> text of every file that is rendered for `plan`.
+
+    `host_budget`: bytes of host memory that the guard lets the run take, where it has such a limit.
+    """
     files = {
-        "launch.sh": launch_script(plan, title, version, plan_hash),
+        "launch.sh": launch_script(plan, title, version, plan_hash, host_budget),
         "mgm/plan.json": plan.model_dump_json(indent=1) + "\n",
     }
     if plan.device == "cuda":
@@ -66,7 +80,9 @@ def script_text(name: str) -> str:
     return (Path(__file__).parent / "stages" / f"{name}.py").read_text(encoding="utf-8")
 
 
-def launch_script(plan: PlannedMgm, title: str, version: str, plan_hash: str) -> str:
+def launch_script(
+    plan: PlannedMgm, title: str, version: str, plan_hash: str, host_budget: int | None = None
+) -> str:
     """launch.sh: all stages, for people to read and for bash to run."""
     environment = templates()
     environment.filters |= {
@@ -81,6 +97,7 @@ def launch_script(plan: PlannedMgm, title: str, version: str, plan_hash: str) ->
         title=title,
         version=version,
         plan_hash=plan_hash,
+        host_budget=host_budget,
         capped=CAPPED,
         converted=CONVERTED,
         pretrain_flags=stage_flags(plan, "pretrain"),

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 if __package__:
+    from .ending import refuse
     from .whole import whole_file
 else:  # in a run folder the scripts lie beside each other
+    from ending import refuse  # type: ignore[import-not-found, no-redef]
     from whole import whole_file  # type: ignore[import-not-found, no-redef]
 
 UPSTREAM_SEED = 1024
@@ -64,11 +66,9 @@ def main() -> int:
     try:
         count, kept = cap(given.input, given.output, given.max_samples)
     except OSError as error:
-        print(f"cap: {error}", file=sys.stderr)
-        return 1
+        return refuse(f"cap: {error}")
     if not kept:
-        print(f"cap: {given.input} has no rows", file=sys.stderr)
-        return 1
+        return refuse(f"cap: {given.input} has no rows")
     print(f"cap: {kept:,} of {count:,} rows (at most {given.max_samples:,})")
     return 0
 

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO
 
 if __package__:
+    from .ending import refuse
     from .whole import whole_file
 else:  # in a run folder the scripts lie beside each other
+    from ending import refuse  # type: ignore[import-not-found, no-redef]
     from whole import whole_file  # type: ignore[import-not-found, no-redef]
 
 IMAGE_MARK = "<image>"
@@ -56,6 +58,12 @@ def answer_of(text: str) -> str:
     return text
 
 
+def named_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """A row with its id, text and images under these names, of the keys that `columns` says."""
+    named = {key: value for key, value in row.items() if key not in columns}
+    return named | {name: row[key] for name, key in columns.items() if key in row}
+
+
 def convert_row(row: Mapping[str, Any], original: Original) -> dict[str, Any]:
     """One LLaVA row. Raises RowError where it has more than one image or lacks its text."""
     text, images = row.get("text"), row.get("images") or []
@@ -84,8 +92,11 @@ def default_original(row: Mapping[str, Any], question: str) -> Original:
     return Original(row["id"], {"from": "human", "value": asked}, "gpt")
 
 
-def read_rows(stream: TextIO, name: str) -> Iterator[dict[str, Any]]:
+def read_rows(
+    stream: TextIO, name: str, columns: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL file. Raises RowError with file and line for what is no row."""
+    columns = columns or {}
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
@@ -93,9 +104,9 @@ def read_rows(stream: TextIO, name: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise RowError(f"{name}:{number}: {error}") from None
-        if not isinstance(row, dict) or "id" not in row:
-            raise RowError(f"{name}:{number}: not a row with an id")
-        yield row
+        if not isinstance(row, dict) or columns.get("id", "id") not in row:
+            raise RowError(f"{name}:{number}: not a row with an {columns.get('id', 'id')}")
+        yield named_row(row, columns) if columns else row
 
 
 def read_array(stream: TextIO, name: str) -> Iterator[dict[str, Any]]:
@@ -176,12 +187,21 @@ def write_array(rows: Iterable[Mapping[str, Any]], stream: IO[str]) -> int:
     return count
 
 
-def convert(source: Path, target: Path, questions: Path | None, default_question: str) -> int:
-    """Rows written to `target`. Raises RowError, OSError."""
+def convert(
+    source: Path,
+    target: Path,
+    questions: Path | None,
+    default_question: str,
+    columns: Mapping[str, str] | None = None,
+) -> int:
+    """Rows written to `target`; `columns`: id, text, images -> the rows' own keys.
+
+    Raises RowError, OSError.
+    """
     originals: dict[str, Original] | None = None
     if questions is not None:
         with source.open(encoding="utf-8") as stream:
-            wanted = {str(row["id"]) for row in read_rows(stream, str(source))}
+            wanted = {str(row["id"]) for row in read_rows(stream, str(source), columns)}
         with questions.open(encoding="utf-8") as stream:
             originals = read_originals(read_array(stream, str(questions)), wanted, str(questions))
 
@@ -196,7 +216,7 @@ def convert(source: Path, target: Path, questions: Path | None, default_question
             yield convert_row(row, original)
 
     with source.open(encoding="utf-8") as rows, whole_file(target) as written:
-        count = write_array(converted(read_rows(rows, str(source))), written)
+        count = write_array(converted(read_rows(rows, str(source), columns)), written)
         if not count:
             raise RowError(f"{source} has no rows")
     return count
@@ -209,12 +229,14 @@ def main() -> int:
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--questions", type=Path)
     either.add_argument("--default-question")
+    parser.add_argument("--column", action="append", default=[], metavar="NAME=KEY")
     given = parser.parse_args()
+    columns = dict(each.split("=", 1) for each in given.column)
     try:
-        count = convert(given.input, given.output, given.questions, given.default_question or "")
+        question = given.default_question or ""
+        count = convert(given.input, given.output, given.questions, question, columns)
     except (RowError, OSError, UnicodeDecodeError) as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 1
+        return refuse(f"convert: {error}")
     asked = (
         f"questions from {given.questions}"
         if given.questions

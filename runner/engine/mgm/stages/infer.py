@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
+    from .ending import refuse
     from .whole import write_whole
 else:  # in a run folder the scripts lie beside each other
+    from ending import refuse  # type: ignore[import-not-found, no-redef]
     from whole import write_whole  # type: ignore[import-not-found, no-redef]
 
 SCHEMA_VERSION = 1
@@ -116,12 +118,10 @@ def main() -> int:
     for command in commands:
         ended = subprocess.run(command).returncode
         if ended:
-            print(f"infer: {given.benchmark}: {command[2]} ended with {ended}", file=sys.stderr)
-            return 1
+            return refuse(f"infer: {given.benchmark}: {command[2]} ended with {ended}")
     asked, answered = question_count(given.benchmark, given.questions), answer_count(answers)
     if asked != answered:
-        print(f"infer: {given.benchmark}: {answered} answers to {asked} questions", file=sys.stderr)
-        return 1
+        return refuse(f"infer: {given.benchmark}: {answered} answers to {asked} questions")
     print(f"infer: {given.benchmark}: {answered} answers in {answers}")
     tell(given.output, {**record, "run": True, "questions": asked, "answers": str(answers)})
     return 0

@@ -15,6 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if __package__:
+    from .ending import refuse
+else:  # in a run folder the scripts lie beside each other
+    from ending import refuse  # type: ignore[import-not-found, no-redef]
+
 
 def differing(loaded: Any, folder: Path) -> tuple[int, list[str]]:
     """How many tensors the files have, and which the loaded model has not got as they are."""
@@ -28,7 +33,8 @@ def differing(loaded: Any, folder: Path) -> tuple[int, list[str]]:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 there = state.get(name)
                 stored = file.get_tensor(name)
-                if there is None or not bool((there == stored.to(there.dtype)).all()):
+                same = there is not None and there.shape == stored.shape
+                if not same or not bool((there == stored.to(there.dtype)).all()):
                     wrong.append(name)
     return len(index["weight_map"]), wrong
 
@@ -47,12 +53,10 @@ def main() -> int:
     tokenizer, model, _, _ = load_pretrained_model(str(given.model), None, name, device="cpu")
     count, wrong = differing(model, given.model)
     if type(model).__name__ != "MGMGemmaForCausalLM" or wrong:
-        print(
+        return refuse(
             f"load: {type(model).__name__}: {len(wrong)} of {count} tensors are not as merged"
-            + (f", such as {wrong[0]}" if wrong else ""),
-            file=sys.stderr,
+            + (f", such as {wrong[0]}" if wrong else "")
         )
-        return 1
     print(f"load: {type(model).__name__}, {count} tensors as merged, {len(tokenizer)} tokens")
     return 0
 

@@ -7,7 +7,7 @@ base's own type. The projector and the patch info mining (non_lora_trainables.bi
 their own; the index names all, since the builder opens the index to find vlm_uni_*. The two image
 towers stay where config.json says they are. Quantized training (bits 4 or 8) is merged into the
 base's full weights: the adapter was fitted to rounded ones, so answers can differ a little.
-Imports the standard library; torch and safetensors inside functions.
+Imports the standard library and its neighbours; torch and safetensors inside functions.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+if __package__:
+    from .ending import refuse
+else:  # in a run folder the scripts lie beside each other
+    from ending import refuse  # type: ignore[import-not-found, no-redef]
 
 _PEFT_PREFIX = "base_model.model."
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -217,8 +222,7 @@ def main() -> int:
         staged.rename(given.output)
     except (MergeError, OSError, KeyError, ValueError) as error:
         shutil.rmtree(staged, ignore_errors=True)
-        print(f"merge: {error}", file=sys.stderr)
-        return 1
+        return refuse(f"merge: {error}")
     print(
         f"merge: {figures['weights_changed']} weights changed, {figures['parts']} tensors beside "
         f"them, {figures['bytes'] / 2**20:,.0f} MiB in {given.output}"

@@ -1,10 +1,11 @@
 """Before anything is trained: is all there that the run needs, and will it fit?
 
-    python preflight.py --plan RUN/mgm/plan.json --run RUN
+    python preflight.py --plan RUN/mgm/plan.json --run RUN [--host-budget BYTES] [--json]
 
 Prints a line for each check; ends with 1 and a message naming field, value and what is expected
-where one fails. Imports the standard library; PIL inside `open_problems`, and nothing is imported
-from the toolkit: its packages are looked for by name only.
+where one fails. With --json nothing is recorded in RUN, and one JSON document is printed, for
+`runner check`. Imports the standard library and its neighbours; nothing is imported from the
+toolkit: its packages are looked for by name only.
 """
 
 from __future__ import annotations
@@ -12,22 +13,32 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 if __package__:
-    from .records import fail
+    from .finding import Finding
+    from .pictures import image_findings
+    from .records import clear_failure, fail, tell_stage
+    from .room import room_findings
+    from .rows import Rows, look_at_rows
+    from .steps import planned_steps, warmup_findings
 else:  # in a run folder the scripts lie beside each other
-    from records import fail  # type: ignore[import-not-found, no-redef]
+    from finding import Finding  # type: ignore[import-not-found, no-redef]
+    from pictures import image_findings  # type: ignore[import-not-found, no-redef]
+    from records import (  # type: ignore[import-not-found, no-redef]
+        clear_failure,
+        fail,
+        tell_stage,
+    )
+    from room import room_findings  # type: ignore[import-not-found, no-redef]
+    from rows import Rows, look_at_rows  # type: ignore[import-not-found, no-redef]
+    from steps import planned_steps, warmup_findings  # type: ignore[import-not-found, no-redef]
 
 PRETRAIN_GLOBAL_BATCH = 256
 FINETUNE_GLOBAL_BATCH = 128
-GIB = 2**30
 
 # What upstream's code tells classes by: it looks for these words in the lower-cased paths, but for
 # "convnext" and what follows, which it looks for as they are (openclip_encoder.py).
@@ -46,17 +57,19 @@ _NEEDED_FILES = {
 }
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "open_clip", "timm", "PIL", "cv2")
+STAGES = ("pretrain", "finetune")
 
 
-class Finding(NamedTuple):
-    """One thing that is not as it has to be."""
+class Report(NamedTuple):
+    """What preflight found."""
 
-    field: str
-    value: object
-    expected: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.value} where {self.expected} is expected"
+    findings: list[Finding]
+    lines: list[str]
+    """What was looked at, in words."""
+    warnings: list[str]
+    """What is trained otherwise than one may think."""
+    steps: dict[str, int]
+    """Optimizer steps of each training; empty where its rows can't be read."""
 
 
 # names and files --------------------------------------------------------------------------------
@@ -150,14 +163,11 @@ def index_findings(folder: Path) -> list[Finding]:
 def package_findings(found: Callable[[str], bool], flash: bool, quantized: bool) -> list[Finding]:
     """Python packages that the toolkit imports."""
     wanted = [*_PACKAGES, *(["flash_attn"] * flash), *(["bitsandbytes"] * quantized)]
-    return [
-        Finding("python", f"no package {name}", "the environment of the toolkit")
-        for name in wanted
-        if not found(name)
-    ]
-
-
-# arithmetic -------------------------------------------------------------------------------------
+    lacking = [name for name in wanted if not found(name)]
+    if not lacking:
+        return []
+    value = f"{sys.executable}, which has no {', '.join(lacking)},"
+    return [Finding("python", value, "the environment of the toolkit")]
 
 
 def batch_findings(plan: Mapping[str, Any]) -> list[Finding]:
@@ -187,297 +197,130 @@ def batch_findings(plan: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
-def trained_parameters(config: Mapping[str, Any], vision_width: int, aux_width: int, r: int) -> int:
-    """Parameters that the finetuning trains: LoRA on q k v o gate up down, projector, vlm_uni_*.
+# all of it --------------------------------------------------------------------------------------
 
-    With r = 0 what the pretraining trains. Gemma-2B at r 16: 19.6 + 6.3 + 7.0 million.
+
+def check(
+    plan: Mapping[str, Any],
+    run: Path,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    host_budget: int | None = None,
+    has_package: Callable[[str], bool] | None = None,
+    images: bool = True,
+    toolkit: bool = True,
+) -> Report:
+    """All findings; what needs files is asked only where the files are there.
+
+    Args:
+        run: the run's folder, or one on its disk.
+        say: is told what was looked at as it is.
+        host_budget: bytes of host memory that the run may take.
+        has_package: whether the toolkit's Python has a package; without it none is looked for.
+        images: whether they are opened and looked for.
+        toolkit: whether the toolkit lies on this machine, and not in the run's image.
     """
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head = config["head_dim"]
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    attention = 2 * (hidden + queries) + 2 * (hidden + keys)
-    lora = config["num_hidden_layers"] * r * (attention + 3 * (hidden + inner))
-    projector = vision_width * hidden + hidden + hidden * hidden + hidden
-    query = 2 * vision_width + vision_width * vision_width + vision_width
-    other = 2 * aux_width + aux_width * vision_width + vision_width
-    return int(lora + projector + query + 2 * other)
+    lines: list[str] = []
+    warnings: list[str] = []
 
+    def note(text: str) -> None:
+        lines.append(text)
+        say(text)
 
-def host_bytes_needed(base_bytes: int, tower_bytes: int, trained: int, processes: int) -> int:
-    """Host memory of a training with ZeRO-2 and the optimizer in host memory.
+    def warn(text: str) -> None:
+        warnings.append(text)
+        say(f"WARNING: {text}")
 
-    DeepSpeed's estimate_zero2_model_states_mem_needs (stage_1_and_2.py): parameters x max(4 x GPUs,
-    16) x 1.5 for all ranks, of the trained ones here; and each rank reads the weights once into a
-    state dict and once into the model (transformers' from_pretrained), the towers likewise.
-    """
-    optimizer = int(trained * max(4 * processes, 16) * 1.5)
-    return optimizer + processes * 2 * (base_bytes + tower_bytes)
-
-
-def logits_bytes(batch: int, tokens: int, vocabulary: int) -> int:
-    """Gemma's logits in bf16: 1 x 1024 x 256,000 x 2 = 500 MiB, what trap 10's run died of."""
-    return batch * tokens * vocabulary * 2
-
-
-def training_steps(samples: int, global_batch: int, epochs: float, max_steps: int | None) -> int:
-    """Optimizer steps of a training: 10,000 samples of 256 are 39."""
-    return max_steps or max(1, math.floor(samples / global_batch * epochs))
-
-
-def disk_bytes_needed(
-    base_bytes: int, tower_bytes: int, rows_bytes: int, trained: int, pretrain_saves: int, kept: int
-) -> int:
-    """What a run writes: the merged model; mm_projector.bin, at the end and at each save of the
-    pretraining (upstream puts both towers into it and never deletes one); finetuning checkpoints
-    (16 bytes a trained parameter, one more while the oldest goes); the converted rows twice."""
-    projectors = (pretrain_saves + 1) * (tower_bytes + 4 * trained)
-    checkpoints = (kept + 1) * 16 * trained
-    return base_bytes + projectors + checkpoints + 2 * rows_bytes
-
-
-def weights_bytes(folder: Path) -> int:
-    """Bytes of a folder's weights; of one format, where it has the same in two."""
-    sizes = {
-        suffix: sum(each.stat().st_size for each in folder.glob(f"*{suffix}"))
-        for suffix in (".safetensors", ".bin")
-    }
-    return sizes[".safetensors"] or sizes[".bin"]
-
-
-def available_bytes(
-    meminfo: str, cgroup_limit: str | None, cgroup_used: str | None, cgroup_stat: str | None
-) -> int | None:
-    """Host memory to be had: MemAvailable, or less where the container's limit is nearer.
-
-    Files that were read count as used in a cgroup until someone needs the room; those long not
-    touched (inactive_file) are taken off.
-    """
-    free: int | None = None
-    for line in meminfo.splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    if cgroup_limit and cgroup_limit.strip().isdigit():
-        used = int((cgroup_used or "0").strip() or 0)
-        for line in (cgroup_stat or "").splitlines():
-            if line.startswith(("inactive_file ", "total_inactive_file ")):
-                used -= int(line.split()[1])
-                break
-        left = int(cgroup_limit) - max(0, used)
-        free = left if free is None else min(free, left)
-    return free
-
-
-# images -----------------------------------------------------------------------------------------
-
-
-def image_candidates(folder: str, image: str) -> list[str]:
-    """Where upstream would read an image from (train.py's OCR and Visual Genome rules)."""
-    if "ocr" in image:
-        return [str(Path(folder, name)) for name in (image, image.replace(".jpg", ".png"))]
-    if "VG_100K" in image:
-        image = image.replace("VG_100K_2", "images").replace("VG_100K", "images")
-    return [str(Path(folder, image))]
-
-
-def row_images(row: Mapping[str, Any]) -> list[str]:
-    """The images that a LLaVA or data-juicer row names."""
-    named = row.get("image", row.get("images")) or []
-    return [named] if isinstance(named, str) else [str(each) for each in named]
-
-
-def read_rows(path: Path) -> Iterator[Any]:
-    """Rows of a JSONL file, or of a JSON array (in memory whole, as upstream reads it)."""
-    with path.open(encoding="utf-8") as stream:
-        if path.suffix == ".json":
-            yield from json.load(stream)
-        else:
-            yield from (json.loads(line) for line in stream if line.strip())
-
-
-def find_images(
-    rows: Iterable[Mapping[str, Any]], folder: str, there: Callable[[str], bool]
-) -> tuple[list[str], list[str]]:
-    """Paths of the images found and those that are absent, each once."""
-    found: dict[str, None] = {}
-    absent: dict[str, None] = {}
-    for row in rows:
-        for image in row_images(row):
-            path = next((each for each in image_candidates(folder, image) if there(each)), None)
-            if path is None:
-                absent[image] = None
-            else:
-                found[path] = None
-    return list(found), list(absent)
-
-
-def spread(items: Sequence[str], count: int | str) -> Sequence[str]:
-    """`count` of the items at even distances, or "all"."""
-    if count == "all" or int(count) >= len(items):
-        return items
-    return [items[number * len(items) // int(count)] for number in range(int(count))]
-
-
-def open_problems(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
-    """Images that can't be decoded, with the reason; says how many are done, each thousand."""
-    from PIL import Image
-
-    problems = []
-    for number, path in enumerate(paths, 1):
-        try:
-            with Image.open(path) as image:
-                image.convert("RGB")
-        except Exception as error:  # PIL raises many kinds; each is a row that upstream would swap
-            problems.append(f"{path}: {error}")
-        if number % 1000 == 0:
-            say(f"images opened: {number} of {len(paths)}")
-    return problems
-
-
-def image_findings(plan: Mapping[str, Any], say: Callable[[str], None]) -> list[Finding]:
-    """Every image is looked for, as many as asked are opened (trap 13)."""
-    findings = []
-    for stage in ("pretrain", "finetune"):
-        rows, folder = Path(plan[stage]["data_path"]), plan[stage]["image_folder"]
-        try:
-            found, absent = find_images(read_rows(rows), folder, os.path.isfile)
-        except (OSError, ValueError, AttributeError) as error:
-            findings.append(Finding(f"{stage}.data_path", rows, f"rows that can be read ({error})"))
-            continue
-        chosen = spread(found, plan["open_images"])
-        broken = open_problems(chosen, say)
-        say(
-            f"images of {stage}: {len(found)} there, {len(absent)} absent; {len(chosen)} opened "
-            f"({'all' if len(chosen) == len(found) else 'a sample'}), {len(broken)} broken"
-        )
-        if absent:
-            findings.append(
-                Finding(
-                    f"{stage}.image_folder",
-                    folder,
-                    f"all images of the rows ({len(absent)} absent, such as {absent[0]})",
-                )
-            )
-        if broken:
-            findings.append(
-                Finding(
-                    f"{stage}.image_folder",
-                    folder,
-                    f"images that open ({len(broken)} do not, such as {broken[0]})",
-                )
-            )
-    return findings
-
-
-# the machine ------------------------------------------------------------------------------------
-
-
-def room_findings(plan: Mapping[str, Any], run: Path, say: Callable[[str], None]) -> list[Finding]:
-    """Disk under the run folder, host memory for the weights and the offloaded optimizer."""
-    base = Path(plan["model_name_or_path"])
-    config = json.loads((base / "config.json").read_text("utf-8"))
-    vision = json.loads(Path(plan["vision_tower"], "config.json").read_text("utf-8"))
-    width = vision.get("vision_config", vision)["hidden_size"]
-    trained = trained_parameters(config, width, 192 + 384 + 768 + 1536, plan["lora"]["r"])
-    base_bytes = weights_bytes(base)
-    towers = sum(weights_bytes(Path(plan[name])) for name in ("vision_tower", "vision_tower_aux"))
-    rows = sum(Path(plan[stage]["data_path"]).stat().st_size for stage in ("pretrain", "finetune"))
-    findings = []
-
-    samples = min(count_rows(Path(plan["pretrain"]["data_path"])), plan["max_samples"])
-    steps = training_steps(
-        samples,
-        plan["pretrain"]["global_batch_size"],
-        plan["num_train_epochs"],
-        plan["max_steps"],
-    )
-    saves = steps // plan["save_steps"]
-    kept = plan["save_total_limit"]
-    disk = disk_bytes_needed(base_bytes, towers, rows, trained, saves, kept)
-    free = shutil.disk_usage(run).free
-    say(f"disk: {disk / GIB:.1f} GiB needed, {free / GIB:.1f} free")
-    if free < disk:
-        findings.append(Finding("disk", f"{free / GIB:.1f} GiB free", f"{disk / GIB:.1f} GiB"))
-
-    memory = host_bytes_needed(base_bytes, towers, trained, max(1, len(plan["gpus"])))
-    available = available_bytes(
-        Path("/proc/meminfo").read_text("utf-8"),
-        _text("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        _text("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-        _text("/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"),
-    )
-    say(
-        f"host memory: {memory / GIB:.1f} GiB needed ({trained / 1e6:.1f} M parameters trained), "
-        + ("available unknown" if available is None else f"{available / GIB:.1f} available")
-    )
-    if available is not None and available < memory:
-        findings.append(
-            Finding("host memory", f"{available / GIB:.1f} GiB", f"{memory / GIB:.1f} GiB")
-        )
-    training = plan["finetune"]
-    logits = logits_bytes(
-        training["per_device_train_batch_size"], training["model_max_length"], config["vocab_size"]
-    )
-    say(f"logits of a full batch: {logits / 2**20:.0f} MiB in bf16 on the GPU, several times that")
-    return findings
-
-
-def count_rows(path: Path) -> int:
-    """Lines of a JSONL file that are not blank."""
-    with path.open("rb") as stream:
-        return sum(bool(line.strip()) for line in stream)
-
-
-def _text(*paths: str) -> str | None:
-    for path in paths:
-        try:
-            return Path(path).read_text("utf-8")
-        except OSError:
-            continue
-    return None
-
-
-def check(plan: Mapping[str, Any], run: Path, say: Callable[[str], None]) -> list[Finding]:
-    """All findings; what needs files is asked only where the files are there."""
     findings = absolute_findings(plan) + batch_findings(plan)
     for field in _WORDS_IN_PATH:
         findings += name_findings(field, plan[field])
     findings += run_name_findings(f"MGM-2B-Finetune-{plan['experiment_name']}-merged")
-    absent = file_findings(plan)
+    absent = [each for each in file_findings(plan) if toolkit or each.field != "toolkit"]
     findings += absent + index_findings(Path(plan["model_name_or_path"]))
-    lacking = package_findings(
-        lambda name: importlib.util.find_spec(name) is not None,
-        plan["attn_implementation"] == "flash_attention_2",
-        plan["bits"] != 16,
-    )
+    lacking = []
+    if has_package is not None:
+        lacking = package_findings(
+            has_package,
+            plan["attn_implementation"] == "flash_attention_2",
+            plan["bits"] != 16,
+        )
     findings += lacking
-    if not absent:
-        findings += room_findings(plan, run, say)
-    if not absent and not lacking:
-        findings += image_findings(plan, say)
-    return findings
+    if absent:
+        return Report(findings, lines, warnings, {})
+    rows = {stage: _rows(plan, stage, note, warn) for stage in STAGES}
+    findings += [finding for looked in rows.values() for finding in looked.findings]
+    counts = {stage: looked.total for stage, looked in rows.items()}
+    findings += room_findings(plan, run, counts, note, host_budget)
+    steps = {}
+    if all(counts.values()):
+        steps = {stage: planned_steps(plan, stage, counts[stage]) for stage in STAGES}
+        findings += warmup_findings(plan, counts)
+        note("steps: " + ", ".join(f"{count} of {stage}" for stage, count in steps.items()))
+    if images and (has_package is None or has_package("PIL")):
+        for stage, looked in rows.items():
+            findings += image_findings(stage, looked.images, plan, note, warn)
+    return Report(findings, lines, warnings, steps)
+
+
+def _rows(
+    plan: Mapping[str, Any],
+    stage: str,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> Rows:
+    """A training's rows, what was seen of them said."""
+    columns = plan.get("columns", {}) if stage == "pretrain" else {}
+    looked = look_at_rows(stage, Path(plan[stage]["data_path"]), columns)
+    note(f"rows of {stage}: {looked.total:,}, {len(looked.images):,} images")
+    if looked.unused:
+        warn(f"{stage}: keys of rows that nothing reads: {', '.join(looked.unused[:20])}")
+    if looked.unseen:
+        warn(f"{stage}: {looked.unseen} rows have an image and no <image>: the model never sees it")
+    return looked
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--host-budget", type=int)
+    parser.add_argument("--no-images", action="store_true")
+    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     plan = json.loads(given.plan.read_text("utf-8"))
-    for stage in ("pretrain", "finetune"):
+
+    def say(text: str) -> None:
+        print(f"preflight: {text}", file=sys.stderr if given.json else sys.stdout, flush=True)
+
+    if not given.json:
+        clear_failure(given.run)
+        tell_stage(given.run, stage="preflight")
+    for stage in STAGES:
         training = plan[stage]
-        print(
-            f"preflight: {stage}: batch {training['per_device_train_batch_size']} x accumulation "
+        say(
+            f"{stage}: batch {training['per_device_train_batch_size']} x accumulation "
             f"{training['gradient_accumulation_steps']} x {max(1, len(plan['gpus']))} processes = "
             f"{training['global_batch_size']}"
             + (" (a smoke: not the baseline's)" if plan["variant"] == "smoke" else "")
         )
-    findings = check(plan, given.run, lambda text: print(f"preflight: {text}", flush=True))
-    for finding in findings:
+    report = check(
+        plan,
+        given.run,
+        say,
+        host_budget=given.host_budget,
+        has_package=lambda name: importlib.util.find_spec(name) is not None,
+        images=not given.no_images,
+    )
+    if given.json:
+        print(json.dumps(report._asdict(), default=str))
+        return 0
+    tell_stage(given.run, trainings=report.steps, warnings=report.warnings)
+    for finding in report.findings:
         print(f"preflight: {finding}", file=sys.stderr)
-    if findings:
-        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        fail("refused", f"preflight: {findings[0]}{more}", given.run)
-    return 1 if findings else 0
+    if report.findings:
+        more = f" (and {len(report.findings) - 1} more)" if len(report.findings) > 1 else ""
+        fail("refused", f"preflight: {report.findings[0]}{more}", given.run)
+    return 1 if report.findings else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ through both trainings. Standard library only; Python 3.10.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -55,13 +56,48 @@ class Metrics:
 
 
 def fail(kind: str, message: str, run: Path = RUN) -> None:
-    """engine/failure.json, by which the supervisor names the end, where it can be written."""
+    """engine/failure.json, by which the supervisor names the end, where it can be written.
+
+    The first to say so is right: what other ranks and later commands say follows from it.
+    """
+    if (run / "engine" / "failure.json").exists():
+        return
     record = {"schema_version": 1, "rank": 0, "kind": kind, "message": message, "exit_code": 1}
     try:
         (run / "engine").mkdir(exist_ok=True)
         write_whole(run / "engine" / "failure.json", json.dumps(record, indent=1) + "\n")
     except OSError as error:
         print(f"the failure can't be recorded: {error}", flush=True)
+
+
+def clear_failure(run: Path = RUN) -> None:
+    """Remove what an earlier start said of its failure."""
+    with contextlib.suppress(OSError):
+        (run / "engine" / "failure.json").unlink(missing_ok=True)
+
+
+def tell_stage(run: Path = RUN, **changes: Any) -> None:
+    """Put `changes` into engine/stages.json, by which it is seen from outside how far a run is.
+
+    Its keys: stage (the one that runs), trainings (name -> optimizer steps), saves (whether a stop
+    of this stage saves a checkpoint), warnings. `trainings` is added to, the others replaced.
+    """
+    path = run / "engine" / "stages.json"
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    if not isinstance(record, dict):
+        record = {}
+    if "trainings" in changes:
+        changes["trainings"] = {**record.get("trainings", {}), **changes["trainings"]}
+    if "stage" in changes:
+        changes.setdefault("saves", False)
+    try:
+        (run / "engine").mkdir(exist_ok=True)
+        write_whole(path, json.dumps({"schema_version": 1, **record, **changes}, indent=1) + "\n")
+    except OSError as error:
+        print(f"the stage can't be recorded: {error}", flush=True)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -3,10 +3,10 @@
     python stage.py state  --run RUN --name NAME --input PATH... --output PATH... -- COMMAND...
     python stage.py done   (the same)
 
-`state` prints "done" or "todo REASON"; `done` writes the marker, last and whole. A file up to
-64 MiB counts by content, a larger one and those in folders by size and time of change. The run
-folder's own path does not count, so a copy of a run folder is done where the run was.
-Standard library only.
+`state` prints "done" or "todo REASON" (telling engine/stages.json); `done` writes the marker,
+last and whole. A file up to 64 MiB counts by content, a larger one and those in folders by size and
+time of change. The run folder's own path does not count, so a copy of a run folder is done where
+the run was. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
+    from .records import tell_stage
     from .whole import split_command, write_whole
 else:  # in a run folder the scripts lie beside each other
+    from records import tell_stage  # type: ignore[import-not-found, no-redef]
     from whole import split_command, write_whole  # type: ignore[import-not-found, no-redef]
 
 SCHEMA_VERSION = 1
@@ -117,6 +119,8 @@ def main() -> int:
     path = marker_path(given.run, given.name)
     if given.action == "state":
         reason = why_to_run(read_marker(path), key, outputs)
+        if reason is not None:
+            tell_stage(given.run, stage=given.name)
         print("done" if reason is None else f"todo {reason}")
         return 0
     missing = [name for name, size in outputs.items() if size is None]

@@ -8,8 +8,9 @@ What is added to the toolkit, all of it from outside:
 - Python, numpy and torch are seeded, since the projector is made before transformers seeds; 1024,
   as the challenge's copy of the toolkit does. Without it two runs begin with other weights.
 - An absurd loss ends the training as soon as it is logged (watch_loss.py); every loss goes into
-  metrics.jsonl (records.py).
+  metrics.jsonl (records.py), with the learning rate that its step was made with.
 - A row that can't be read ends the training; upstream takes another row instead, without a word.
+- What it raises is recorded as the reason of the run's end (ending.py), and goes on to the log.
 - --cpu: the one `.to("cuda")` of the toolkit's own goes to the CPU. For trials only.
 
 Imports the standard library; torch, transformers and the toolkit inside functions.
@@ -28,11 +29,18 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
-    from .records import RUN, Metrics, fail
+    from .ending import failure_of
+    from .records import RUN, Metrics, fail, tell_stage
     from .watch_loss import absurd_loss
     from .whole import split_command
 else:  # in a run folder the scripts lie beside each other
-    from records import RUN, Metrics, fail  # type: ignore[import-not-found, no-redef]
+    from ending import failure_of  # type: ignore[import-not-found, no-redef]
+    from records import (  # type: ignore[import-not-found, no-redef]
+        RUN,
+        Metrics,
+        fail,
+        tell_stage,
+    )
     from watch_loss import absurd_loss  # type: ignore[import-not-found, no-redef]
     from whole import split_command  # type: ignore[import-not-found, no-redef]
 
@@ -90,12 +98,21 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
         return bool(shared.item())
 
     class Watch(TrainerCallback):
+        rate: float | None = None  # that the step is made with
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             requests.training = True
             if state.is_world_process_zero:
                 metrics.begin(state.global_step)
+                steps = int(state.max_steps)
+                tell_stage(run, stage=phase, saves=resumable, trainings={phase: steps})
             if state.global_step:
                 print(f"train: goes on from step {state.global_step}", flush=True)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            # transformers logs a step after the scheduler's, with the next one's rate
+            scheduler = rest.get("lr_scheduler")
+            self.rate = None if scheduler is None else float(scheduler.get_last_lr()[0])
 
         def on_substep_end(self, args: Any, state: Any, control: Any, **rest: Any) -> Any:
             # A step may be 128 batches, longer than a stop's grace. What this one summed up is
@@ -132,7 +149,7 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
                 metrics.add(
                     state.global_step,
                     float(loss),
-                    learning_rate=entry.get("learning_rate"),
+                    learning_rate=self.rate,
                     memory_bytes=peak,
                     memory_source="torch_max_reserved" if peak else None,
                 )
@@ -223,7 +240,12 @@ def main() -> None:
     transformers.trainer.DEFAULT_CALLBACKS.append(watch)
     seed(SEED)
     sys.argv = [str(toolkit.__file__), *flags]
-    toolkit.train(attn_implementation=given.attention)
+    try:
+        toolkit.train(attn_implementation=given.attention)
+    except Exception as error:
+        kind, reason = failure_of(error)
+        fail(kind, f"{phase}: {reason}", RUN)
+        raise
 
 
 if __name__ == "__main__":
