@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import terminal
-from runner.engine.data.read import read_rows
+from runner.engine.data.read import AS_THEY_ARE, ReadOptions, read_rows
 from runner.engine.pickles import load_tensors_only
 from runner.errors import RefusedError, RunnerError
 
@@ -156,12 +156,12 @@ def train_tokenizer(style: ChatStyle, lines: Iterator[str], size: int = _VOCABUL
     )
 
 
-def texts(rows: Path) -> Iterator[str]:
+def texts(rows: Path, reading: ReadOptions = AS_THEY_ARE) -> Iterator[str]:
     """Every text in the first rows of a file, as it is meant: no quotes, no escapes.
 
     Raises SpecError where the rows can't be read.
     """
-    for _, row in islice(read_rows(rows, "data.train"), _ROWS_READ):
+    for _, row in islice(read_rows(rows, "data.train", reading), _ROWS_READ):
         yield from _strings(row)
 
 

@@ -24,6 +24,7 @@ def source_record(
     left_out: list[LeftOut | None],
     sides: dict[str, int],
     portion: Portion | None,
+    table: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A source's way through: read = empty + duplicates + conflicts + leaked + the three sides."""
     none = LeftOut(0, [])
@@ -42,6 +43,7 @@ def source_record(
         "leaked": leaked.record(),
         **sides,
         "drawn": portion.drawn if portion else sides["train"],
+        "table": table,
     }
 
 
