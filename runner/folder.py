@@ -1,6 +1,7 @@
 """RunFolder: the one place that knows the file names in a run, and how a RUN is found.
 
-Imports the standard library and runner.shared_folder/errors/job_names. Creates folders; judges nothing.
+Imports the standard library and runner.shared_folder/errors/job_names. Creates folders; judges
+nothing.
 """
 
 from __future__ import annotations
@@ -428,8 +429,8 @@ def is_run_name(name: str) -> bool:
 def runs_of(root: Path, job: str, short_hash: str) -> list[RunFolder]:
     """The trainings of a job whose plan's hash starts so, oldest first; smokes are left out.
 
-    Those in a folder of an earlier runner's naming too, which other jobs may share: the plan's hash,
-    which is also of the job's name, tells them apart.
+    Those in a folder of an earlier runner's naming too, which other jobs may share: the plan's
+    hash, which is also of the job's name, tells them apart.
     """
     names = {job_folder(job), earlier_job_folder(job)}
     return [

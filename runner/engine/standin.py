@@ -21,8 +21,10 @@ from typing import Any
 
 from runner import terminal
 from runner.engine.data.read import AS_THEY_ARE, ReadOptions, read_rows
+from runner.engine.data.sources import table_options
 from runner.engine.pickles import load_tensors_only
 from runner.errors import RefusedError, RunnerError
+from runner.job_data import TableSettings
 
 LLAVA = "llava-"
 _SEED = 20260101
@@ -88,13 +90,14 @@ GEMMA = ChatStyle(
 )
 
 
-def make(model_type: str, out: Path, rows: Path) -> None:
+def make(model_type: str, out: Path, rows: Path, reading: ReadOptions = AS_THEY_ARE) -> None:
     """Write the stand-in to `out`, whole or not at all; one that is there is left alone.
 
     Args:
         model_type: transformers' name of the architecture, or llava- and that of its text model.
         out: the folder to make.
         rows: a file of rows, whose texts the tokenizer is trained on.
+        reading: how the job says that it is written.
 
     Raises:
         RefusedError: an architecture that transformers does not know.
@@ -107,7 +110,7 @@ def make(model_type: str, out: Path, rows: Path) -> None:
     text_type = model_type.removeprefix(LLAVA)
     if text_type not in CONFIG_MAPPING:
         raise RefusedError(f"transformers knows no architecture {text_type!r} (smoke.model_type)")
-    tokenizer = train_tokenizer(chat_style(text_type), texts(rows))
+    tokenizer = train_tokenizer(chat_style(text_type), texts(rows, reading))
     parts: list[Any] = [tokenizer]
     set_seed(_SEED)
     if model_type.startswith(LLAVA):
@@ -247,9 +250,10 @@ def publish(staging: Path, out: Path) -> None:
 def main() -> int:
     """Command line; exit code 0 or that of the refusal, whose reason is the last line."""
     load_tensors_only()
-    model_type, out, rows = sys.argv[1:4]
+    model_type, out, rows, *more = sys.argv[1:5]
+    table = TableSettings.model_validate_json(more[0]) if more else TableSettings()
     try:
-        make(model_type, Path(out), Path(rows))
+        make(model_type, Path(out), Path(rows), ReadOptions(table_options(table)))
     except RunnerError as error:
         terminal.say(f"error: {error.message}")
         return error.exit_code

@@ -154,7 +154,7 @@ def _counted(each: Record, head: str) -> list[str]:
     counted = each.get("counted")
     if not counted:  # not a classification, or one of before this was said
         return []
-    out = []
+    out: list[str] = []
     for who, labels in counted.items():
         if who == "base" and labels == counted["model"]:
             continue

@@ -17,7 +17,7 @@ from runner.engine.data.ledger import EVAL, TEST, TRAIN
 from runner.engine.data.read import ReadOptions, Row, read_rows, table_record
 from runner.engine.data.tables import TableOptions
 from runner.errors import RefusedError
-from runner.job_data import DataSettings
+from runner.job_data import DataSettings, TableSettings
 from runner.plan import Plan, PlannedData
 from runner.sources import file_sha256
 
@@ -93,11 +93,13 @@ def rows_of(plan: Plan, source: Source) -> Iterator[tuple[int, Row]]:
 
 def reading_of(data: DataSettings) -> ReadOptions:
     """What a job says of how its files are written."""
-    table = data.table
+    return ReadOptions(table_options(data.table), data.columns)
+
+
+def table_options(table: TableSettings) -> TableOptions:
+    """data.table as the readers take it."""
     delimiter = next((mark for mark, word in WORDS.items() if word == table.delimiter), "auto")
-    return ReadOptions(
-        TableOptions(delimiter, table.quote, table.escape, table.encoding), data.columns
-    )
+    return TableOptions(delimiter, table.quote, table.escape, table.encoding)
 
 
 def table_of(plan: Plan, source: Source) -> dict[str, Any] | None:
