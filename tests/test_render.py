@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from runner.errors import RefusedError, RunnerError
 from runner.facts import Facts, Gpu, gather
 from runner.job import Job
-from runner.job_data import DataSettings
+from runner.job_data import CleanSettings, DataSettings, TableSettings
 from runner.job_fields import all_fields
 from runner.job_method import LoraSettings
 from runner.jobfile import LoadedJob, load_job
@@ -314,6 +314,22 @@ def test_the_trainer_gets_the_environment_that_the_script_says(
         grown = ",expandable_segments:True" if host == "gpu" else ""
         assert got["PYTORCH_CUDA_ALLOC_CONF"] == f"backend:native{grown}"
         assert got.get("ACCELERATE_USE_CPU") == (None if host == "gpu" else "true")
+
+
+def test_how_rows_are_read_and_compared_is_hashed_where_a_job_says_it(
+    plans: dict[str, Plan],
+) -> None:
+    for plan in plans.values():
+        told = plan.deciding()["data"]
+        assert not {"columns", "table"} & told.keys()  # hashes of earlier plans stay
+        assert "ignore" not in told["clean"]
+        for field, value in (
+            ("columns", {"text": "review"}),
+            ("table", TableSettings(quote="none")),
+            ("clean", CleanSettings(ignore=[])),
+        ):
+            data = plan.data.model_copy(update={field: value})
+            assert plan.model_copy(update={"data": data}).hash != plan.hash
 
 
 def test_a_deterministic_plan_says_so_in_its_script_and_only_there(plans: dict[str, Plan]) -> None:

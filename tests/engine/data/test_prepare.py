@@ -468,6 +468,15 @@ def test_a_later_run_can_prove_what_was_trained_on(tmp_path: Path) -> None:
     )
     other = done(train, test=rows, leakage="keep")
     assert proves_disjoint(kept, other) == Overlap(3, 2, 1)
+    # of a run of before there was an exact comparison
+    import duckdb
+
+    for side in SIDES:
+        path = kept / f"hashes-{side}.parquet"
+        old = f"SELECT prompt, \"row\" FROM read_parquet('{path}')"  # noqa: S608
+        duckdb.execute(f"COPY ({old}) TO '{path}.old' (FORMAT parquet)")
+        Path(f"{path}.old").rename(path)
+    assert proves_disjoint(kept, other) == Overlap(3, 2, 1)
     with pytest.raises(RefusedError, match="can't be read"):
         proves_disjoint(tmp_path / "nowhere", prepared)
 
