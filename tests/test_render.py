@@ -491,6 +491,12 @@ CHANGES = {
     "data.clean": "{duplicates: keep}",
     "data.clean.duplicates": "keep",
     "data.clean.conflicts": "drop",
+    "data.clean.ignore": "[case]",
+    "data.columns": "{text: review}",
+    "data.table.delimiter": "pipe",
+    "data.table.quote": "none",
+    "data.table.escape": "backslash",
+    "data.table.encoding": "gb18030",
     "data.leakage": "remove",
     "data.test": "other.jsonl",
     "data.questions": "other.jsonl",
@@ -589,7 +595,17 @@ CHANGES_NOTHING = {
     "tracking.offline": "false",
 }
 ONLY_ONE_VALUE = {"engine"}
-BLOCKS = {"lora", "data", "data.hub", "training", "launch", "container", "budget", "smoke"}
+BLOCKS = {
+    "lora",
+    "data",
+    "data.hub",
+    "data.table",
+    "training",
+    "launch",
+    "container",
+    "budget",
+    "smoke",
+}
 WITH_OTHERS = {  # fields that are refused alone
     "launch.share": ["budget.gpu_memory=4GiB"],
     "launch.offload": ["launch.deepspeed=zero2"],
@@ -604,6 +620,10 @@ WITH_OTHERS = {  # fields that are refused alone
     "data.mix.sources": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
     "data.mix.fit": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
     "data.mix.seed": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
+    "data.table.delimiter": ["data.train=table.csv"],
+    "data.table.quote": ["data.train=table.csv"],
+    "data.table.escape": ["data.train=table.csv"],
+    "data.table.encoding": ["data.train=table.csv"],
 }
 CHANGES |= {
     "training.load_best_model_at_end": "true",
@@ -629,7 +649,7 @@ def test_the_hash_changes_with_whatever_changes_the_run(
     field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("rows.jsonl", "other.jsonl", "third.jsonl"):
+    for name in ("rows.jsonl", "other.jsonl", "third.jsonl", "table.csv"):
         (tmp_path / name).write_text(f'{{"name": "{name}"}}\n')
     for name in ("m", "n"):
         (tmp_path / name).mkdir()

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from runner.engine.data.columns import renamed
 from runner.errors import Problem, SpecError
+from runner.job_data import DataSettings
 from tests.engine.data.test_prepare import cache, done, problem_of, prompts, write
 
 __all__ = ["cache"]
@@ -108,3 +110,11 @@ def test_a_stratum_that_is_no_text_is_an_error_with_file_and_line(tmp_path: Path
     path.write_text(text.replace('"kind": "1"', '"kind": "\\ud83d"', 1))
     problem = problem_of(path, split={"eval": 0.3, "stratify": "kind"})
     assert (problem.where, problem.field) == (f"{path}:2", "data.split.stratify")
+
+
+def test_a_setting_of_tables_without_a_table_is_refused() -> None:
+    with pytest.raises(ValidationError, match="no rows are a .csv or .tsv file"):
+        DataSettings.model_validate({"train": "a.jsonl", "table": {"quote": "none"}})
+    DataSettings.model_validate({"train": "a.TSV", "table": {"quote": "none"}})
+    with pytest.raises(ValidationError, match="gives one column two names"):
+        DataSettings.model_validate({"train": "a.csv", "columns": {"text": "a", "label": "a"}})
