@@ -170,7 +170,8 @@ def texts(rows: Path, reading: ReadOptions = AS_THEY_ARE) -> Iterator[str]:
 
 def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
+        # half of a surrogate pair, as an unused key can hold, is no text for a tokenizer
+        yield value.encode("utf-8", "replace").decode("utf-8")
     elif isinstance(value, dict):
         for part in value.values():
             yield from _strings(part)

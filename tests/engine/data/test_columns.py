@@ -113,7 +113,7 @@ def test_a_stratum_that_is_no_text_is_an_error_with_file_and_line(tmp_path: Path
 
 
 def test_a_setting_of_tables_without_a_table_is_refused() -> None:
-    with pytest.raises(ValidationError, match="no rows are a .csv or .tsv file"):
+    with pytest.raises(ValidationError, match=r"no rows are a \.csv or \.tsv file"):
         DataSettings.model_validate({"train": "a.jsonl", "table": {"quote": "none"}})
     DataSettings.model_validate({"train": "a.TSV", "table": {"quote": "none"}})
     with pytest.raises(ValidationError, match="gives one column two names"):
