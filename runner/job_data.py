@@ -223,11 +223,10 @@ class DataSettings(JobModel):
                 what = {"train": "trained on", "eval": "evaluated while training"}[other]
                 raise ConflictError(f"hub.{name}_split", f"names the split that is {what}")
         mixed = self.mix.sources if self.mix else []
-        rows = [self.train, self.eval, self.test, self.sample]
-        rows += [text for source in mixed for text in (source.rows, source.sample)]
-        if self.table != TableSettings() and not any(
-            text and text.lower().endswith((".csv", ".tsv")) for text in rows
-        ):
+        given = [self.train, self.eval, self.test, self.sample]
+        given += [text for source in mixed for text in (source.rows, source.sample)]
+        tables = [text for text in given if text and text.lower().endswith((".csv", ".tsv"))]
+        if self.table != TableSettings() and not tables:
             raise ConflictError("table", "has no effect: no rows are a .csv or .tsv file")
         if len(set(self.columns.values())) < len(self.columns):
             raise ConflictError("columns", "gives one column two names; keep one")
