@@ -97,7 +97,7 @@ def plan_of(train: Path, mixed: Path) -> Any:
             {
                 "train": str(train),
                 "prompt": "Positive, negative or neutral?\n{text}",
-                "clean": {"conflicts": "drop"},
+                "clean": {"conflicts": "drop", "ignore": ["white_space", "case", "width"]},
                 "split": {"eval": 0.05, "test": 0.05, "stratify": "label", "seed": 42},
                 "mix": {"ratio": 4, "sources": [{"rows": str(mixed), "ratio": 1}]},
             }

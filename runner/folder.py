@@ -1,6 +1,7 @@
 """RunFolder: the one place that knows the file names in a run, and how a RUN is found.
 
-Imports the standard library and runner.shared_folder/errors. Creates folders; judges nothing.
+Imports the standard library and runner.shared_folder/errors/job_names. Creates folders; judges
+nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import os
 import re
 import shutil
 import time
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from runner import durable, origin
 from runner.errors import RunnerError, UsageError, nearest
+from runner.job_names import earlier_job_folder, job_folder
 from runner.shared_folder import SharedFolder, require_own_way
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _SUFFIXES = {"smoke": "-smoke", "dry_run": "-dry", "replay": "-replay"}
 """Of the names of runs that no later `runner train` goes on with, by what they are."""
 _RANK = re.compile(r"rank-\d+\.json")
@@ -431,20 +433,19 @@ def is_run_name(name: str) -> bool:
 
 
 def runs_of(root: Path, job: str, short_hash: str) -> list[RunFolder]:
-    """The trainings of a job whose plan's hash starts so, oldest first; smokes are left out."""
-    slug = job_folder(job)
+    """The trainings of a job whose plan's hash starts so, oldest first; smokes are left out.
+
+    Those in a folder of an earlier runner's naming too, which other jobs may share: the plan's
+    hash, which is also of the job's name, tells them apart.
+    """
+    names = {job_folder(job), earlier_job_folder(job)}
     return [
         run
         for run in all_runs(root)
-        if run.path.parent.name == slug
+        if run.path.parent.name in names
         and run.path.name[16:].startswith(short_hash)
         and not run.path.name[16 + len(short_hash) :].startswith(tuple(_SUFFIXES.values()))
     ]
-
-
-def job_folder(job: str) -> str:
-    """The name of the folder that holds a job's runs."""
-    return _UNSAFE.sub("_", job).strip("._-") or "job"
 
 
 def _created(path: Path) -> float:
@@ -463,6 +464,7 @@ def find_run(text: str, root: Path) -> RunFolder:
     if text != "@last" and (path / "plan.yaml").is_file():
         return RunFolder(path.absolute())
     runs = all_runs(root)
+    text = unicodedata.normalize("NFC", text)  # as folders are named, however it was typed
     if text == "@last":
         if not runs:
             raise UsageError(

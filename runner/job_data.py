@@ -51,10 +51,7 @@ class SplitSettings(JobModel):
 
 
 class CleanSettings(JobModel):
-    """Which rows are left out, each kind counted. Those with an empty prompt or answer always are.
-
-    Texts are compared after normalising Unicode width (NFKC), case and white space.
-    """
+    """Which rows are left out, each kind counted; those with an empty prompt or answer are."""
 
     duplicates: Literal["drop", "keep"] = Field(
         "drop", description="Rows that repeat an earlier row of the same source: all turns alike."
@@ -64,6 +61,45 @@ class CleanSettings(JobModel):
         description="Rows alike but for the last answer: drop leaves all of them out (for "
         "labels), keep all in (for free answers).",
     )
+    ignore: list[Literal["white_space", "case", "width", "punctuation"]] = Field(
+        ["white_space"],
+        description="What does not count where rows are compared, for duplicates, conflicts, "
+        "leakage and splits: white_space (but between two numbers), case, width (NFKC: full-width, "
+        "superscript and ligature forms are the plain ones), punctuation; [] compares to the "
+        "letter.",
+    )
+
+
+class TableSettings(JobModel):
+    """How CSV and TSV files are written. auto: told once from all lines of a file, and said."""
+
+    delimiter: Literal["auto", "comma", "tab", "semicolon", "pipe"] = Field(
+        "auto",
+        description="What parts two cells; auto: a comma in .csv, a tab in .tsv, or the one that "
+        "fits every row where that does not.",
+    )
+    quote: Literal["auto", "double", "single", "none"] = Field(
+        "auto",
+        description="Which quotes stand around cells; none: a quote is a character of the text.",
+    )
+    escape: Literal["auto", "doubled", "backslash"] = Field(
+        "auto", description="How a quote within quotes is written: twice, or behind a backslash."
+    )
+    encoding: Literal[
+        "auto",
+        "utf-8",
+        "utf-16",
+        "utf-16-le",
+        "utf-16-be",
+        "gb18030",
+        "big5",
+        "shift_jis",
+        "euc_jp",
+        "euc_kr",
+        "cp1251",
+        "cp1252",
+        "iso-8859-1",
+    ] = Field("auto", description="auto: by the byte order mark, else UTF-8.")
 
 
 class MixedSource(JobModel):
@@ -126,11 +162,19 @@ class DataSettings(JobModel):
     split: SplitSettings | None = Field(
         None, description="Hold rows of train out for evaluation and test."
     )
+    columns: dict[str, str] = Field(
+        {},
+        description="Columns (or keys of rows) that are called otherwise: our name, then the "
+        "file's, e.g. {text: review, label: sentiment}.",
+    )
+    table: TableSettings = Field(
+        TableSettings(), description="How CSV and TSV files are written, where auto is wrong."
+    )
     clean: CleanSettings = Field(CleanSettings(), description="Rows that are left out.")
     leakage: Literal["refuse", "remove", "keep"] = Field(
         "refuse",
-        description="Rows of eval or test whose prompt is trained on too (width, case and white "
-        "space aside): refuse the job, remove them from training, or keep them, said so.",
+        description="Rows of eval or test whose prompt is trained on too (compared by "
+        "data.clean.ignore): refuse the job, remove them from training, or keep them, said so.",
     )
     mix: MixSettings | None = Field(None, description="Other rows to mix in, by ratio.")
     hub: HubData = Field(HubData(), description="Details of a hub data set.")
@@ -199,6 +243,14 @@ class DataSettings(JobModel):
             if parts[name] == parts[other]:
                 what = {"train": "trained on", "eval": "evaluated while training"}[other]
                 raise ConflictError(f"hub.{name}_split", f"names the split that is {what}")
+        mixed = self.mix.sources if self.mix else []
+        given = [self.train, self.eval, self.test, self.sample]
+        given += [text for source in mixed for text in (source.rows, source.sample)]
+        tables = [text for text in given if text and text.lower().endswith((".csv", ".tsv"))]
+        if self.table != TableSettings() and not tables:
+            raise ConflictError("table", "has no effect: no rows are a .csv or .tsv file")
+        if len(set(self.columns.values())) < len(self.columns):
+            raise ConflictError("columns", "gives one column two names; keep one")
         if "{text}" not in self.prompt:
             raise ConflictError("prompt", "does not contain {text}")
         return self

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from runner.job_data import DataSettings
+from runner.job_data import CleanSettings, DataSettings, TableSettings
 from runner.job_method import LoraSettings, Method, PrefixSettings, QuantizationSettings
 from runner.job_model import JobModel
 from runner.job_training import EvaluationSettings, TrackingSettings, TrainingSettings
@@ -152,15 +152,22 @@ class Plan(PlanBase, SftPlanned):
 def _forget_places(phase: dict[str, Any]) -> None:
     """Take out of a dumped training where its rows lie, since their content is known by hash."""
     rows, data = phase["rows"], phase["data"]
-    if not data["ignore_keys"]:  # the plans of before there was such a field keep their hashes
-        data.pop("ignore_keys")
+    # the plans of before there were these fields keep their hashes
+    for key, default in (
+        ("ignore_keys", []),
+        ("image_background", "white"),
+        ("columns", {}),
+        ("table", TableSettings().model_dump(mode="json")),
+    ):
+        if data[key] == default:
+            data.pop(key)
+    if data["clean"]["ignore"] == CleanSettings().ignore:
+        data["clean"].pop("ignore")
     for source in (rows["train"], *rows["mixed"], rows["eval"], rows["test"], rows["questions"]):
         if source and source["sha256"]:
             source["path"] = Path(source["path"]).suffix  # how it is read, not where it lies
     for key in ("train", "eval", "test", "sample", "questions"):  # resolved into rows
         data.pop(key)
-    if data["image_background"] == "white":  # plans of before there was a choice keep their hashes
-        data.pop("image_background")
     for source in (data["mix"] or {}).get("sources", []):
         source.pop("rows")
         source.pop("sample")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.errors import RunnerError, UsageError
-from runner.folder import RunFolder, all_runs, create, default_root, find_run
+from runner.folder import RunFolder, all_runs, create, default_root, find_run, runs_of
+from runner.job_names import job_folder
 
 FILES = {"plan.yaml": "plan\n", "launch.sh": "#!/bin/sh\n"}
 NOON = time.mktime((2026, 11, 21, 12, 0, 0, 0, 0, -1))
@@ -109,8 +111,56 @@ def test_any_job_name_becomes_a_safe_folder_name(
     root = tmp_path_factory.getbasetemp() / "hostile"
     run = create(root, job, "3f2a91c", "train", {}, NOON)
     assert run.path.parent.parent == root
-    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run.path.parent.name)
+    assert re.fullmatch(r"[\w][\w.-]*|.*-[0-9a-f]{8}", run.path.parent.name)
     assert find_run(run.name, root).path == run.path
+
+
+NAMES = st.text(max_size=40) | st.text(st.sampled_from("ab_. -/医é\u0301\u202e"), max_size=6)
+
+
+@settings(max_examples=400, deadline=None)
+@given(NAMES, NAMES)
+def test_job_names_keep_their_letters_and_are_told_apart(one: str, other: str) -> None:
+    folder = job_folder(one)
+    assert len(folder.encode()) <= 120
+    assert folder[0] not in ".-"
+    assert not any(unicodedata.category(each)[0] in "CZ" or each in "/\\" for each in folder)
+    assert unicodedata.is_normalized("NFC", folder)
+    assert job_folder(folder) == folder
+    same = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+    assert (job_folder(other) == folder) == same
+
+
+@pytest.mark.parametrize(
+    ("job", "folder"),
+    [
+        ("医疗", "医疗"),
+        ("情感", "情感"),
+        ("cafe\u0301", "café"),
+        ("हिन्दी-v1.2", "हिन्दी-v1.2"),
+        ("demo-identity", "demo-identity"),
+    ],
+)
+def test_letters_of_any_script_stay(job: str, folder: str) -> None:
+    assert job_folder(job) == folder
+
+
+def test_what_is_replaced_or_cut_is_told_apart() -> None:
+    names = ["a b", "a/b", "a\nb", "a\u202eb", "🚀", "🎉", "", "-a", ".a", "\udcff", "\udcfe"]
+    names += ["医" * 60 + end for end in "ab"] + ["x" * 200 + end for end in "ab"]
+    folders = [job_folder(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert folders[0].startswith("a_b-")
+
+
+def test_runs_of_an_earlier_naming_are_found(tmp_path: Path) -> None:
+    old = make(tmp_path, "job")  # where 医疗 and 情感 both went
+    new = make(tmp_path, "医疗", seconds=5)
+    assert new.path.parent.name == "医疗"
+    assert [run.path for run in runs_of(tmp_path, "医疗", "3f2a91c")] == [old.path, new.path]
+    assert find_run("医疗", tmp_path).path == new.path
+    accented = make(tmp_path, "cafe\u0301", seconds=9)
+    assert find_run("cafe\u0301", tmp_path).path == accented.path
 
 
 def fill(run: RunFolder, text: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from runner.errors import RefusedError, RunnerError
 from runner.facts import Facts, Gpu, gather
 from runner.job import Job
-from runner.job_data import DataSettings
+from runner.job_data import CleanSettings, DataSettings, TableSettings
 from runner.job_fields import all_fields
 from runner.job_method import LoraSettings
 from runner.jobfile import LoadedJob, load_job
@@ -316,6 +316,22 @@ def test_the_trainer_gets_the_environment_that_the_script_says(
         assert got.get("ACCELERATE_USE_CPU") == (None if host == "gpu" else "true")
 
 
+def test_how_rows_are_read_and_compared_is_hashed_where_a_job_says_it(
+    plans: dict[str, Plan],
+) -> None:
+    for plan in plans.values():
+        told = plan.deciding()["data"]
+        assert not {"columns", "table"} & told.keys()  # hashes of earlier plans stay
+        assert "ignore" not in told["clean"]
+        for field, value in (
+            ("columns", {"text": "review"}),
+            ("table", TableSettings(quote="none")),
+            ("clean", CleanSettings(ignore=[])),
+        ):
+            data = plan.data.model_copy(update={field: value})
+            assert plan.model_copy(update={"data": data}).hash != plan.hash
+
+
 def test_a_deterministic_plan_says_so_in_its_script_and_only_there(plans: dict[str, Plan]) -> None:
     lines = {
         "export CUBLAS_WORKSPACE_CONFIG=:4096:8": ("1-gpu", "2-gpu"),
@@ -475,6 +491,12 @@ CHANGES = {
     "data.clean": "{duplicates: keep}",
     "data.clean.duplicates": "keep",
     "data.clean.conflicts": "drop",
+    "data.clean.ignore": "[case]",
+    "data.columns": "{text: review}",
+    "data.table.delimiter": "pipe",
+    "data.table.quote": "none",
+    "data.table.escape": "backslash",
+    "data.table.encoding": "gb18030",
     "data.leakage": "remove",
     "data.test": "other.jsonl",
     "data.questions": "other.jsonl",
@@ -573,7 +595,17 @@ CHANGES_NOTHING = {
     "tracking.offline": "false",
 }
 ONLY_ONE_VALUE = {"engine"}
-BLOCKS = {"lora", "data", "data.hub", "training", "launch", "container", "budget", "smoke"}
+BLOCKS = {
+    "lora",
+    "data",
+    "data.hub",
+    "data.table",
+    "training",
+    "launch",
+    "container",
+    "budget",
+    "smoke",
+}
 WITH_OTHERS = {  # fields that are refused alone
     "launch.share": ["budget.gpu_memory=4GiB"],
     "launch.offload": ["launch.deepspeed=zero2"],
@@ -593,6 +625,10 @@ WITH_OTHERS = {  # fields that are refused alone
     "data.mix.sources": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
     "data.mix.fit": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
     "data.mix.seed": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
+    "data.table.delimiter": ["data.train=table.csv"],
+    "data.table.quote": ["data.train=table.csv"],
+    "data.table.escape": ["data.train=table.csv"],
+    "data.table.encoding": ["data.train=table.csv"],
 }
 CHANGES |= {
     "training.load_best_model_at_end": "true",
@@ -618,7 +654,7 @@ def test_the_hash_changes_with_whatever_changes_the_run(
     field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("rows.jsonl", "other.jsonl", "third.jsonl"):
+    for name in ("rows.jsonl", "other.jsonl", "third.jsonl", "table.csv"):
         (tmp_path / name).write_text(f'{{"name": "{name}"}}\n')
     for name in ("m", "n"):
         (tmp_path / name).mkdir()

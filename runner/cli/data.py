@@ -19,7 +19,7 @@ from runner.cli.preflight import refuse_unreachable, require_packages
 from runner.cli.wanted import fetch, lacking
 from runner.container.inside import question
 from runner.container.mounts import PREPARED, plan_mounts
-from runner.engine.data.summary import cleaning_lines, name_of
+from runner.engine.data.summary import OLD_RULE, cleaning_lines, leaks, name_of
 from runner.errors import EXIT_INTERRUPTED, RefusedError
 from runner.facts import Facts, gather, require_data
 from runner.jobfile import LoadedJob, load_job, sft_job
@@ -73,6 +73,10 @@ def data_job(
     for training in answer["trainings"]:
         lines += ["", field("phase", training["phase"])] if training["phase"] else []
         lines += report_lines(training["report"])
+        if training["report"].get("left_out", {}).get("rows"):
+            number, name = training["report"]["left_out"].values()
+            where = Path(training["folder"]) / name
+            lines.append(field("left out", f"{number:,} rows, each with its reason, in {where}"))
         lines.append(field("prepared", training["folder"]))
         lines += [field("written", path) for path in training["files"]]
     output.result(
@@ -132,16 +136,15 @@ def report_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _leakage_words(leakage: dict[str, Any]) -> str:
-    counts = {key: number for key, number in leakage.items() if key != "mode"}
-    if not any(counts.values()):
-        return "none: no prompt is on two sides (width, case and white space aside)"
+    rule = leakage.get("rule", OLD_RULE)
+    found = leaks(leakage)
+    if not found:
+        return f"none: no prompt is on two sides ({rule})"
     said = {"remove": "left out", "keep": "kept, as the job says", "refuse": "refused"}
     shared = ", ".join(
-        f"{number:,} {key.replace('_in_', ' rows with a prompt of ')}"
-        for key, number in counts.items()
-        if number
+        f"{number:,} {side} rows with a prompt of {other}" for (side, other), number in found
     )
-    return f"{shared}: {said[leakage['mode']]}"
+    return f"{shared} ({rule}): {said[leakage['mode']]}"
 
 
 def _distribution(head: str, values: dict[str, dict[str, int]]) -> list[str]:

@@ -37,6 +37,7 @@ from runner.errors import (
 )
 from runner.facts import gather, require_data
 from runner.folder import RunFolder, default_root, find_run
+from runner.job_names import job_folder
 from runner.job_training import EvaluationSettings
 from runner.jobfile import load_job
 from runner.own_python import safe_environment
@@ -196,7 +197,7 @@ def _make_folder(out: Path | None, run: RunFolder | None, root: Path, plan: Plan
         out.mkdir(parents=True, exist_ok=True)
         return out.absolute()
     within = run or SharedFolder(root)
-    parent = run.evaluations if run else root / "evaluations" / plan.job
+    parent = run.evaluations if run else root / "evaluations" / job_folder(plan.job)
     root.mkdir(parents=True, exist_ok=True)
     within.make_folder(parent)
     stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -205,7 +205,10 @@ def make_stand_in(plan: Plan, out: Output) -> None:
     out.say(field("making", f"a tiny random {model.model_type} in {model.folder}"))
     asked = question(
         plan.container,
-        ["runner.engine.standin", model.model_type, model.folder, str(rows.path)],
+        [
+            *("runner.engine.standin", model.model_type, model.folder, str(rows.path)),
+            plan.trainings[0].data.table.model_dump_json(),
+        ],
         reads=[PlannedMount(source=rows.path, target=rows.path)],
         caches=["standins"],
         environment=True,

@@ -12,7 +12,8 @@ from runner.cli.bundle import tidy_at_sigterm, what_is_lacking
 from runner.cli.live_line import LiveLine
 from runner.cli.output import Output, field
 from runner.errors import UsageError
-from runner.folder import RunFolder, default_root, is_run_name, job_folder
+from runner.folder import RunFolder, default_root, is_run_name
+from runner.job_names import earlier_job_folder, job_folder
 from runner.units import format_bytes
 
 _SHOWN = 5
@@ -91,7 +92,8 @@ def _left_out_lines(paths: list[str]) -> list[str]:
 def _own_name(index: Index, file: Path) -> Path:
     """Where a run lies under --runs; a name that runner does not give goes by the file's."""
     job, _, name = index.run.partition("/")
-    if job_folder(job) == job and is_run_name(name) and "/" not in name:  # and so no way out
+    given = job in (job_folder(job), earlier_job_folder(job))
+    if given and is_run_name(name) and "/" not in name:  # and so no way out
         return Path(job, name)
     raise UsageError(
         f"{file} has no run's name: {index.run!a}",

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from runner import terminal
-from runner.engine.data.read import read_rows
+from runner.engine.data.read import AS_THEY_ARE, ReadOptions, read_rows
+from runner.engine.data.sources import table_options
 from runner.engine.pickles import load_tensors_only
 from runner.errors import RefusedError, RunnerError
+from runner.job_data import TableSettings
 
 LLAVA = "llava-"
 _SEED = 20260101
@@ -88,13 +90,14 @@ GEMMA = ChatStyle(
 )
 
 
-def make(model_type: str, out: Path, rows: Path) -> None:
+def make(model_type: str, out: Path, rows: Path, reading: ReadOptions = AS_THEY_ARE) -> None:
     """Write the stand-in to `out`, whole or not at all; one that is there is left alone.
 
     Args:
         model_type: transformers' name of the architecture, or llava- and that of its text model.
         out: the folder to make.
         rows: a file of rows, whose texts the tokenizer is trained on.
+        reading: how the job says that it is written.
 
     Raises:
         RefusedError: an architecture that transformers does not know.
@@ -107,7 +110,7 @@ def make(model_type: str, out: Path, rows: Path) -> None:
     text_type = model_type.removeprefix(LLAVA)
     if text_type not in CONFIG_MAPPING:
         raise RefusedError(f"transformers knows no architecture {text_type!r} (smoke.model_type)")
-    tokenizer = train_tokenizer(chat_style(text_type), texts(rows))
+    tokenizer = train_tokenizer(chat_style(text_type), texts(rows, reading))
     parts: list[Any] = [tokenizer]
     set_seed(_SEED)
     if model_type.startswith(LLAVA):
@@ -156,18 +159,19 @@ def train_tokenizer(style: ChatStyle, lines: Iterator[str], size: int = _VOCABUL
     )
 
 
-def texts(rows: Path) -> Iterator[str]:
+def texts(rows: Path, reading: ReadOptions = AS_THEY_ARE) -> Iterator[str]:
     """Every text in the first rows of a file, as it is meant: no quotes, no escapes.
 
     Raises SpecError where the rows can't be read.
     """
-    for _, row in islice(read_rows(rows, "data.train"), _ROWS_READ):
+    for _, row in islice(read_rows(rows, "data.train", reading), _ROWS_READ):
         yield from _strings(row)
 
 
 def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
+        # half of a surrogate pair, as an unused key can hold, is no text for a tokenizer
+        yield value.encode("utf-8", "replace").decode("utf-8")
     elif isinstance(value, dict):
         for part in value.values():
             yield from _strings(part)
@@ -247,9 +251,10 @@ def publish(staging: Path, out: Path) -> None:
 def main() -> int:
     """Command line; exit code 0 or that of the refusal, whose reason is the last line."""
     load_tensors_only()
-    model_type, out, rows = sys.argv[1:4]
+    model_type, out, rows, *more = sys.argv[1:5]
+    table = TableSettings.model_validate_json(more[0]) if more else TableSettings()
     try:
-        make(model_type, Path(out), Path(rows))
+        make(model_type, Path(out), Path(rows), ReadOptions(table_options(table)))
     except RunnerError as error:
         terminal.say(f"error: {error.message}")
         return error.exit_code

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from runner import durable, terminal
 from runner.folder import RunFolder
+from runner.job_names import job_folder
 from runner.plan import Plan
 
 SCHEMA_VERSION = 1
@@ -236,7 +237,7 @@ class WeightsAndBiases:
 
         offline = plan.tracking.offline
         self._run = wandb.init(
-            project=plan.tracking.project or plan.job,
+            project=project_of(plan),
             name=folder.path.name,
             id=run_id,
             resume=None if offline else "allow",  # offline the id alone joins the parts at a sync
@@ -276,7 +277,7 @@ class MLflow:
         self._metric = Metric
         server = None if plan.tracking.offline else os.environ.get("MLFLOW_TRACKING_URI")
         self._client = MlflowClient(tracking_uri=server or folder.mlruns.as_uri())
-        project = plan.tracking.project or plan.job
+        project = project_of(plan)
         known = names.get("mlflow")
         if known is not None:
             self._run_id = known
@@ -298,6 +299,16 @@ class MLflow:
     def close(self, state: State) -> None:
         words = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
         self._client.set_terminated(self._run_id, status=words[state])
+
+
+def project_of(plan: Plan) -> str:
+    """The project, or experiment, that a run is logged to; by default the job's name.
+
+    Weights & Biases takes none of its own separators in one, nor more than 128 characters.
+    """
+    job = plan.job
+    takes = len(job) <= 128 and job.isprintable() and not set(job) & set("/\\#?%:")
+    return plan.tracking.project or (job if takes else job_folder(job))
 
 
 def _settle_environment(plan: Plan) -> None:

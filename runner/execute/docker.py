@@ -382,5 +382,5 @@ def container_name(folder: RunFolder) -> str:
 
     Runs of one name in several places (two users, one second) are told apart by their paths.
     """
-    place = hashlib.sha256(str(folder.path.absolute()).encode()).hexdigest()[:8]
+    place = hashlib.sha256(os.fsencode(folder.path.absolute())).hexdigest()[:8]
     return f"runner-{_UNSAFE.sub('_', folder.name.replace('/', '-'))}-{place}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runner.engine.data.formats import image_names
 from runner.engine.data.read import read_rows
-from runner.engine.data.sources import image_root, sources_of
+from runner.engine.data.sources import image_root, reading_of, sources_of
 from runner.plan import Plan
 
 
@@ -47,7 +47,7 @@ def named(plan: Plan, phase: str) -> list[Named]:
         if source.planned.path is None:
             continue
         root = image_root(training, source)
-        rows = read_rows(Path(source.planned.path), source.field)
+        rows = read_rows(Path(source.planned.path), source.field, reading_of(training.data))
         names = {
             name
             for _, row in islice(rows, training.data.max_rows)

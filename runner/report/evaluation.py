@@ -58,6 +58,7 @@ def evaluation_lines(record: Record, folder: Path | None = None) -> list[str]:
         lines += ["", *_sets_table(record, head)]
     else:
         lines += ["", *_figures_table(sets[0], head)]
+        lines += _counted(sets[0], head)
         lines += _baselines(sets[0])
         if "classes" in sets[0]:
             lines += _classes(sets[0], head)
@@ -147,6 +148,26 @@ def _sets_table(record: Record, head: str) -> list[str]:
             row.append(_percent(sum(each["chance"] for each in sets) / len(sets)))
         rows.append(row + [""] * (len(header) - len(row)))
     return _table(header, rows)
+
+
+def _counted(each: Record, head: str) -> list[str]:
+    """Which classes the macro figures are means over, and which declared ones they leave out."""
+    counted = each.get("counted")
+    if not counted:  # not a classification, or one of before this was said
+        return []
+    out: list[str] = []
+    for who, labels in counted.items():
+        if who == "base" and labels == counted["model"]:
+            continue
+        absent = [label for label in each["labels"] if label not in labels]
+        shown = ", ".join(labels[:_MOST_CLASSES]) + (" ..." if len(labels) > _MOST_CLASSES else "")
+        text = f"{head if who == 'model' else who}: means over {len(labels)} classes ({shown})"
+        if absent:
+            text += f"; neither rows nor answers have {', '.join(absent[:_MOST_CLASSES])}" + (
+                " ..." if len(absent) > _MOST_CLASSES else ""
+            )
+        out.append(_field("" if out else "macro", text))
+    return ["", *out]
 
 
 def _baselines(each: Record) -> list[str]:

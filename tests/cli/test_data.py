@@ -26,7 +26,7 @@ data:
   train: reviews.jsonl
   sample: sample.jsonl
   labels: {0: bad, 1: good}
-  clean: {conflicts: drop}
+  clean: {conflicts: drop, ignore: [white_space, case]}
   split: {eval: 0.1, test: 0.1, stratify: label}
 training: {max_steps: 3}
 """
@@ -63,8 +63,19 @@ def test_a_table_of_what_became_of_the_rows(cli: Command, job: Path, tmp_path: P
         "TEST": "10",
     }
     assert "sides      79 train (79.8%), 10 eval (10.1%), 10 test (10.1%)" in done.out
-    assert "1 rows that repeat an earlier one are left out: lines 101" in done.out
-    assert "2 rows with another answer to the same prompt are left out: lines 2, 102" in done.out
+    assert "1 rows that repeat an earlier one are left out: lines 101 (as 1)" in done.out
+    told = (
+        "2 rows with another answer to the same prompt are left out: lines 2 (as 102), 102 (as 2)"
+    )
+    assert told in done.out
+    assert "none: no prompt is on two sides (white space and case apart)" in done.out
+    (listed,) = (line for line in done.out.splitlines() if line.startswith("left out"))
+    rows = [json.loads(row) for row in Path(listed.split(" in ")[1]).read_text().splitlines()]
+    assert [(row["why"], row["line"], row["other_line"]) for row in rows] == [
+        ("conflict", 2, 102),
+        ("duplicate", 101, 1),
+        ("conflict", 102, 2),
+    ]
     assert str(tmp_path / "cache" / "prepared") in done.out
     again = cli("data", str(job))
     assert again.out == done.out
@@ -81,6 +92,26 @@ def test_the_same_as_json(cli: Command, job: Path) -> None:
     record = json.loads(refused.out)
     assert (refused.code, record["ok"], record["exit_code"]) == (2, False, 2)
     assert "label" in "\n".join(record["error"])
+
+
+def test_how_a_table_is_read_is_said(cli: Command, job: Path) -> None:
+    """One stray quote swallows no rows, and lines and rows stand side by side."""
+    text = (
+        'text\tlabel\n"Wow this was fun\t1\nA dull film\t0\nFine\t1\nI fell asleep"\t0\nGreat\t1\n'
+    )
+    job.with_name("rows.tsv").write_text(text)
+    sets = ["--set", "data.train=rows.tsv", "--set", "data.split=null"]
+    done = cli("data", str(job), *sets)
+    assert done.code == 0, done.err
+    assert "6 lines -> a header and 5 rows of 2 cells; tab-separated, quotes are plain" in done.out
+    assert "taken for marks they would join 5 rows to 2" in done.out
+    told = cli("data", str(job), "--json", *sets, "--set", "data.table.quote=double")
+    source = json.loads(told.out)["trainings"][0]["report"]["sources"][0]
+    assert (source["read"], source["table"]["lines"], source["table"]["rows"]) == (2, 6, 2)
+    assert source["table"]["with_tabs"] == {"rows": 1, "first_lines": [2]}
+    assert source["table"]["joined_lines"]["rows"] == 1
+    refused = cli("data", str(job), *sets, "--set", "data.table.quote=dobule")
+    assert (refused.code, "nearest   double" in refused.err) == (2, True)
 
 
 def test_the_sides_are_written_and_never_overwritten(

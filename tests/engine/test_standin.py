@@ -10,6 +10,8 @@ import pytest
 
 from runner.engine import standin
 from runner.engine.data.masks import encode, end_of_turn_ids
+from runner.engine.data.read import ReadOptions
+from runner.engine.data.tables import TableOptions
 from runner.engine.vision import IMAGE_TOKEN
 from runner.errors import RefusedError, SpecError
 
@@ -159,3 +161,13 @@ def test_rows_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"broken\.jsonl:2"):
         standin.make("qwen2", tmp_path / "out", broken)
     assert not (tmp_path / "out").exists()
+
+
+def test_unused_keys_may_hold_anything_and_a_table_is_read_as_the_job_says(tmp_path: Path) -> None:
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text('{"a": "b", "c": "\\ud83d", "d": ' + "7" * 5000 + ', "e": [NaN, null]}\n')
+    assert list(standin.texts(odd)) == ["b", "?"]
+    table = tmp_path / "table.csv"
+    table.write_bytes("text,label\n好,1\n".encode("gb18030"))
+    reading = ReadOptions(TableOptions(encoding="gb18030"))
+    assert list(standin.texts(table, reading)) == ["好", "1"]

@@ -24,6 +24,7 @@ def source_record(
     left_out: list[LeftOut | None],
     sides: dict[str, int],
     portion: Portion | None,
+    table: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A source's way through, and what of its rows is not used.
 
@@ -47,6 +48,7 @@ def source_record(
         **sides,
         "drawn": portion.drawn if portion else sides["train"],
         **taken.notes.record(),
+        "table": table,
     }
 
 

@@ -15,6 +15,8 @@ from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
+from runner.engine.data.column_advice import require_columns, with_remedy
+from runner.engine.data.compare import DEFAULT, match_keys
 from runner.engine.data.formats import (
     Conversation,
     Converter,
@@ -53,6 +55,7 @@ class Intake:
     stratify: str | None  # key of the rows whose value is their stratum; None: they are not split
     split_seed: int | None  # None: rows are not split
     mix_seed: int | None  # None: rows are not mixed
+    ignore: tuple[str, ...] = DEFAULT  # data.clean.ignore: what does not count in comparisons
 
 
 @dataclass
@@ -193,38 +196,61 @@ class _Buffer:
     def add(self, number: int, row: Mapping[str, Any], conversation: Conversation) -> None:
         messages, written, tools = conversation
         images, identities = _find_images(self._intake, number, written) if written else ((), ())
-        prompt, whole = row_keys(messages, identities, tools)
+        exact = match_keys(messages, identities, (tools,))
+        rule = self._intake.ignore
+        matched = exact if rule == DEFAULT else match_keys(messages, identities, (tools,), rule)
+        loose = row_keys(messages, identities, tools)
         stratum = None if self._intake.stratify is None else _stratum(self._intake, number, row)
         label = label_text(row["label"]) if self._labelled else stratum
         characters = sum([len(message["content"]) for message in messages])
         self.characters += characters
         text = messages_json(messages)
         given = None if tools is None else json.dumps(tools, ensure_ascii=False)
-        self._rows.append((number, text, images, label, given, prompt, whole, stratum, characters))
+        keys = (matched, exact, loose)
+        self._rows.append((number, text, images, label, given, *keys, stratum, characters))
 
     def tables(self, first_id: int, schema: Any) -> tuple[Any, Lines]:
         """The rows' content as an Arrow table of `schema`, and what the ledger is told of them."""
         import pyarrow
 
-        numbers, texts, images, labels, tools, prompts, rows, strata, characters = zip(
+        numbers, texts, images, labels, tools, matched, exact, loose, strata, characters = zip(
             *self._rows, strict=True
+        )
+        (prompts, rows), (exact_prompts, exact_rows), (loose_prompts, loose_rows) = (
+            zip(*keys, strict=True) for keys in (matched, exact, loose)
         )
         intake = self._intake
         content = {"line": numbers, "messages": texts, "images": images, "label": labels}
         content["tools"] = tools
-        split = None if intake.split_seed is None else draw_numbers(prompts, intake.split_seed)
-        mix = None if intake.mix_seed is None else draw_numbers(rows, intake.mix_seed)
+        split = (
+            None if intake.split_seed is None else draw_numbers(loose_prompts, intake.split_seed)
+        )
+        mix = None if intake.mix_seed is None else draw_numbers(loose_rows, intake.mix_seed)
         return pyarrow.table(content, schema=schema), Lines(
-            first_id, numbers, prompts, rows, split, mix, labels, strata, characters
+            first_id,
+            numbers,
+            prompts,
+            rows,
+            exact_prompts,
+            exact_rows,
+            loose_prompts,
+            loose_rows,
+            split,
+            mix,
+            labels,
+            strata,
+            characters,
         )
 
 
 def _detect(intake: Intake, sample: list[tuple[int, Row]]) -> Detection:
+    rows = [row for _, row in sample]
     try:
-        detection = detect([row for _, row in sample], where=intake.place)
-    except SpecError:
+        detection = detect(rows, where=intake.place)
+    except SpecError as error:
         if intake.format == "auto":
-            raise
+            raise with_remedy(error, rows) from None
+        require_columns(intake.format, rows, intake.place, intake.field)  # type: ignore[arg-type]
         # more than one format fits, or none: the job says which; rows that don't fit it are named
         return Detection(intake.format, "the job says so")  # type: ignore[arg-type]
     if intake.format not in ("auto", detection.format):
@@ -265,7 +291,20 @@ def _stratum(intake: Intake, number: int, row: Mapping[str, Any]) -> str:
                 )
             ]
         )
-    return value if isinstance(value, str) else shorten(value, 200)
+    text = value if isinstance(value, str) else shorten(value, 200)
+    if not text.isascii() and text.encode("utf-8", "ignore").decode("utf-8") != text:
+        raise SpecError(
+            [
+                Problem(
+                    f"{intake.place}:{number}",
+                    "data.split.stratify",
+                    "the row's value holds half of a surrogate pair, which is no character",
+                    f"{key}: {shorten(text)}",
+                    "text that can be written as UTF-8",
+                )
+            ]
+        )
+    return text
 
 
 def _find_images(

@@ -9,7 +9,7 @@ pyarrow when it is opened. Knows no files of rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -30,9 +30,13 @@ class Lines:
 
     first_id: int  # ids count from 0 over all sources
     lines: Sequence[int]  # line or row number in the source
-    prompts: Sequence[bytes]  # keys.row_keys
+    prompts: Sequence[bytes]  # compare.match_keys
     rows: Sequence[bytes]
-    split_draws: Any  # keys.draw_numbers of the prompts; None: rows are not split
+    exact_prompts: Sequence[bytes]  # compare.match_keys by the default rule
+    exact_rows: Sequence[bytes]
+    loose_prompts: Sequence[bytes]  # keys.row_keys, by which the draws and earlier runs go
+    loose_rows: Sequence[bytes]
+    split_draws: Any  # keys.draw_numbers of the loose prompts; None: rows are not split
     mix_draws: Any  # of the rows; None: rows are not mixed
     labels: Sequence[str | None]
     strata: Sequence[str | None]
@@ -41,22 +45,35 @@ class Lines:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Rows of one source that a step left out: how many, and the first lines."""
+    """Rows of one source that a step left out: how many, the first lines, and for each of these
+    the row that it repeats (or contradicts, or leaks to): (index of its source, line).
+    """
 
     rows: int
     first_lines: list[int]
+    others: list[tuple[int, int]] = field(default_factory=list)
 
     def and_also(self, other: LeftOut) -> LeftOut:
-        return LeftOut(self.rows + other.rows, (self.first_lines + other.first_lines)[:NAMED])
+        return LeftOut(
+            self.rows + other.rows,
+            (self.first_lines + other.first_lines)[:NAMED],
+            (self.others + other.others)[:NAMED],
+        )
 
     def record(self) -> dict[str, Any]:
-        return {"rows": self.rows, "first_lines": self.first_lines}
+        record: dict[str, Any] = {"rows": self.rows, "first_lines": self.first_lines}
+        if self.others:
+            record["first_repeat"] = [
+                {"source": source, "line": line} for source, line in self.others
+            ]
+        return record
 
 
 class Ledger:
     """Made in `folder`, which is the caller's to remove. One step after the other, in this order:
 
-    add, leave_out_duplicates, leave_out_conflicts, place, (hold_out,) leaks, remove_leaks, decide.
+    add, leave_out_duplicates, leave_out_conflicts, place, (hold_out,) leaks, remove_leaks,
+    write_left_out, decide.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,8 +90,13 @@ class Ledger:
         )
         self._run(
             'CREATE TABLE entries (id BIGINT, source USMALLINT, line BIGINT, prompt UUID, "row" '
-            "UUID, split_draw UBIGINT, mix_draw UBIGINT, label VARCHAR, stratum VARCHAR, "
+            "UUID, exact_prompt UUID, exact_row UUID, loose_prompt UUID, loose_row UUID, "
+            "split_draw UBIGINT, mix_draw UBIGINT, label VARCHAR, stratum VARCHAR, "
             "characters BIGINT)"
+        )
+        self._run(
+            "CREATE TABLE left_out (why VARCHAR, source USMALLINT, line BIGINT, id BIGINT, "
+            "other_source USMALLINT, other_line BIGINT)"
         )
 
     def __enter__(self) -> Ledger:
@@ -104,6 +126,10 @@ class Ledger:
                     "line": pyarrow.array(lines.lines, pyarrow.int64()),
                     "prompt": _uuids(lines.prompts),
                     "row": _uuids(lines.rows),
+                    "exact_prompt": _uuids(lines.exact_prompts),
+                    "exact_row": _uuids(lines.exact_rows),
+                    "loose_prompt": _uuids(lines.loose_prompts),
+                    "loose_row": _uuids(lines.loose_rows),
                     "split_draw": none if lines.split_draws is None else lines.split_draws,
                     "mix_draw": none if lines.mix_draws is None else lines.mix_draws,
                     "label": pyarrow.array(lines.labels, pyarrow.string()),
@@ -115,24 +141,43 @@ class Ledger:
 
     def leave_out_duplicates(self) -> dict[int, LeftOut]:
         """Of rows of one source that are alike, keep the first; source -> what was left out."""
-        self._run('CREATE TABLE firsts AS SELECT min(id) AS id FROM entries GROUP BY source, "row"')
+        self._run(
+            'CREATE TABLE firsts AS SELECT source, "row", min(id) AS id, arg_min(line, id) AS line '
+            'FROM entries GROUP BY source, "row"'
+        )
         left_out = {}
         if self._number("SELECT (SELECT count(*) FROM entries) - (SELECT count(*) FROM firsts)"):
-            left_out = self._left_out("id NOT IN (SELECT id FROM firsts)")
-            self._keep("SELECT entries.* FROM entries SEMI JOIN firsts USING (id)")
+            left_out = self._leave_out(
+                "duplicate",
+                "SELECT e.id, e.source, e.line, f.source AS other_source, f.line AS other_line "
+                'FROM entries e JOIN firsts f ON e.source = f.source AND e."row" = f."row" '
+                "WHERE e.id <> f.id",
+            )
         self._run("DROP TABLE firsts")
         return left_out
 
     def leave_out_conflicts(self) -> dict[int, LeftOut]:
         """Leave out all rows of a source whose prompt has more than one answer there."""
         self._run(
-            "CREATE TABLE clashing AS SELECT source, prompt FROM entries GROUP BY source, prompt "
+            'CREATE TABLE clashing AS SELECT source, prompt, arg_min("row", id) AS one, '
+            "arg_min(line, id) AS line FROM entries GROUP BY source, prompt "
             'HAVING min("row") <> max("row")'
         )
-        left_out = self._left_out("(source, prompt) IN (SELECT (source, prompt) FROM clashing)")
-        if left_out:
-            self._keep("SELECT entries.* FROM entries ANTI JOIN clashing USING (source, prompt)")
+        # the first row stands against all others, and the first of these against it
+        self._run(
+            "CREATE TABLE second AS SELECT e.source, e.prompt, arg_min(e.line, e.id) AS line "
+            "FROM entries e JOIN clashing c ON e.source = c.source AND e.prompt = c.prompt "
+            'WHERE e."row" <> c.one GROUP BY e.source, e.prompt'
+        )
+        left_out = self._leave_out(
+            "conflict",
+            "SELECT e.id, e.source, e.line, e.source AS other_source, "
+            'CASE WHEN e."row" = c.one THEN s.line ELSE c.line END AS other_line '
+            "FROM entries e JOIN clashing c ON e.source = c.source AND e.prompt = c.prompt "
+            "JOIN second s ON e.source = s.source AND e.prompt = s.prompt",
+        )
         self._run("DROP TABLE clashing")
+        self._run("DROP TABLE second")
         return left_out
 
     def strata(self) -> int:
@@ -147,7 +192,7 @@ class Ledger:
         """
         self._run("CREATE TABLE held (prompt UUID, side UTINYINT)")
         self._run(
-            "CREATE TABLE families AS SELECT prompt, any_value(split_draw) AS draw, count(*) AS "
+            "CREATE TABLE families AS SELECT prompt, min(split_draw) AS draw, count(*) AS "
             "size, coalesce(min(stratum), '') AS stratum FROM entries WHERE source = 0 "
             "GROUP BY prompt"
         )
@@ -175,26 +220,50 @@ class Ledger:
         )
         self._run("DROP TABLE held")
 
-    def leaks(self, side: int, other: int) -> tuple[int, list[tuple[int, int]]]:
-        """Rows of `side` whose prompt is on the `other` side: count, first (source, line)."""
-        found = (
-            f"FROM entries WHERE side = {side} AND prompt IN "
+    def leaks(self, side: int, other: int) -> tuple[int, list[tuple[int, int, int, int]]]:
+        """Rows of `side` whose prompt is on the `other` side, and the first of them.
+
+        Each as (source, line, source and line of the first row on the other side).
+        """
+        query = self._shared(side, (other,))
+        number = self._number(f"SELECT count(*) FROM ({query})")
+        named = (
+            f"SELECT source, line, other_source, other_line FROM ({query}) ORDER BY id "
+            f"LIMIT {NAMED}"
+        )
+        return number, self._all(named) if number else []
+
+    def looser_leaks(self, side: int, other: int) -> int:
+        """Rows of `side` that leak no more than by case and width (keys.normalised)."""
+        return self._number(
+            f"SELECT count(*) FROM entries WHERE side = {side} AND loose_prompt IN "
+            f"(SELECT loose_prompt FROM entries WHERE side = {other}) AND prompt NOT IN "
             f"(SELECT prompt FROM entries WHERE side = {other})"
         )
-        number = self._number(f"SELECT count(*) {found}")
-        named = f"SELECT source, line {found} ORDER BY id LIMIT {NAMED}"
-        return number, self._all(named) if number else []
 
     def remove_leaks(self, side: int, others: Sequence[int]) -> dict[int, LeftOut]:
         """Leave out the rows of `side` whose prompt is on one of the `others`."""
-        shared = (
-            f"side = {side} AND prompt IN "
-            f"(SELECT prompt FROM entries WHERE side IN ({', '.join(map(str, others))}))"
+        return self._leave_out("leak", self._shared(side, others))
+
+    def write_left_out(self, path: Path, places: Sequence[str]) -> int:
+        """Write a JSON object for each row that was left out, in order; how many.
+
+        `places` names each source. The row that it repeats, contradicts or leaks to is beside it.
+        """
+        import pyarrow
+
+        number = self._number("SELECT count(*) FROM left_out")
+        named = {"source": pyarrow.array(range(len(places)), pyarrow.uint16()), "place": places}
+        self._run("CREATE TABLE places (source USMALLINT, place VARCHAR)")
+        self._insert("places", pyarrow.table(named))
+        quoted = str(path).replace("'", "''")
+        self._run(
+            "COPY (SELECT l.why, p.place AS file, l.line, o.place AS other_file, l.other_line "
+            "FROM left_out l JOIN places p ON l.source = p.source "
+            "JOIN places o ON l.other_source = o.source ORDER BY l.id, l.why) "
+            f"TO '{quoted}' (FORMAT json)"
         )
-        left_out = self._left_out(shared)
-        if left_out:
-            self._keep(f"SELECT * FROM entries WHERE NOT ({shared})")
-        return left_out
+        return number
 
     def counts(self) -> dict[tuple[int, int], int]:
         """(source, side) -> rows, each counted once."""
@@ -250,7 +319,8 @@ class Ledger:
             else "1"
         )
         self._keep(
-            f'SELECT id, source, side, prompt, "row", ({times} + (more.id IS NOT NULL)::INTEGER)'
+            "SELECT id, source, side, exact_prompt, exact_row, loose_prompt, loose_row, "
+            f"({times} + (more.id IS NOT NULL)::INTEGER)"
             "::INTEGER AS times FROM entries LEFT JOIN more USING (id) ORDER BY id"
         )
         self._run("DELETE FROM entries WHERE times = 0")
@@ -263,11 +333,15 @@ class Ledger:
         return found["id"], found["side"], found["times"]
 
     def write_hashes(self, side: int, path: Path) -> None:
-        """The prompt and row keys of a side's rows, each row once however often it is written."""
+        """The prompt and row keys of a side's rows, each row once however often it is written.
+
+        prompt and row are keys.row_keys, as in every run; exact_prompt and exact_row those of
+        compare.match_keys by its default rule.
+        """
         quoted = str(path).replace("'", "''")
         self._run(
-            f'COPY (SELECT prompt, "row" FROM entries WHERE side = {side}) '
-            f"TO '{quoted}' (FORMAT parquet)"
+            'COPY (SELECT loose_prompt AS prompt, loose_row AS "row", exact_prompt, exact_row '
+            f"FROM entries WHERE side = {side}) TO '{quoted}' (FORMAT parquet)"
         )
 
     def _families(self, stratum: str) -> Iterator[tuple[str, int]]:
@@ -302,21 +376,37 @@ class Ledger:
         if prompts:
             flush()
 
-    def _left_out(self, condition: str) -> dict[int, LeftOut]:
-        found = f"FROM entries WHERE {condition}"
-        counts = dict(self._all(f"SELECT source, count(*) {found} GROUP BY source ORDER BY source"))
-        return {
-            source: LeftOut(
-                number,
-                [
-                    line
-                    for (line,) in self._all(
-                        f"SELECT line {found} AND source = {source} ORDER BY id LIMIT {NAMED}"
-                    )
-                ],
+    def _shared(self, side: int, others: Sequence[int]) -> str:
+        """The query for rows of `side` whose prompt is on one of the `others`, with that row."""
+        sides = ", ".join(map(str, others))
+        return (
+            "SELECT e.id, e.source, e.line, o.source AS other_source, o.line AS other_line "
+            "FROM entries e JOIN (SELECT prompt, arg_min(source, id) AS source, "
+            f"arg_min(line, id) AS line FROM entries WHERE side IN ({sides}) GROUP BY prompt) o "
+            f"ON e.prompt = o.prompt WHERE e.side = {side}"
+        )
+
+    def _leave_out(self, why: str, query: str) -> dict[int, LeftOut]:
+        """Leave out the rows that `query` gives (id, source, line, other_source, other_line)."""
+        self._run(f"CREATE TABLE leaving AS {query}")
+        counts = self._all("SELECT source, count(*) FROM leaving GROUP BY source ORDER BY source")
+        left_out = {}
+        for source, number in counts:
+            first = self._all(
+                f"SELECT line, other_source, other_line FROM leaving WHERE source = {source} "
+                f"ORDER BY id LIMIT {NAMED}"
             )
-            for source, number in counts.items()
-        }
+            left_out[source] = LeftOut(
+                number, [line for line, *_ in first], [(there, line) for _, there, line in first]
+            )
+        if counts:
+            self._run(
+                f"INSERT INTO left_out SELECT '{why}', source, line, id, other_source, other_line "
+                "FROM leaving"
+            )
+            self._keep("SELECT entries.* FROM entries ANTI JOIN leaving USING (id)")
+        self._run("DROP TABLE leaving")
+        return left_out
 
     def _keep(self, query: str) -> None:
         """Go on with what `query` gives in place of the entries."""

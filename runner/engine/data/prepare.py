@@ -32,15 +32,23 @@ from runner.engine.data.image_files import open_images
 from runner.engine.data.ingest import Intake, Taken, take
 from runner.engine.data.ledger import EVAL, TEST, TRAIN, Ledger
 from runner.engine.data.llava import read_questions
-from runner.engine.data.prepared import REPORT, SIDES, Prepared, hashes_name
+from runner.engine.data.near import near_duplicates
+from runner.engine.data.prepared import LEFT_OUT, REPORT, SIDES, Prepared, hashes_name
 from runner.engine.data.settle import require_sides, settle_leaks, settle_mix
 from runner.engine.data.sides import content_file, write_sides
-from runner.engine.data.sources import Source, identity_of, image_root, rows_of, sources_of
+from runner.engine.data.sources import (
+    Source,
+    identity_of,
+    image_root,
+    rows_of,
+    sources_of,
+    table_of,
+)
 from runner.errors import Problem, SpecError
 from runner.plan import Plan
 from runner.sources import cache_folder
 
-PIPELINE_VERSION = 3
+PIPELINE_VERSION = 5
 """Raised with every change that gives other rows, so that no cache of before is reused."""
 
 
@@ -193,6 +201,8 @@ def _run(
         ledger.hold_out(settings.split.eval, settings.split.test)
     ledger.place([source.side for source in sources])
     leakage, leaked = settle_leaks(plan, sources, ledger)
+    places = [source.place for source in sources]
+    left_out = ledger.write_left_out(folder / LEFT_OUT, places)
     counts = ledger.counts()
     require_sides(plan, sources, taken, counts, [duplicates, conflicts, leaked])
     drawn = settle_mix(plan, sources, counts)
@@ -206,10 +216,13 @@ def _run(
                 [one.get(index) for one in (duplicates, conflicts, leaked)],
                 {SIDES[side]: counts.get((index, side), 0) for side in (TRAIN, EVAL, TEST)},
                 drawn.get(index),
+                table_of(plan, source),
             )
             for index, source in enumerate(sources)
         ],
         "split": split_record(plan, ledger),
+        "compared": {"ignore": list(settings.clean.ignore), "rule": leakage["rule"]},
+        "left_out": {"rows": left_out, "file": LEFT_OUT},
         "leakage": leakage,
         "mix": mix_record(plan, drawn),
         "labels": labels_record(ledger),
@@ -217,9 +230,11 @@ def _run(
     }
     ledger.decide({index: (portion.times, portion.more) for index, portion in drawn.items()})
     tell("writing the prepared rows")
-    record["sides"] = write_sides(folder, work, taken, ledger)
+    written = write_sides(folder, work, taken, ledger)
+    record["sides"] = written
     for side, name in enumerate(SIDES):
         ledger.write_hashes(side, folder / hashes_name(name))
+    record["near_duplicates"] = near_duplicates(Prepared(folder), written, tell)
     record["seconds"] = round(time.monotonic() - started, 3)
     durable.write_json(folder / REPORT, record)
     return [one.digest for one in taken]
@@ -262,6 +277,7 @@ def _take_all(
             stratify=splits.stratify if splits else None,
             split_seed=splits.seed if splits else None,
             mix_seed=mixes.seed if mixes else None,
+            ignore=tuple(data.clean.ignore),
         )
         rows = rows_of(plan, source)
         one = take(intake, rows, content_file(work, index), ledger, next_id, say)

@@ -23,6 +23,9 @@ from runner.errors import RefusedError
 Side = Literal["train", "eval", "test"]
 SIDES: tuple[Side, ...] = get_args(Side)
 REPORT = "report.json"
+LEFT_OUT = "left-out.jsonl"
+"""A line for each row that was left out as a duplicate, in conflict or leaked, with the row that it
+repeats, contradicts or leaks to."""
 ROWS_AT_ONCE = 1000
 
 
@@ -170,6 +173,16 @@ def hashes_name(side: Side) -> str:
     return f"hashes-{side}.parquet"
 
 
+def _among(column: str, exact: bool) -> str:
+    """The condition that a row's key is among those trained on: by either key, where a run has
+    both (runs of before had the one that leaves case and width aside alone).
+    """
+    found = f'"{column}" IN (SELECT "{column}" FROM read_parquet($1))'  # noqa: S608
+    if exact:
+        found += f" OR exact_{column} IN (SELECT exact_{column} FROM read_parquet($1))"  # noqa: S608
+    return found
+
+
 def proves_disjoint(trained: Path, rows: Prepared, side: Side = "test") -> Overlap:
     """Whether rows of `side` were trained on in a run.
 
@@ -189,10 +202,12 @@ def proves_disjoint(trained: Path, rows: Prepared, side: Side = "test") -> Overl
                 config={"memory_limit": "400MB", "threads": 2, "temp_directory": spill}
             ) as database,
         ):
+            columns = database.execute("SELECT * FROM read_parquet($1) LIMIT 0", [str(seen)])
+            exact = "exact_prompt" in {column[0] for column in columns.description}
+            prompt, row = _among("prompt", exact), _among("row", exact)
             found = database.execute(
-                "SELECT count(*), count(*) FILTER (prompt IN (SELECT prompt FROM read_parquet($1)))"
-                ', count(*) FILTER ("row" IN (SELECT "row" FROM read_parquet($1)))'
-                " FROM read_parquet($2)",
+                f"SELECT count(*), count(*) FILTER ({prompt}), count(*) FILTER ({row}) "  # noqa: S608
+                "FROM read_parquet($2)",
                 [str(seen), str(asked)],
             ).fetchone()
     except duckdb.Error as error:

@@ -5,9 +5,11 @@ Imports the standard library and this package.
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 from runner.engine.data.account import ratio_words
+from runner.engine.data.compare import rule_words
 from runner.engine.data.ingest import Taken
 from runner.engine.data.ledger import EVAL, TEST, TRAIN, Ledger, LeftOut
 from runner.engine.data.mix import Portion, portions
@@ -22,21 +24,32 @@ def settle_leaks(
 ) -> tuple[dict[str, Any], dict[int, LeftOut]]:
     """What the sides share, and the rows that were left out for it."""
     mode = plan.data.leakage
-    record: dict[str, Any] = {"mode": mode}
+    rule = rule_words(plan.data.clean.ignore)
+    record: dict[str, Any] = {"mode": mode, "rule": rule}
+    looser: dict[str, int] = {}
+    first: dict[str, list[dict[str, int]]] = {}
     problems = []
     for side, other in ((TEST, TRAIN), (EVAL, TRAIN), (EVAL, TEST)):
         number, named = ledger.leaks(side, other)
         name = f"{SIDES[side]}_in_{SIDES[other]}"
         record[name] = number
+        looser[name] = ledger.looser_leaks(side, other)
+        if named:
+            keys = ("source", "line", "other_source", "other_line")
+            first[name] = [dict(zip(keys, each, strict=True)) for each in named]
         if number and mode == "refuse":
-            source, line = named[0]
-            shown = ", ".join(str(line) for first, line in named if first == source)
+            source, line = named[0][:2]
+            shown = ", ".join(
+                f"{line} (as {_short(sources[there].place)}:{at})"
+                for own, line, there, at in named
+                if own == source
+            )
             use = {TRAIN: "trained on", TEST: "tested on"}[other]
             problems.append(
                 Problem(
                     f"{sources[source].place}:{line}",
                     "data.leakage",
-                    f"{number:,} {SIDES[side]} rows have a prompt that is {use} too",
+                    f"{number:,} {SIDES[side]} rows have a prompt that is {use} too ({rule})",
                     f"lines {shown}" + (" ..." if number > len(named) else ""),
                     "sides that share no prompt; data.leakage: remove leaves such rows out of "
                     + ("training" if other == TRAIN else "eval"),
@@ -44,6 +57,8 @@ def settle_leaks(
             )
     if problems:
         raise SpecError(problems)
+    record["by_case_and_width_alone"] = looser
+    record["first"] = first
     leaked: dict[int, LeftOut] = {}
     if mode == "remove":
         # from eval first: its rows that are tested on count no more against training
@@ -53,6 +68,10 @@ def settle_leaks(
             for source, left_out in ledger.remove_leaks(TRAIN, [EVAL, TEST]).items():
                 leaked[source] = leaked.get(source, LeftOut(0, [])).and_also(left_out)
     return record, leaked
+
+
+def _short(place: str) -> str:
+    return PurePosixPath(place).name if place.startswith("/") else place
 
 
 def require_sides(

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.engine.data.columns import renamed
+from runner.engine.data.dialect import WORDS
 from runner.engine.data.hub import read_hub
 from runner.engine.data.ledger import EVAL, TEST, TRAIN
-from runner.engine.data.read import Row, read_rows
+from runner.engine.data.read import ReadOptions, Row, read_rows, table_record
+from runner.engine.data.tables import TableOptions
 from runner.errors import RefusedError
+from runner.job_data import DataSettings, TableSettings
 from runner.plan import Plan, PlannedData
 from runner.sources import file_sha256
 
@@ -76,14 +80,33 @@ def rows_of(plan: Plan, source: Source) -> Iterator[tuple[int, Row]]:
         )
     if planned.path is None:
         name = plan.data.hub.name
-        return read_hub(planned.id or "", planned.revision, name, source.hub_split)
+        found = read_hub(planned.id or "", planned.revision, name, source.hub_split)
+        return renamed(found, plan.data.columns, source.place)
     path = Path(planned.path)
     if planned.sha256 is not None and path.is_file() and file_sha256(path) != planned.sha256:
         raise RefusedError(
             f"{path} was changed since the plan was made (its sha256 is another)",
             "start the job anew, so that the plan names the rows it trains on",
         )
-    return read_rows(path, source.field)
+    return read_rows(path, source.field, reading_of(plan.data))
+
+
+def reading_of(data: DataSettings) -> ReadOptions:
+    """What a job says of how its files are written."""
+    return ReadOptions(table_options(data.table), data.columns)
+
+
+def table_options(table: TableSettings) -> TableOptions:
+    """data.table as the readers take it."""
+    delimiter = next((mark for mark, word in WORDS.items() if word == table.delimiter), "auto")
+    return TableOptions(delimiter, table.quote, table.escape, table.encoding)
+
+
+def table_of(plan: Plan, source: Source) -> dict[str, Any] | None:
+    """How a CSV or TSV source is written, for the report; None for others."""
+    if source.planned.path is None:
+        return None
+    return table_record(Path(source.planned.path), reading_of(plan.data), source.field)
 
 
 def image_root(plan: Plan, source: Source) -> Path:

@@ -113,9 +113,11 @@ def classification(
 ) -> Record:
     """Accuracy, precision, recall, F1 and the confusion matrix; None is an unparseable answer.
 
-    Macro figures are unweighted means over `labels`; a class that is never answered has precision
-    0, as scikit-learn's zero_division=0 has it. Unparseable answers are wrong everywhere, and
-    stand in the last row and column of the matrix (its row is all zero: no row expects them).
+    Macro figures are scikit-learn's: unweighted means over the classes that some row expects or
+    some answer gives (`counted`, for the model and for its base), where one without answers has
+    precision 0 and one without rows recall 0 (zero_division=0). A label that occurs in neither
+    counts nowhere. Unparseable answers are wrong everywhere and no class; they stand in the last
+    row and column of the matrix (its row is all zero: no row expects them).
     """
     ours = [UNPARSEABLE if told is None else told for told in model]
     theirs = None if base is None else [UNPARSEABLE if told is None else told for told in base]
@@ -127,6 +129,7 @@ def classification(
             None if base is None else [told is None for told in base],
         ),
     }
+    counted = {who: counted_classes(expected, told, labels) for told, who in both}
     precision_of, recall_of, f1_of = _macro(len(labels))
     for index, (name, figure) in enumerate(
         (("macro_precision", precision_of), ("macro_recall", recall_of), ("macro_f1", f1_of))
@@ -134,7 +137,7 @@ def classification(
         record[name] = {"model": None, "base": None, "difference": None}
         for told, who in both:
             value = precision_recall_fscore_support(
-                expected, told, labels=list(labels), average="macro", zero_division=0
+                expected, told, labels=counted[who], average="macro", zero_division=0
             )[index]
             interval = bootstrap([_counts(expected, told, labels)], figure)
             record[name][who] = asdict(Figure(float(value), interval.low, interval.high))
@@ -143,6 +146,7 @@ def classification(
             record[name]["difference"] = asdict(bootstrap([pair], _gap(figure)))
     record["classes"] = {who: _classes(expected, told, labels) for told, who in both}
     record["labels"] = list(labels)
+    record["counted"] = counted
     record["confusion"] = {
         "labels": [*labels, UNPARSEABLE],
         "rows_are": "expected",
@@ -153,6 +157,14 @@ def classification(
         },
     }
     return record
+
+
+def counted_classes(
+    expected: Sequence[str], told: Sequence[str], labels: Sequence[str]
+) -> list[str]:
+    """The labels that macro figures are means over: those that rows expect or answers give."""
+    occurring = {*expected, *told}
+    return [label for label in labels if label in occurring]
 
 
 def majority(counts: Mapping[str, int], expected: Sequence[str], source: str) -> Record:
@@ -194,29 +206,30 @@ def _counts(expected: Sequence[str], told: Sequence[str], labels: Sequence[str])
 
 
 def _macro(classes: int) -> tuple[OfSums, OfSums, OfSums]:
-    """Macro precision, recall and F1 of the sums that `_counts` gives."""
+    """Macro precision, recall and F1 of the sums that `_counts` gives, over the classes in them."""
 
     def parts(sums: Floats) -> tuple[Floats, Floats, Floats]:
         return sums[:, :classes], sums[:, classes : 2 * classes], sums[:, 2 * classes :]
 
     def precision(sums: Floats) -> Floats:
-        hits, answers, _ = parts(sums)
-        return _quotient(hits, answers)
+        hits, answers, rows = parts(sums)
+        return _quotient(hits, answers, answers + rows)
 
     def recall(sums: Floats) -> Floats:
-        hits, _, rows = parts(sums)
-        return _quotient(hits, rows)
+        hits, answers, rows = parts(sums)
+        return _quotient(hits, rows, answers + rows)
 
     def f1(sums: Floats) -> Floats:
         hits, answers, rows = parts(sums)
-        return _quotient(2 * hits, answers + rows)
+        return _quotient(2 * hits, answers + rows, answers + rows)
 
     return precision, recall, f1
 
 
-def _quotient(above: Floats, below: Floats) -> Floats:
-    """Mean over classes of above / below, 0 where a class has nothing below."""
-    out: Floats = np.divide(above, below, out=np.zeros_like(above), where=below > 0).mean(axis=1)
+def _quotient(above: Floats, below: Floats, occurring: Floats) -> Floats:
+    """Mean of above / below over the classes that occur, 0 where one has nothing below."""
+    each = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    out: Floats = each.sum(axis=1) / np.maximum(1, (occurring > 0).sum(axis=1))
     return out
 
 

@@ -19,6 +19,7 @@ from runner.engine.data.formats import Message
 from runner.engine.data.prepare import prepare
 from runner.engine.data.prepared import Overlap, Prepared, Side, hashes_name, proves_disjoint
 from runner.engine.data.read import read_rows
+from runner.engine.data.sources import reading_of
 from runner.engine.evaluate.tasks import Row
 from runner.errors import Problem, SpecError
 from runner.folder import RunFolder
@@ -119,7 +120,10 @@ def _own_set(question: Question, prepared: Prepared) -> RowSet:
 def _file_set(question: Question, name: str, path: Path) -> RowSet:
     prepared = _prepare_file(question, path)
     rows = _to_rows(
-        prepared, "train", [str(path)], _stated_choices(path) if question.choices else None
+        prepared,
+        "train",
+        [str(path)],
+        _stated_choices(path, question.plan) if question.choices else None,
     )
     notes = []
     empty = sum(int(source["empty"]["rows"]) for source in prepared.report["sources"])
@@ -156,7 +160,7 @@ def _prepare_file(question: Question, path: Path) -> Prepared:
         "split": None,
         "mix": None,
         "max_rows": None,
-        "clean": CleanSettings(duplicates="keep", conflicts="keep"),
+        "clean": CleanSettings(duplicates="keep", conflicts="keep", ignore=data.clean.ignore),
         "leakage": "keep",
     }
     # a file of any layout can be given; the job's own is for rows that more than one layout fits
@@ -182,11 +186,11 @@ def _prepare_file(question: Question, path: Path) -> Prepared:
     raise AssertionError("one of the formats is tried last")
 
 
-def _stated_choices(path: Path) -> dict[int, str]:
+def _stated_choices(path: Path, plan: Plan) -> dict[int, str]:
     """The `answer` key of each row that has one, by line: what is right in a multiple choice."""
     return {
         line: str(row["answer"])
-        for line, row in read_rows(path, "--data")
+        for line, row in read_rows(path, "--data", reading_of(plan.data))
         if isinstance(row.get("answer"), str | int) and str(row["answer"]).strip()
     }
 

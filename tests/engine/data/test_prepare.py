@@ -21,6 +21,7 @@ from PIL import Image
 
 from runner.engine.data.prepare import prepare
 from runner.engine.data.prepared import SIDES, Overlap, Prepared, proves_disjoint
+from runner.engine.data.summary import cleaning_lines, leaks
 from runner.errors import Problem, RefusedError, SpecError
 from runner.job_data import DataSettings
 from runner.plan import PlannedData, PlannedRows
@@ -28,6 +29,7 @@ from runner.sources import file_sha256
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DROP = {"duplicates": "drop", "conflicts": "drop"}
+LOOSE = {"ignore": ["white_space", "case", "width"]}
 
 
 @pytest.fixture(autouse=True)
@@ -138,18 +140,80 @@ def test_empty_duplicate_and_conflicting_rows_go_and_are_counted(tmp_path: Path)
         ("Three", "b"),  # a duplicate of the fourth: one of the two in conflict
         ("four", " "),
     )
-    prepared = done(path, clean=DROP)
+    prepared = done(path, clean=DROP | LOOSE)
     source = prepared.report["sources"][0]
     assert source["empty"] == {"rows": 2, "first_lines": [2, 7]}
-    assert source["duplicates"] == {"rows": 2, "first_lines": [3, 6]}
-    assert source["conflicts"] == {"rows": 2, "first_lines": [4, 5]}
+    assert left_out(source, "duplicates") == [(3, 1), (6, 4)]
+    assert left_out(source, "conflicts") == [(4, 5), (5, 4)]
     assert prompts(prepared, "train") == ["one"]
     adds_up(prepared)
+    listed = [json.loads(line) for line in (prepared.folder / "left-out.jsonl").open()]
+    assert [(one["why"], one["line"], one["other_line"]) for one in listed] == [
+        ("duplicate", 3, 1),
+        ("conflict", 4, 5),
+        ("conflict", 5, 4),
+        ("duplicate", 6, 4),
+    ]
+    assert {one[key] for one in listed for key in ("file", "other_file")} == {str(path)}
     kept = done(path, clean={"duplicates": "keep", "conflicts": "keep"})
     assert prompts(kept, "train") == ["one", "ＯＮＥ ", "three", "three", "Three"]
     adds_up(kept)
     usual = done(path)
-    assert prompts(usual, "train") == ["one", "three", "three"]
+    assert prompts(usual, "train") == ["one", "ＯＮＥ ", "three", "three", "Three"]
+    assert prompts(done(path, clean=LOOSE), "train") == ["one", "three", "three"]
+
+
+def left_out(source: dict[str, Any], step: str) -> list[tuple[int, int]]:
+    """(line, the line that it repeats) of the first rows that a step left out."""
+    return [
+        (line, other["line"])
+        for line, other in zip(
+            source[step]["first_lines"], source[step]["first_repeat"], strict=True
+        )
+    ]
+
+
+def test_rows_are_compared_exactly_but_for_white_space(tmp_path: Path) -> None:
+    pairs = [("x²", "x2"), ("aB", "Ab"), ("ß", "ss"), ("3 14", "31 4")]
+    path = write(tmp_path / "a.jsonl", *[(text, text) for pair in pairs for text in pair])
+    assert done(path).counts["train"] == 8
+    spaced = write(tmp_path / "b.jsonl", ("很好", "a"), ("很 好 ", "a"), ("jet stream\n", "b"))
+    prepared = done(spaced)
+    assert prompts(prepared, "train") == ["很好", "jet stream\n"]
+    assert left_out(prepared.report["sources"][0], "duplicates") == [(2, 1)]
+    assert done(spaced, clean={"ignore": []}).counts["train"] == 3
+
+
+def test_rows_alike_but_for_white_space_are_one_prompt_everywhere(tmp_path: Path) -> None:
+    """Duplicates, leaks and splits have one definition of it."""
+    words = [f"第{'一二三四五六七八九十'[n]}条评论 {n}" for n in range(10)]
+    train = write(tmp_path / "t.jsonl", *((word, "a") for word in words))
+    held = write(tmp_path / "e.jsonl", *((" ".join(word), "b") for word in words[:2]))
+    problem = problem_of(train, eval=held)
+    assert "2 eval rows have a prompt that is trained on too (white space apart)" in problem.problem
+    assert str(problem.value) == "lines 1 (as t.jsonl:1), 2 (as t.jsonl:2)"
+    removed = done(train, eval=held, leakage="remove")
+    assert prompts(removed, "train") == words[2:]
+    assert left_out(removed.report["sources"][0], "leaked") == [(1, 1), (2, 2)]
+    both = write(
+        tmp_path / "s.jsonl",
+        *((text, text) for word in words for text in (word, "\u3000".join(word))),
+        *((word, "another answer") for word in words),
+    )
+    split = done(both, split={"eval": 0.5})
+    sides = [{"".join(p.split()) for p in prompts(split, side)} for side in ("train", "eval")]
+    assert not sides[0] & sides[1]
+    assert split.counts == {"train": 10, "eval": 10, "test": 0}  # the spaced ones repeat
+
+
+def test_looser_leaks_are_said_and_not_refused(tmp_path: Path) -> None:
+    train = write(tmp_path / "t.jsonl", ("one", "a"), ("two", "b"))
+    prepared = done(train, eval=write(tmp_path / "e.jsonl", ("ＯＮＥ", "a"), ("three", "c")))
+    leakage = prepared.report["leakage"]
+    assert (leakage["rule"], leakage["eval_in_train"]) == ("white space apart", 0)
+    assert leakage["by_case_and_width_alone"]["eval_in_train"] == 1
+    lines = "\n".join(cleaning_lines(prepared.report))
+    assert "1 eval rows differ from prompts in train by case, width or white space alone" in lines
 
 
 def test_where_every_row_goes_the_job_is_refused(tmp_path: Path) -> None:
@@ -260,33 +324,34 @@ def test_leaks_between_files_are_refused_or_removed_or_kept(tmp_path: Path) -> N
     held = write(tmp_path / "e.jsonl", ("abc X", "other"), ("five", "e"))
     tested = write(tmp_path / "s.jsonl", ("ONE", "a"), ("Five", "e"), ("six", "f"))
     with pytest.raises(SpecError) as caught:
-        done(train, eval=held, test=tested)
+        done(train, eval=held, test=tested, clean=LOOSE)
+    rule = "(white space, case and width (NFKC) apart)"
     assert [(p.where, p.problem) for p in caught.value.problems] == [
-        (f"{tested}:1", "1 test rows have a prompt that is trained on too"),
-        (f"{held}:1", "1 eval rows have a prompt that is trained on too"),
-        (f"{held}:2", "1 eval rows have a prompt that is tested on too"),
+        (f"{tested}:1", f"1 test rows have a prompt that is trained on too {rule}"),
+        (f"{held}:1", f"1 eval rows have a prompt that is trained on too {rule}"),
+        (f"{held}:2", f"1 eval rows have a prompt that is tested on too {rule}"),
     ]
     assert "data.leakage: remove" in "\n".join(caught.value.lines())
-    removed = done(train, eval=held, test=tested, leakage="remove")
+    removed = done(train, eval=held, test=tested, leakage="remove", clean=LOOSE)
     assert prompts(removed, "train") == ["two", "d"]
     assert prompts(removed, "eval") == ["abc X"]
     assert prompts(removed, "test") == ["ONE", "Five", "six"]
-    assert removed.report["sources"][0]["leaked"] == {"rows": 2, "first_lines": [1, 3]}
+    assert left_out(removed.report["sources"][0], "leaked") == [(1, 1), (3, 1)]
     adds_up(removed)
-    kept = done(train, eval=held, test=tested, leakage="keep")
+    kept = done(train, eval=held, test=tested, leakage="keep", clean=LOOSE)
     assert kept.counts == {"train": 4, "eval": 2, "test": 3}
-    assert kept.report["leakage"] == {
-        "mode": "keep",
-        "test_in_train": 1,
-        "eval_in_train": 1,
-        "eval_in_test": 1,
-    }
+    assert kept.report["leakage"]["mode"] == "keep"
+    assert leaks(kept.report["leakage"]) == [
+        (("test", "train"), 1),
+        (("eval", "train"), 1),
+        (("eval", "test"), 1),
+    ]
 
 
 def test_rows_that_leak_on_two_sides_are_counted_once_each(tmp_path: Path) -> None:
     train = numbered(tmp_path / "t.jsonl", 100)
     tested = numbered(tmp_path / "s.jsonl", 60, "Q")  # prompts of the first sixty
-    prepared = done(train, test=tested, split={"eval": 0.5}, leakage="remove")
+    prepared = done(train, test=tested, split={"eval": 0.5}, leakage="remove", clean=LOOSE)
     assert prepared.report["sources"][0]["leaked"]["rows"] == 60
     assert sum(prepared.counts.values()) == 100
     adds_up(prepared)
@@ -297,6 +362,7 @@ def test_mixed_rows_leak_too(tmp_path: Path) -> None:
     mixed = numbered(tmp_path / "m.jsonl", 10, "Q")  # the same prompts
     mix = {"ratio": 1, "sources": [{"rows": "m"}]}
     options: dict[str, Any] = {"mixed": (mixed,), "mix": mix, "split": {"eval": 0.5}}
+    options["clean"] = LOOSE
     assert "trained on too" in problem_of(train, **options).problem
     prepared = done(train, leakage="remove", **options)
     assert prepared.report["sources"][1]["leaked"]["rows"] > 0
@@ -402,6 +468,15 @@ def test_a_later_run_can_prove_what_was_trained_on(tmp_path: Path) -> None:
         ("new", "a"),
     )
     other = done(train, test=rows, leakage="keep")
+    assert proves_disjoint(kept, other) == Overlap(3, 2, 1)
+    # of a run of before there was an exact comparison
+    import duckdb
+
+    for side in SIDES:
+        path = kept / f"hashes-{side}.parquet"
+        old = f"SELECT prompt, \"row\" FROM read_parquet('{path}')"  # noqa: S608
+        duckdb.execute(f"COPY ({old}) TO '{path}.old' (FORMAT parquet)")
+        Path(f"{path}.old").rename(path)
     assert proves_disjoint(kept, other) == Overlap(3, 2, 1)
     with pytest.raises(RefusedError, match="can't be read"):
         proves_disjoint(tmp_path / "nowhere", prepared)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runner.engine.data import read
+from runner.engine.data import json_rows
 from runner.engine.data.hub import read_hub
 from runner.engine.data.read import read_rows, shorten
 from runner.errors import Problem, RefusedError, SpecError
@@ -77,7 +77,7 @@ def test_an_array_is_read_through_a_small_buffer(
 ) -> None:
     rows = [{"a": n, "b": ["🤖 x", None, True, -1.5e-7], "c": {}} for n in range(20)] + ROWS
     path = write(tmp_path / "a.json", " \r\n" + json.dumps(rows, ensure_ascii=ascii_only, indent=2))
-    monkeypatch.setattr(read, "_BUFFER_CHARACTERS", size)
+    monkeypatch.setattr(json_rows, "_BUFFER_CHARACTERS", size)
     assert [row for _, row in read_rows(path)] == rows
 
 
@@ -99,7 +99,7 @@ def test_an_array_is_read_through_a_small_buffer(
 def test_a_broken_array_is_named_to_the_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, content: str, words: str
 ) -> None:
-    monkeypatch.setattr(read, "_BUFFER_CHARACTERS", size)
+    monkeypatch.setattr(json_rows, "_BUFFER_CHARACTERS", size)
     path = write(tmp_path / "a.json", content)
     problem = problem_of(path)
     assert problem.problem == words
@@ -252,9 +252,10 @@ def test_a_table_row_of_the_wrong_width_is_named(tmp_path: Path) -> None:
     problem = problem_of(path)
     assert problem.where == f"{path}:4"
     assert problem.problem == "the row at line 4 has 3 cells, the header 2"
-    assert problem.expected == "2 cells: text, label"
+    assert str(problem.expected).startswith("2 cells: text, label (comma-separated, ")
     assert "header" in problem_of(write(tmp_path / "b.csv", "a,a\n1,2\n")).problem
-    assert "broken" in problem_of(write(tmp_path / "c.csv", 'a,b\n"x"y,2\n')).problem
+    broken = problem_of(write(tmp_path / "c.csv", 'a,b\n"z",1\n"x"y,2\n'))
+    assert (broken.where, "broken" in broken.problem) == (f"{tmp_path / 'c.csv'}:3", True)
 
 
 def test_a_long_cell_is_read(tmp_path: Path) -> None:

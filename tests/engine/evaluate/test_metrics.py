@@ -14,6 +14,7 @@ from sklearn import metrics as sklearn
 
 from runner.engine.evaluate import metrics
 from runner.engine.evaluate.metrics import UNPARSEABLE
+from runner.report.evaluation import _counted
 
 LABELS = ["a", "b", "c"]
 ANSWERS = st.sampled_from([*LABELS, None])
@@ -28,8 +29,10 @@ def test_classification_is_scikit_learns_with_unparseable_answers_wrong(rows: An
     for who, told in (("model", model), ("base", base)):
         given_ = [UNPARSEABLE if answer is None else answer for answer in told]
         accuracy = sklearn.accuracy_score(expected, given_)
-        assert record["accuracy"][who]["value"] == pytest.approx(accuracy)
-        options = {"labels": LABELS, "zero_division": 0}
+        assert record["accuracy"][who]["value"] == accuracy
+        counted = [one for one in LABELS if one in {*expected, *told}]
+        assert record["counted"][who] == counted
+        options = {"labels": counted, "zero_division": 0}
         for name, function in (
             ("macro_precision", sklearn.precision_score),
             ("macro_recall", sklearn.recall_score),
@@ -37,9 +40,11 @@ def test_classification_is_scikit_learns_with_unparseable_answers_wrong(rows: An
         ):
             value = function(expected, given_, average="macro", **options)
             figure = record[name][who]
-            assert figure["value"] == pytest.approx(value)
+            assert figure["value"] == value  # to the last digit
+            if None not in told:
+                assert value == function(expected, given_, average="macro", zero_division=0)
             assert figure["low"] is None or figure["low"] <= figure["high"]
-        each = sklearn.f1_score(expected, given_, average=None, **options)
+        each = sklearn.f1_score(expected, given_, labels=LABELS, average=None, zero_division=0)
         assert [c["f1"]["value"] for c in record["classes"][who]] == pytest.approx(list(each))
         matrix = sklearn.confusion_matrix(expected, given_, labels=[*LABELS, UNPARSEABLE])
         assert record["confusion"][who] == matrix.tolist()
@@ -49,6 +54,26 @@ def test_classification_is_scikit_learns_with_unparseable_answers_wrong(rows: An
     assert record["accuracy"]["difference"]["value"] == pytest.approx(gap)
     gap = record["macro_f1"]["model"]["value"] - record["macro_f1"]["base"]["value"]
     assert record["macro_f1"]["difference"]["value"] == pytest.approx(gap)
+
+
+def test_a_declared_class_that_occurs_nowhere_counts_nowhere() -> None:
+    expected = ["negative", "positive"] * 4
+    record = metrics.classification(expected, expected, None, ["negative", "positive", "neutral"])
+    for name in ("accuracy", "macro_precision", "macro_recall", "macro_f1"):
+        assert record[name]["model"]["value"] == 1.0
+    assert record["macro_f1"]["model"]["low"] is None or record["macro_f1"]["model"]["low"] == 1.0
+    assert record["counted"] == {"model": ["negative", "positive"]}
+    lines = "\n".join(_counted(record, "trained"))
+    assert "trained: means over 2 classes (negative, positive)" in lines
+    assert "neither rows nor answers have neutral" in lines
+    # answered though no row expects it: a class with precision 0, as scikit-learn has it
+    told = ["neutral", *expected[1:]]
+    record = metrics.classification(expected, told, expected, ["negative", "positive", "neutral"])
+    value = sklearn.f1_score(expected, told, average="macro", zero_division=0)
+    assert record["macro_f1"]["model"]["value"] == value
+    assert record["counted"]["model"] == ["negative", "positive", "neutral"]
+    assert record["counted"]["base"] == ["negative", "positive"]
+    assert record["macro_f1"]["difference"]["value"] == pytest.approx(value - 1)
 
 
 def test_the_bootstrap_of_macro_f1_agrees_with_resampled_rows() -> None:
