@@ -43,10 +43,10 @@ def test_rows_of_an_agent_from_check_to_chat(tmp_path: Path, shared: Path) -> No
     assert source["marks"] == {"messages[].weight": {"trained": 0, "untrained": 1}}
     assert source["unused"] == {}
 
-    trained = place.call("train", "job.yaml")
+    trained = place.call("train", "job.yaml", seconds=900)
     assert trained.code == 0, trained.err
 
-    evaluated = place.call("evaluate", "@last", "--json", "--no-base")
+    evaluated = place.call("evaluate", "@last", "--json", "--no-base", seconds=600)
     assert evaluated.code == 0, evaluated.err
     (said,) = lines(Path(evaluated.json["folder"]) / "predictions.jsonl")
     call = json.dumps({"name": "weather", "arguments": {"city": "Chur"}})

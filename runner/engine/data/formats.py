@@ -25,7 +25,13 @@ from runner.engine.data.messages import Message as Message
 from runner.engine.data.read import shorten
 from runner.engine.data.row_notes import RowNotes
 from runner.engine.data.row_problems import RowProblems
-from runner.engine.data.tool_calls import TOOL_KEYS, calls_of, reasoning_of, tools_of
+from runner.engine.data.tool_calls import (
+    TOOL_KEYS,
+    calls_of,
+    reasoning_of,
+    tools_of,
+    without_padding,
+)
 from runner.engine.data.turns import messages_of
 from runner.errors import Problem, SpecError, nearest
 
@@ -69,17 +75,24 @@ _WHOLE = re.compile(r"-?[0-9]+\.0+")
 _TOOLS = frozenset(TOOL_KEYS)
 _ANSWER_FORMATS = ("alpaca", "text_label", "data_juicer")
 """Formats whose rows have one answer of their own, with what is thought before it beside it."""
-_COMMON_KEYS = (*TOOL_KEYS, *_MEDIA_KEYS, "system")
+_COMMON_KEYS = (*_MEDIA_KEYS, "system")
+_TOOL_KEYS_READ: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys(("messages", "conversations", "alpaca"), TOOL_KEYS),
+        # a column called "functions" is what these rows are about
+        **dict.fromkeys(("text_label", "data_juicer"), ("tools",)),
+    }
+)
 _KEYS_READ: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        "messages": frozenset({"messages", *_COMMON_KEYS}),
-        "conversations": frozenset({"conversations", *_COMMON_KEYS}),
+        "messages": frozenset({"messages", *TOOL_KEYS, *_COMMON_KEYS}),
+        "conversations": frozenset({"conversations", *TOOL_KEYS, *_COMMON_KEYS}),
         "alpaca": frozenset(
             {"instruction", "input", "output", "history", "tool_calls", "function_call"}
-            | {*_COMMON_KEYS, *REASONING_KEYS}
+            | {*TOOL_KEYS, *_COMMON_KEYS, *REASONING_KEYS}
         ),
-        "text_label": frozenset({"text", "label", *_COMMON_KEYS, *REASONING_KEYS}),
-        "data_juicer": frozenset({"id", "text", *_COMMON_KEYS, *REASONING_KEYS}),
+        "text_label": frozenset({"text", "label", "tools", *_COMMON_KEYS, *REASONING_KEYS}),
+        "data_juicer": frozenset({"id", "text", "tools", *_COMMON_KEYS, *REASONING_KEYS}),
     }
 )
 
@@ -201,6 +214,7 @@ class Converter:
         self._format = format
         self._options = options
         self._problems = RowProblems(source, field)
+        self._is_table = source.endswith(".parquet") or source.startswith(("hub:", "modelscope:"))
         self.notes = RowNotes(options.ignored, options.read_otherwise)
         _check_options(format, options, source)
 
@@ -232,7 +246,12 @@ class Converter:
         problems.number = number
         notes.count_unused(row, _KEYS_READ[self._format])
         row = notes.without_ignored(row)
-        tools = tools_of(row, problems) if not _TOOLS.isdisjoint(row) else None
+        if self._is_table:
+            row, padded = without_padding(row, self._format)
+            notes.padded += padded
+        tools = None
+        if not _TOOLS.isdisjoint(row):
+            tools = tools_of(row, problems, _TOOL_KEYS_READ[self._format])
         images = _NO_IMAGES if _MEDIA.isdisjoint(row) else _images(row, options, problems)
         if self._format == "alpaca":
             messages = _from_alpaca(row, problems)

@@ -29,6 +29,7 @@ class RowNotes:
     reasoning: int = 0  # answers with reasoning of their own
     tool_calls: int = 0  # answers that call tools
     tools: int = 0  # rows with tool definitions
+    padded: int = 0  # rows whose calls or definitions a table had filled up with nulls
 
     def without_ignored(self, held: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row or turn without the keys that the job leaves unread."""
@@ -64,6 +65,7 @@ class RowNotes:
             "reasoning_turns": self.reasoning,
             "tool_call_turns": self.tool_calls,
             "rows_with_tools": self.tools,
+            "rows_filled_with_nulls": self.padded,
         }
 
     def _add(self, name: str) -> None:

@@ -72,6 +72,11 @@ def _kind_lines(source: dict[str, Any], beside: str) -> list[str]:
     shown = [f"{source[key]:,} {words}" for key, words in held.items() if source.get(key)]
     if shown:
         out.append(f"rows{beside} hold {', '.join(shown)}")
+    if source.get("rows_filled_with_nulls"):
+        out.append(
+            f"tool calls or definitions of {source['rows_filled_with_nulls']:,} rows{beside} are "
+            "read without the nulls that a Parquet table fills them up with"
+        )
     for name, counts in source.get("marks", {}).items():
         out.append(
             f"mark {name}{beside}: {counts['untrained']:,} not trained, {counts['trained']:,} "

@@ -8,35 +8,39 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runner.engine.data.messages import REASONING_KEYS, Tools
 from runner.engine.data.row_problems import RowProblems
 
 TOOL_KEYS = ("tools", "functions")
+_CALL_KEYS = ("tool_calls", "function_call")
 _CALL = '{"name": ..., "arguments": {...}}'
 _DEFINITION = '{"type": "function", "function": {"name": ..., "parameters": {...}}}'
 _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
-def tools_of(row: Mapping[str, Any], problems: RowProblems) -> Tools | None:
+def tools_of(
+    row: Mapping[str, Any], problems: RowProblems, keys: Sequence[str] = TOOL_KEYS
+) -> Tools | None:
     """The row's tool definitions, under `tools` or OpenAI's older `functions`; None: it has none.
 
     A list of objects, or JSON text of one; each object whole or the bare function. Raises
     SpecError.
     """
-    held = {key: row[key] for key in TOOL_KEYS if not _is_empty(row.get(key))}
+    held = {key: row[key] for key in keys if not _is_empty(row.get(key))}
     if not held:
         return None
     if len(held) == 2:
         problems.fail("functions", "stands beside tools", held["functions"], "one of the two")
     ((key, value),) = held.items()
-    found = _json(value, key, "a list of tool definitions", problems)
+    unread = f"; data.ignore_keys: [{key}] leaves the key unread"
+    found = _json(value, key, "a list of tool definitions" + unread, problems)
     if isinstance(found, Mapping):
         found = [found]
     if not isinstance(found, list):
-        problems.fail(key, "is not a list of tool definitions", value, f"[{_DEFINITION}]")
+        problems.fail(key, "is not a list of tool definitions", value, f"[{_DEFINITION}]{unread}")
     return [
         _definition(_json(each, f"{key}[{index}]", _DEFINITION, problems), f"{key}[{index}]",
                     problems)
@@ -93,6 +97,29 @@ def reasoning_of(held: Mapping[str, Any], name: str, problems: RowProblems) -> s
             problems.fail(name + key, f"says otherwise than {by}", value, "one of the two")
         found, by = value, key
     return found
+
+
+def without_padding(row: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], bool]:
+    """A row of a Parquet table without the nulls that its calls and definitions are filled up with.
+
+    The columns of a table have one layout for all rows, so that a call gets a null for each
+    argument of every other call. Returns the row, and whether there were any; `key` names the
+    turns.
+    """
+    changed: dict[str, Any] = {}
+    for name in (*TOOL_KEYS, *_CALL_KEYS):
+        if not _is_empty(row.get(name)):
+            changed[name] = _unfilled(row[name])
+    turns = row.get(key)
+    if isinstance(turns, list):
+        changed[key] = [
+            {**turn, **{name: _unfilled(turn[name]) for name in _CALL_KEYS if turn.get(name)}}
+            if isinstance(turn, Mapping)
+            else turn
+            for turn in turns
+        ]
+    found = any(changed[name] != row[name] for name in changed)
+    return ({**row, **changed} if found else row), found
 
 
 def result_text(value: object) -> object:
@@ -160,6 +187,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r} comes twice")
     return out
+
+
+def _unfilled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _unfilled(inner) for key, inner in value.items() if inner is not None}
+    return [_unfilled(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _without_nulls(held: Mapping[str, Any]) -> dict[str, Any]:
