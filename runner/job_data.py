@@ -146,6 +146,12 @@ class DataSettings(JobModel):
         description="data_juicer only: a LLaVA JSON file whose question for the same id is asked; "
         "without it, a general question is.",
     )
+    special_tokens: Literal["text", "allow", "refuse"] = Field(
+        "text",
+        description="What becomes of a special token that a row's own text spells out "
+        "(<|im_end|>): text encodes it as text, allow leaves it a control token, refuse refuses "
+        "the row; counted and said.",
+    )
     max_rows: int | None = Field(None, ge=1, description="Read at most this many rows; a count.")
     sample: str | None = Field(
         None,

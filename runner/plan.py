@@ -97,6 +97,12 @@ class SftPlanned(PlanHead):
     precision: Literal["bf16", "fp16", "fp32"]
     deterministic: bool = Field(False, description="Of torch's kernels only those that repeat")
     on_oom: Literal["stop", "recover"] = "stop"
+    template_date: str | None = Field(
+        None,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="The day that a chat template which writes today's date is told, for all of "
+        "the run's life; not hashed",
+    )
     recovered_from: str | None = Field(
         None, description="Hash of the plan that ran out of memory, of which this is a step down"
     )
@@ -108,7 +114,7 @@ class Plan(PlanBase, SftPlanned):
     def deciding(self) -> dict[str, Any]:
         """What decides the outcome; rows count by hash, of the methods the one taken."""
         record = super().deciding()
-        for key in ("evaluation", "tracking", "on_oom", "recovered_from"):
+        for key in ("evaluation", "tracking", "on_oom", "recovered_from", "template_date"):
             record.pop(key)
         if not self.deterministic:  # the plans of before there was a choice keep their hashes
             record.pop("deterministic")
@@ -152,6 +158,8 @@ class Plan(PlanBase, SftPlanned):
 def _forget_places(phase: dict[str, Any]) -> None:
     """Take out of a dumped training where its rows lie, since their content is known by hash."""
     rows, data = phase["rows"], phase["data"]
+    if data["special_tokens"] == "text":  # the plans of before there was a choice
+        data.pop("special_tokens")
     for source in (rows["train"], *rows["mixed"], rows["eval"], rows["test"], rows["questions"]):
         if source and source["sha256"]:
             source["path"] = Path(source["path"]).suffix  # how it is read, not where it lies

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import terminal
-from runner.engine.data.masks import end_of_turn_ids
+from runner.engine.data.masks import end_of_turn_ids, prompt_ids, special_texts
 from runner.engine.pickles import load_tensors_only
 from runner.engine.subjects import Active, load_subjects, placed
 from runner.errors import RunnerError, bug
@@ -47,6 +47,7 @@ class Talker:
 
         self._limit = max_new_tokens
         self._system = plan.data.system
+        self._allows_special = plan.data.special_tokens == "allow"
         self.tokenizer, self.notes = load_tokenizer(plan)
         there = placed(plan)
         if there is not plan:
@@ -63,18 +64,25 @@ class Talker:
         for speaker in self.speakers:
             speaker.messages = [{"role": "system", "content": self._system}] if self._system else []
 
+    def special_note(self, prompt: str) -> str | None:
+        """What is said of special tokens that a prompt spells out; None where it has none."""
+        found = list(dict.fromkeys(special_texts(self.tokenizer, prompt)))
+        if not found:
+            return None
+        how = "left special tokens" if self._allows_special else "encoded as text"
+        return f"special tokens in the prompt ({', '.join(found)}) are {how}"
+
     def answer(self, speaker: Speaker, prompt: str, streamer: Any = None) -> str:
         """The speaker's next turn; both turns join its conversation."""
         import torch
 
         asked = [*speaker.messages, {"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
-        ids = ids.to(speaker.model.device)
+        # as training wrote prompts: a special token that is typed in is text
+        ids = torch.tensor(prompt_ids(self.tokenizer, [asked]), device=speaker.model.device)
         with torch.no_grad(), speaker.active():
             out = speaker.model.generate(
-                input_ids=ids["input_ids"],
-                attention_mask=ids["attention_mask"],
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
                 max_new_tokens=self._limit,
                 do_sample=False,
                 temperature=None,
@@ -84,7 +92,7 @@ class Talker:
                 pad_token_id=self.tokenizer.pad_token_id,
                 streamer=streamer,
             )
-        new = out[0, ids["input_ids"].shape[1] :].tolist()
+        new = out[0, ids.shape[1] :].tolist()
         if new and new[-1] in self._stop:
             new = new[:-1]
         reply = str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
@@ -124,6 +132,8 @@ def _talk(arguments: argparse.Namespace) -> int:
         terminal.say(f"runner: {note}")
     if arguments.prompt_from_stdin:
         prompt = sys.stdin.read()
+        if note := talker.special_note(prompt):
+            terminal.say(f"runner: {note}")
         answers = {speaker.name: talker.answer(speaker, prompt) for speaker in talker.speakers}
         record = {"prompt": prompt, "answer": answers["run"]}
         if arguments.base:
@@ -149,6 +159,8 @@ def _converse(talker: Talker) -> int:
             continue
         if not prompt:
             continue
+        if note := talker.special_note(prompt):
+            terminal.say(f"runner: {note}")
         for speaker in talker.speakers:
             terminal.put(f"{speaker.name:<{width}}> ", end="")
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +19,15 @@ from runner import durable, terminal
 from runner.engine.data.audit import Audit, Tally, audit, sample, sample_places
 from runner.engine.data.cache import make_once, no_room
 from runner.engine.data.formats import IMAGE_MARK, Message
-from runner.engine.data.masks import Encoded, Line, encode_rows
+from runner.engine.data.masks import Encoded, Line, Row, encode_rows
 from runner.engine.data.prepare import prepare
 from runner.engine.data.prepared import Prepared, PreparedRow, Side
 from runner.engine.data.summary import cleaning_lines, name_of, named
+from runner.engine.data.template import keep_special_token, template_key, tokenizer_name
 from runner.errors import RefusedError
 from runner.plan import Plan
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Raised with every change that gives other ids or labels, so that no cache of before is reused."""
 _WRITE_ROWS = 1000  # at most in memory before they are written
 _WRITE_TOKENS = 1_000_000
@@ -124,6 +125,8 @@ def prepare_rows(
     a tokenizer that has no token for images.
     """
     say = say or _say
+    if image_tokens:
+        keep_special_token(tokenizer, IMAGE_MARK)
     prepared = prepare(plan, say=say)
     encoding = _Encoding(tokenizer, plan.training.max_length, image_tokens)
     root = prepared.folder.parent
@@ -171,6 +174,7 @@ class _Encoding:
             {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
             self.max_length,
             self.image_tokens,
+            template_key(tokenizer),
         ]
         canonical = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -180,10 +184,10 @@ class _Encoding:
         if not row.images or not self.image_tokens:
             return row.messages
         room = IMAGE_MARK * self.image_tokens
-        return [
-            {"role": message["role"], "content": message["content"].replace(IMAGE_MARK, room)}
-            for message in row.messages
-        ]
+        out = [message.copy() for message in row.messages]
+        for message in out:
+            message["content"] = message["content"].replace(IMAGE_MARK, room)
+        return out
 
     def image_id(self) -> int:
         """The id of the token that stands for a piece of an image. Raises RefusedError: none."""
@@ -202,6 +206,7 @@ def _encode_sides(
     for side in _ENCODED:
         tally = _encode_side(encoding, prepared, side, folder, say)
         if prepared.counts[side]:
+            tally.require_text(tokenizer_name(encoding.tokenizer))
             tally.require_rows()
         durable.write_json(folder / f"{side}.json", tally.record())
 
@@ -247,7 +252,7 @@ def _encode_side(
             numpy.array(at, dtype="<i8").tofile(places)
             kept.clear()
 
-        for at, (row, encoded) in enumerate(_encoded(encoding, prepared.rows(side), place_of)):
+        for at, (row, encoded) in enumerate(_encoded(encoding, prepared, side)):
             whole = (
                 image_id is None
                 or not encoded.truncated
@@ -266,18 +271,25 @@ def _encode_side(
 
 
 def _encoded(
-    encoding: _Encoding, rows: Iterator[PreparedRow], place_of: Callable[[PreparedRow], Line]
+    encoding: _Encoding, prepared: Prepared, side: Side
 ) -> Iterator[tuple[PreparedRow, Encoded]]:
     """Each row beside its ids. `encode_rows` reads ahead: the rows it holds are kept here."""
     waiting: deque[PreparedRow] = deque()
+    places = [source["place"] for source in prepared.report["sources"]]
 
-    def conversations() -> Iterator[tuple[Line, Sequence[Message]]]:
-        for row in rows:
+    def conversations() -> Iterator[Row]:
+        for row in prepared.rows(side):
             waiting.append(row)
-            yield place_of(row), encoding.messages(row)
+            # an error names the file, whatever else is read
+            yield f"{places[row.source]}:{row.line}", encoding.messages(row), tools_of(row)
 
     for encoded in encode_rows(encoding.tokenizer, conversations(), encoding.max_length):
         yield waiting.popleft(), encoded
+
+
+def tools_of(row: PreparedRow) -> list[dict[str, Any]] | None:
+    """The row's tool definitions, as `apply_chat_template` takes them."""
+    return getattr(row, "tools", None)
 
 
 def _line_names(prepared: Prepared) -> Callable[[PreparedRow], Line]:
@@ -311,6 +323,7 @@ def _samples(
             encoding.messages(row),
             encoding.max_length,
             train[index]["input_ids"],
+            tools_of(row),
         )
         for index, row in zip(chosen, rows, strict=True)
     ]

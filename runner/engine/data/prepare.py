@@ -79,7 +79,8 @@ def prepare(plan: Plan, *, say: Callable[[str], None]) -> Prepared:
 def _key(plan: Plan, sources: list[Source], contents: list[list[Any] | None]) -> str:
     settings = plan.data.model_dump(
         mode="json",
-        exclude={"train", "eval", "test", "sample", "questions", "hub", "image_folder", "mix"},
+        exclude={"train", "eval", "test", "sample", "questions", "hub", "image_folder", "mix"}
+        | {"special_tokens"},  # of ids, not of rows
     )
     mix, questions = plan.data.mix, plan.rows.questions
     record = {

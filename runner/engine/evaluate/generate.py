@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner.engine.data import masks
 from runner.engine.data.formats import Message
 from runner.engine.data.masks import end_of_turn_ids
 
-PROMPTS_AT_ONCE = 512
 Seen = Callable[[Sequence[int]], dict[str, Any]]
 """For some of the prompts, by their places: more inputs of the model (pixel_values)."""
 
@@ -29,22 +29,8 @@ class Generated:
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
-    """Token ids of each conversation up to where the assistant answers."""
-    out: list[list[int]] = []
-    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-        texts = [
-            str(
-                tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=True
-                )
-            )
-            for messages in prompts[start : start + PROMPTS_AT_ONCE]
-        ]
-        encoded = tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        out += [list(ids) for ids in encoded["input_ids"]]
-    return out
+    """Token ids of each conversation up to where the assistant answers, as training has them."""
+    return masks.prompt_ids(tokenizer, prompts)
 
 
 def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
