@@ -132,8 +132,8 @@ def _talk(arguments: argparse.Namespace) -> int:
         terminal.say(f"runner: {note}")
     if arguments.prompt_from_stdin:
         prompt = sys.stdin.read()
-        if note := talker.special_note(prompt):
-            terminal.say(f"runner: {note}")
+        if special := talker.special_note(prompt):
+            terminal.say(f"runner: {special}")
         answers = {speaker.name: talker.answer(speaker, prompt) for speaker in talker.speakers}
         record = {"prompt": prompt, "answer": answers["run"]}
         if arguments.base:
@@ -159,8 +159,8 @@ def _converse(talker: Talker) -> int:
             continue
         if not prompt:
             continue
-        if note := talker.special_note(prompt):
-            terminal.say(f"runner: {note}")
+        if special := talker.special_note(prompt):
+            terminal.say(f"runner: {special}")
         for speaker in talker.speakers:
             terminal.put(f"{speaker.name:<{width}}> ", end="")
             try:

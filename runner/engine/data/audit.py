@@ -134,6 +134,7 @@ class Tally:
     skipped_turns: int = 0  # see masks.Encoded; lost rows included, as in the next three
     straddled_turns: int = 0
     unended_turns: int = 0
+    reread_turns: int = 0
     opened_turns: int = 0
     empty_think: int = 0  # rows with an empty think block in what is trained
     special_texts: int = 0  # special tokens that rows' own text spells out
@@ -178,6 +179,7 @@ class Tally:
     def _count_text(self, line: Line, row: Encoded) -> None:
         """What the row's text met in the template and the tokenizer."""
         self.unended_turns += row.unended_turns
+        self.reread_turns += row.reread_turns
         self.opened_turns += row.opened_turns
         self.empty_think += row.empty_think > 0
         self.special_texts += len(row.special_texts)
@@ -244,6 +246,12 @@ class Tally:
                 f"{self.unended_turns} earlier assistant turns are trained without their end: "
                 f"{template} writes it differently once others follow"
             )
+        if self.reread_turns:
+            notes.append(
+                f"WARNING: in {self.reread_turns} rows the last answer alone is trained, behind "
+                f"another text than it would be asked with: {template} rewrites earlier turns "
+                "(their thinking) once an answer follows"
+            )
         if self.opened_turns:
             notes.append(
                 f"WARNING: {self.opened_turns} turns lack the think mark that {template} puts "
@@ -298,6 +306,7 @@ class Tally:
         """What was met in the rows' text, for the record."""
         return {
             "unended_turns": self.unended_turns,
+            "reread_turns": self.reread_turns,
             "opened_turns": self.opened_turns,
             "empty_think_rows": self.empty_think,
             "special_tokens_in_text": {

@@ -9,9 +9,10 @@ others follow breaks this for them: of those only what stands in the whole text 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,12 @@ _OPENED = re.compile(rf"<({_THINK_NAMES})>\s*(?:</\1>\s*)?$")
 _EMPTY_THINK = re.compile(rf"<({_THINK_NAMES})>\s*</\1>|\[THINK\]\s*\[/THINK\]")
 _THOUGHT = re.compile(rf"<({_THINK_NAMES})>(.*?)</\1>", re.DOTALL)
 _LONGEST_MARK = 40
+_EDGES = ("\ue8d0", "\ue8d1")  # private characters around a content that is looked for
+_NO_SYSTEM = (
+    "this template takes no system turn here: leave data.system and the rows' system turns out (or "
+    "put their text into the first question), or take a model whose template has one"
+)
+_NO_CALLS = "rows without, or a model that has tools"
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Layout:
     rendered: Rendered
     spans: list[Span]
     skipped: int = 0  # assistant turns that are not in the whole text as a model would write them
+    reread: int = 0  # spans that stand behind another text than the model would be asked with
     opened: int = 0  # spans whose generation prompt goes on with a think mark that they lack
     empty_think: int = 0  # spans that hold a think block with nothing in it
     left_out: tuple[str, ...] = ()  # what of the row the template does not write, a word each
@@ -74,6 +82,11 @@ class Template:
         self.dummy, self.turn_suffix = self._probe()
         if framing := self._framing():
             self.control = replace(self.control, framing=framing)
+        self.sound = False  # whether a plain question's answer is found as it would be asked for
+        if self.dummy is not None:
+            with contextlib.suppress(HiddenAnswerError):
+                self.lay_out(self.dummy)
+                self.sound = True
 
     def render(
         self, messages: Sequence[Turn], tools: Tools | None, *, generation_prompt: bool
@@ -98,68 +111,106 @@ class Template:
         """
         rendered = self.render(messages, tools, generation_prompt=False)
         whole = rendered.text
-        spans: list[Span] = []
-        skipped = opened = wanted = 0
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant" or not message.get("trained", True):
-                continue
-            wanted += 1
-            try:
-                prompt = self.render(messages[:index], tools, generation_prompt=True).text
-                shown = whole
-                if index < len(messages) - 1:
-                    told = self.render(messages[: index + 1], tools, generation_prompt=False)
-                    shown = told.text
-            except TemplateError:
-                if index == len(messages) - 1 or not index:
-                    raise
-                skipped += 1  # the template takes no conversation that ends here
-                continue
-            begun = prompt
-            if not shown.startswith(prompt):
-                begun = _OPENED.sub("", prompt)
-            span = None
-            if shown.startswith(begun) and whole.startswith(begun):
-                span = self._span(shown, whole, len(begun), message)
-            if span is None:
-                skipped += 1
-                continue
-            opened += begun != prompt
-            spans.append(span)
+        spans: dict[int, Span] = {}
+        opened: set[int] = set()
+        wanted = [
+            index
+            for index, message in enumerate(messages)
+            if message["role"] == "assistant" and message.get("trained", True)
+        ]
+        for index in wanted:
+            found = self._find_turn(whole, messages, index, tools)
+            if found is not None:
+                spans[index], begins_to_think = found
+                opened |= {index} if begins_to_think else set()
+        skipped, reread = len(wanted) - len(spans), 0
         if wanted and not spans:
-            raise HiddenAnswerError
+            last = self._find_content(whole, messages, wanted[-1], tools) if self.sound else None
+            if last is None:
+                raise HiddenAnswerError
+            spans[wanted[-1]] = last
+            skipped, reread = skipped - 1, 1
+        left_out = list(_left_out(whole, messages, tools, spans))
+        # where the template writes nothing of a turn, its end alone would be trained
+        silent = [index for index, span in spans.items() if _is_silent(whole, span)]
+        for index in silent:
+            del spans[index]
         return Layout(
             rendered,
-            spans,
+            list(spans.values()),
             skipped,
-            opened,
-            sum(_has_empty_think(whole, span) for span in spans),
-            tuple(_left_out(whole, messages, tools)),
+            reread,
+            len(opened - set(silent)),
+            sum(_has_empty_think(whole, span) for span in spans.values()),
+            tuple(left_out),
         )
+
+    def _find_turn(
+        self, whole: str, messages: Sequence[Turn], index: int, tools: Tools | None
+    ) -> tuple[Span, bool] | None:
+        """The turn's place, and whether its prompt would go on with a think mark; None: rewritten.
+
+        Raises TemplateError where the template refuses what stands before the last turn.
+        """
+        last = index == len(messages) - 1
+        try:
+            prompt = self.render(messages[:index], tools, generation_prompt=True).text
+            shown = whole
+            if not last:
+                told = self.render(messages[: index + 1], tools, generation_prompt=False)
+                shown = told.text
+        except TemplateError:
+            if last or not index:
+                raise
+            return None  # the template takes no conversation that ends here
+        begun = prompt if shown.startswith(prompt) else _OPENED.sub("", prompt)
+        if not (shown.startswith(begun) and whole.startswith(begun)):
+            return None
+        span = self._span(shown, whole, len(begun), messages[index])
+        return None if span is None else (span, begun != prompt)
+
+    def _find_content(
+        self, whole: str, messages: Sequence[Turn], index: int, tools: Tools | None
+    ) -> Span | None:
+        """The place of a turn's content in the whole text, found by marks around it."""
+        content = str(messages[index].get("content") or "")
+        bare = content.strip()
+        if not bare or any(mark in whole for mark in _EDGES):
+            return None
+        before, _, after = content.partition(bare)
+        marked = [*messages]
+        marked[index] = {
+            **messages[index],
+            "content": before + _EDGES[0] + bare + _EDGES[1] + after,
+        }
+        try:
+            text = self.render(marked, tools, generation_prompt=False).text
+        except TemplateError:
+            return None
+        head, opening, rest = text.partition(_EDGES[0])
+        body, closing, behind = rest.partition(_EDGES[1])
+        if not (opening and closing) or head + body + behind != whole:
+            return None
+        start = len(head)
+        return Span(start, len(whole), start + len(body))
 
     def why_refused(self, messages: Sequence[Turn], tools: Tools | None) -> str:
         """A way out of a refusal, found by asking the template for less."""
         plain = [message for message in messages if message["role"] != "system"]
-        if len(plain) < len(messages) and plain and self._takes(plain, tools):
-            return (
-                "this template takes no system turn here: leave data.system and the rows' system "
-                "turns out (or put their text into the first question), or take a model whose "
-                "template has one"
-            )
-        if tools and self._takes(messages, None):
-            return "this template takes no tool definitions: rows without `tools`"
-        spoken = [
-            message
-            for message in messages
-            if message["role"] != "tool" and not message.get("tool_calls")
-        ]
-        if len(spoken) < len(messages) and spoken and self._takes(spoken, None):
-            return "this template takes no tool calls: rows without, or a model that has tools"
-        if len(plain) > 2 and self._takes(plain[:2], None):
-            return (
-                "turns as this template takes them (mostly user and assistant in turn, the user "
-                "first), or a tokenizer with another chat_template"
-            )
+        spoken = [m for m in messages if m["role"] != "tool" and not m.get("tool_calls")]
+        bare = [message for message in plain if message in spoken]
+        ways = (
+            (plain, tools, _NO_SYSTEM),
+            (messages, None, "this template takes no tool definitions: rows without `tools`"),
+            (spoken, None, f"this template takes no tool calls: {_NO_CALLS}"),
+            (bare, None, f"this template takes neither tool calls nor a system turn: {_NO_CALLS}"),
+        )
+        for less, defined, way in ways:
+            fewer = len(less) < len(messages) or bool(tools and not defined)
+            if fewer and less and self._takes(less, defined):
+                return way
+        if told := _out_of_turn(plain):
+            return f"user and assistant in turn, the user first, as this template asks: {told}"
         return "rows that this template takes, or a tokenizer with another chat_template"
 
     def _takes(self, messages: Sequence[Turn], tools: Tools | None) -> bool:
@@ -247,7 +298,23 @@ def _has_empty_think(whole: str, span: Span) -> bool:
     return any(found.end() > edge for found in _EMPTY_THINK.finditer(text))
 
 
-def _left_out(whole: str, messages: Sequence[Turn], tools: Tools | None) -> Iterator[str]:
+def _is_silent(whole: str, span: Span) -> bool:
+    end = span.end if span.content_end is None else span.content_end
+    return not whole[span.start : end].strip()
+
+
+def _out_of_turn(plain: Sequence[Turn]) -> str | None:
+    """The first turn that does not follow its like, in words."""
+    for index, message in enumerate(plain):
+        if message["role"] != ("user", "assistant")[index % 2]:
+            before = f" after {plain[index - 1]['role']}" if index else ""
+            return f"turn {index + 1} is {message['role']}{before}"
+    return None
+
+
+def _left_out(
+    whole: str, messages: Sequence[Turn], tools: Tools | None, spans: Mapping[int, Span]
+) -> Iterator[str]:
     """A word for each part of the row that is not in its text, so that none goes in silence."""
     squeezed: list[str] = []
 
@@ -265,16 +332,19 @@ def _left_out(whole: str, messages: Sequence[Turn], tools: Tools | None) -> Iter
         name = tool.get("function", tool).get("name") if isinstance(tool, dict) else None
         if isinstance(name, str) and not there(name):
             yield "tool definitions"
-    for message in messages:
+    for index, message in enumerate(messages):
         role, content = str(message["role"]), str(message.get("content") or "")
         reasoning = message.get("reasoning_content") or message.get("thinking")
         if isinstance(reasoning, str) and not there(reasoning):
             yield "reasoning"
+        # a tool's name stands in its definition too
+        span = spans.get(index)
+        turn = whole if span is None else whole[span.start : span.end]
         calls: Any = message.get("tool_calls") or []
         for call in calls:
             function = call.get("function", call) if isinstance(call, dict) else {}
             name = function.get("name")
-            if isinstance(name, str) and not there(name):
+            if isinstance(name, str) and name not in turn:
                 yield "tool calls"
         if not there(content):
             thoughts = [found[2] for found in _THOUGHT.finditer(content)]

@@ -78,6 +78,8 @@ class Encoded:
     end_of_turn_trained: bool = False  # the last trained turn still has its end, trained
     # Trained turns without their end, which the template writes otherwise once others follow.
     unended_turns: int = 0
+    # Trained answers that stand behind another text than the model would be asked with.
+    reread_turns: int = 0
     # Trained turns whose generation prompt goes on with a think mark that the row's text lacks.
     opened_turns: int = 0
     empty_think: int = 0  # trained turns that hold a think block with nothing in it
@@ -359,7 +361,11 @@ class _Encoder:
             straddled_turns=row.straddled,
             end_of_turn_id=None if last is None else row.ids[last],
             end_of_turn_trained=last is not None and last < length,
-            unended_turns=sum(not span.ends for span in row.layout.spans),
+            unended_turns=sum(
+                not span.ends and ending is None
+                for span, ending in zip(row.layout.spans, row.endings, strict=True)
+            ),
+            reread_turns=row.layout.reread,
             opened_turns=row.layout.opened,
             empty_think=row.layout.empty_think,
             special_texts=tuple(row.layout.rendered.names),
