@@ -95,7 +95,7 @@ class ControlTokens:
     kept: frozenset[str] = frozenset()  # special tokens that rows may hold
     framing: frozenset[str] = frozenset()  # added tokens, not special, that frame turns
     policy: Policy = "text"  # what becomes of those that a row's text spells out
-    _search: dict[bool, re.Pattern[str]] = field(default_factory=dict)
+    _search: dict[bool, re.Pattern[str]] = field(init=False, default_factory=dict)
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -240,8 +240,11 @@ class ControlTokens:
         )
 
     @property
-    def _plain(self) -> Any:
-        """A copy of the tokenizer without its special tokens, but for one that no text holds."""
+    def _plain(self) -> tuple[Any, dict[int, int]]:
+        """A copy of the tokenizer without its special tokens, but for one that no text holds.
+
+        With it the ids of added tokens that stay, which a copy counts anew, as they were.
+        """
         from tokenizers import AddedToken, Tokenizer
 
         key = frozenset(self.ids)
@@ -254,9 +257,10 @@ class ControlTokens:
             record["truncation"] = record["padding"] = None
             backend = Tokenizer.from_str(json.dumps(record))
             backend.add_special_tokens([AddedToken(_SENTINEL, special=True, normalized=False)])
-            made = (key, backend)
+            was = {backend.token_to_id(one["content"]): one["id"] for one in record["added_tokens"]}
+            made = (key, backend, was)
             setattr(self.tokenizer, _COPY, made)
-        return made[1]
+        return made[1], made[2]
 
     def _plainly(self, text: str, *, at_start: bool) -> tuple[list[int], Offsets]:
         """`text` tokenized as it stands behind a special token, or at the start of a text."""
@@ -269,13 +273,12 @@ class ControlTokens:
             finally:
                 backend.encode_special_tokens = before
             return list(made.ids), list(made.offsets)
-        if at_start:
-            made = self._plain.encode(text, add_special_tokens=False)
-            return list(made.ids), list(made.offsets)
-        made = self._plain.encode(_SENTINEL + text, add_special_tokens=False)
-        width = len(_SENTINEL)
-        return list(made.ids[1:]), [
-            (max(0, start - width), max(0, end - width)) for start, end in made.offsets[1:]
+        copy, was = self._plain
+        first = "" if at_start else _SENTINEL
+        made = copy.encode(first + text, add_special_tokens=False)
+        width = len(first)
+        return [was.get(one, one) for one in made.ids[width:]], [
+            (max(0, start - width), max(0, end - width)) for start, end in made.offsets[width:]
         ]
 
 
