@@ -7,10 +7,11 @@ to decide what to do.
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from runner.job_data import DataSettings
 from runner.job_method import LoraSettings, Method, PrefixSettings, QuantizationSettings
@@ -75,6 +76,12 @@ class PlannedPhase(JobModel):
     training: TrainingSettings
 
 
+def _is_day(text: str) -> str:
+    if datetime.date.fromisoformat(text).isoformat() != text:
+        raise ValueError("a day is written 2026-03-05")
+    return text
+
+
 class SftPlanned(PlanHead):
     """What only a plan of the native engine has."""
 
@@ -97,9 +104,8 @@ class SftPlanned(PlanHead):
     precision: Literal["bf16", "fp16", "fp32"]
     deterministic: bool = Field(False, description="Of torch's kernels only those that repeat")
     on_oom: Literal["stop", "recover"] = "stop"
-    template_date: str | None = Field(
+    template_date: Annotated[str, AfterValidator(_is_day)] | None = Field(
         None,
-        pattern=r"^\d{4}-\d{2}-\d{2}$",
         description="The day that a chat template which writes today's date is told, for all of "
         "the run's life; not hashed",
     )

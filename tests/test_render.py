@@ -590,6 +590,7 @@ WITH_OTHERS = {  # fields that are refused alone
     "data.mix.seed": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
 }
 CHANGES |= {
+    "data.special_tokens": "allow",
     "training.load_best_model_at_end": "true",
     "training.early_stopping_patience": "2",
     "vision.model": "n",

@@ -240,7 +240,7 @@ class ControlTokens:
         )
 
     @property
-    def _plain(self) -> tuple[Any, dict[int, int]]:
+    def _plain(self) -> tuple[Any, dict[int | None, int]]:
         """A copy of the tokenizer without its special tokens, but for one that no text holds.
 
         With it the ids of added tokens that stay, which a copy counts anew, as they were.
@@ -257,7 +257,10 @@ class ControlTokens:
             record["truncation"] = record["padding"] = None
             backend = Tokenizer.from_str(json.dumps(record))
             backend.add_special_tokens([AddedToken(_SENTINEL, special=True, normalized=False)])
-            was = {backend.token_to_id(one["content"]): one["id"] for one in record["added_tokens"]}
+            was: dict[int | None, int] = {
+                backend.token_to_id(one["content"]): int(one["id"])
+                for one in record["added_tokens"]
+            }
             made = (key, backend, was)
             setattr(self.tokenizer, _COPY, made)
         return made[1], made[2]
