@@ -65,6 +65,7 @@ class PreparedRows:
             if audit_.end_of_turn_trained
             else "WARNING: no end of turn is trained, so the model will not learn to stop",
         ]
+        out += audit_.template["notes"]
         images = ", or part of an image," if "images" in self.train.column_names else ""
         for name, part in (("train", self.train_audit), ("eval", self.eval_audit)):
             if part.truncated:

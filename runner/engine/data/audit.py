@@ -70,7 +70,7 @@ class Audit:
     end_of_turn_rows: int  # rows in which it is
     skipped_turns: int  # assistant turns left untrained, see masks.Encoded
     counted: dict[str, Any]  # what else was met in the rows, see Tally.counted
-    template: dict[str, Any]  # what the chat template reads besides the rows, and was told
+    template: dict[str, Any]  # what the chat template reads besides the rows; in words: notes
     notes: list[str]
     samples: list[Sample]
 
@@ -354,9 +354,8 @@ def audit(tokenizer: Any, tally: Tally, samples: list[Sample]) -> Audit:
         end_of_turn_rows=tally.ended,
         skipped_turns=tally.skipped_turns,
         counted=tally.counted(),
-        template=record,
+        template={**record, "notes": template_notes(tokenizer)},
         notes=[
-            *template_notes(tokenizer),
             *tally.notes(template_name(tokenizer)),
             *tally.special_note(record["special_tokens"]),
         ],
