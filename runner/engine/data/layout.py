@@ -84,7 +84,7 @@ class Template:
             self.control = replace(self.control, framing=framing)
         self.sound = False  # whether a plain question's answer is found as it would be asked for
         if self.dummy is not None:
-            with contextlib.suppress(HiddenAnswerError):
+            with contextlib.suppress(HiddenAnswerError, TemplateError):
                 self.lay_out(self.dummy)
                 self.sound = True
 

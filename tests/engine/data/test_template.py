@@ -231,6 +231,12 @@ def test_strict_alternation_names_the_turn(tiny_tokenizer: Tokenizers) -> None:
     assert "turn 2 is user after user" in str(problem.expected)
 
 
+def test_a_template_that_takes_no_open_question_is_refused(tiny_tokenizer: Tokenizers) -> None:
+    template = "{% if messages | length == 1 %}{{ raise_exception('say more') }}{% endif %}"
+    with pytest.raises(SpecError, match="say more"):
+        encode(tiny_tokenizer(template + CHATML), chat("a", "b"), None)
+
+
 # what a template leaves out, and thinks nothing
 
 
