@@ -108,7 +108,8 @@ class ControlTokens:
         for text, number in zip(
             self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True
         ):
-            found[str(text)] = int(number)
+            if number is not None:  # one that the vocabulary lacks
+                found[str(text)] = int(number)
         return {text: number for text, number in found.items() if text and text not in self.kept}
 
     @cached_property
