@@ -6,6 +6,7 @@ there. Imports no torch: which build of it is installed stands in its metadata.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -85,6 +86,8 @@ class Facts(HostFacts):
     """transformers' name of the architecture, from the weights' config.json, where it is here."""
     model_dtype: str | None = None
     """The number format that the weights were published in, from the same file."""
+    template_date: str | None = None
+    """Today, where the model's chat template writes the date or can't be looked at."""
     quantizes: str | None = None
     """Why bitsandbytes can't be used where it runs, in a few words; None where it can."""
 
@@ -155,6 +158,7 @@ def gather(loaded: LoadedJob) -> Facts:
         vision=vision,
         model_type=said.get("model_type"),
         model_dtype=said.get("dtype") or said.get("torch_dtype"),
+        template_date=template_date(model.folder),
         quantizes=None
         if host.place.version("bitsandbytes")
         else f"bitsandbytes is not installed {host.place.short}",
@@ -221,6 +225,32 @@ def _config(folder: Path | None) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def template_date(folder: Path | None) -> str | None:
+    """Today (ISO), where a chat template in `folder` asks for it, or where there is no folder yet.
+
+    Templates ask by strftime_now, which transformers gives them.
+    """
+    if folder is not None and folder.is_dir():
+        names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+        files = [folder / name for name in names]
+        files += (folder / "additional_chat_templates").glob("*.jinja")
+        if not any(_mentions(path, b"strftime_now") for path in files):
+            return None
+    return today().isoformat()
+
+
+def today() -> datetime.date:
+    """The local day, as a chat template would tell it."""
+    return datetime.date.today()
+
+
+def _mentions(path: Path, word: bytes) -> bool:
+    try:
+        return word in path.read_bytes()
+    except OSError:
+        return False
 
 
 def emptiest_first(gpus: Sequence[Gpu]) -> list[Gpu]:

@@ -209,6 +209,12 @@ class DataSettings(JobModel):
         description="Keys of rows and of their turns that are left unread, e.g. [weight] where it "
         "is no mark of what is trained.",
     )
+    special_tokens: Literal["text", "allow", "refuse"] = Field(
+        "text",
+        description="What becomes of a special token that a row's own text spells out "
+        "(<|im_end|>): text encodes it as text, allow leaves it a control token, refuse refuses "
+        "the row; counted and said.",
+    )
     max_rows: int | None = Field(
         None, ge=1, le=10**12, description="Read at most this many rows; a count."
     )

@@ -7,10 +7,11 @@ to decide what to do.
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from runner.job_data import CleanSettings, DataSettings, TableSettings
 from runner.job_method import LoraSettings, Method, PrefixSettings, QuantizationSettings
@@ -75,6 +76,12 @@ class PlannedPhase(JobModel):
     training: TrainingSettings
 
 
+def _is_day(text: str) -> str:
+    if datetime.date.fromisoformat(text).isoformat() != text:
+        raise ValueError("a day is written 2026-03-05")
+    return text
+
+
 class SftPlanned(PlanHead):
     """What only a plan of the native engine has."""
 
@@ -97,6 +104,11 @@ class SftPlanned(PlanHead):
     precision: Literal["bf16", "fp16", "fp32"]
     deterministic: bool = Field(False, description="Of torch's kernels only those that repeat")
     on_oom: Literal["stop", "recover"] = "stop"
+    template_date: Annotated[str, AfterValidator(_is_day)] | None = Field(
+        None,
+        description="The day that a chat template which writes today's date is told, for all of "
+        "the run's life; not hashed",
+    )
     recovered_from: str | None = Field(
         None, description="Hash of the plan that ran out of memory, of which this is a step down"
     )
@@ -108,7 +120,7 @@ class Plan(PlanBase, SftPlanned):
     def deciding(self) -> dict[str, Any]:
         """What decides the outcome; rows count by hash, of the methods the one taken."""
         record = super().deciding()
-        for key in ("evaluation", "tracking", "on_oom", "recovered_from"):
+        for key in ("evaluation", "tracking", "on_oom", "recovered_from", "template_date"):
             record.pop(key)
         if not self.deterministic:  # the plans of before there was a choice keep their hashes
             record.pop("deterministic")
@@ -155,6 +167,7 @@ def _forget_places(phase: dict[str, Any]) -> None:
     # the plans of before there were these fields keep their hashes
     for key, default in (
         ("ignore_keys", []),
+        ("special_tokens", "text"),
         ("image_background", "white"),
         ("columns", {}),
         ("table", TableSettings().model_dump(mode="json")),

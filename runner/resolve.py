@@ -103,6 +103,7 @@ def make_plan(
         precision=precision,
         deterministic=job.deterministic,
         on_oom=job.on_oom,
+        template_date=None if model.kind == "standin" else facts.template_date,
         launch=planned_launch(job, facts, device),
         budget=planned_budget(job, device, substitutions),
         container=planned_container(job, facts, online=_online(job.tracking, variant)),

@@ -631,6 +631,7 @@ WITH_OTHERS = {  # fields that are refused alone
     "data.table.encoding": ["data.train=table.csv"],
 }
 CHANGES |= {
+    "data.special_tokens": "allow",
     "training.load_best_model_at_end": "true",
     "training.early_stopping_patience": "2",
     "vision.model": "n",

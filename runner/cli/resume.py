@@ -177,7 +177,12 @@ def plan_for(plan: PlanBase, folder: RunFolder) -> PlanBase:
     Raises RefusedError where they do not.
     """
     found = read_any_plan(folder.plan)
-    if not isinstance(plan, Plan) or not isinstance(found, Plan) or found.hash == plan.hash:
+    if not isinstance(plan, Plan) or not isinstance(found, Plan):
+        return plan
+    # its rows go on as they were written, whatever day it is now
+    day = found.template_date or plan.template_date
+    plan = plan.model_copy(update={"template_date": day})
+    if found.hash == plan.hash:
         return plan
     settings = [each.training for each in found.trainings]
     if len(settings) == len(plan.trainings):

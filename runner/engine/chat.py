@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import terminal
-from runner.engine.data.masks import prompt_ids
+from runner.engine.data.masks import prompt_ids, special_texts
 from runner.engine.data.messages import Message
 from runner.engine.evaluate.generate import Generated, Greedy
 from runner.engine.evaluate.thinking import ThinkMarks, part_thinking, thinking_line
@@ -50,6 +50,7 @@ class Talker:
 
         self._limit = max_new_tokens
         self._system = plan.data.system
+        self._allows_special = plan.data.special_tokens == "allow"
         self.tokenizer, self.notes = load_tokenizer(plan)
         there = placed(plan)
         if there is not plan:
@@ -66,6 +67,14 @@ class Talker:
         for speaker in self.speakers:
             speaker.messages = [{"role": "system", "content": self._system}] if self._system else []
 
+    def special_note(self, prompt: str) -> str | None:
+        """What is said of special tokens that a prompt spells out; None where it has none."""
+        found = list(dict.fromkeys(special_texts(self.tokenizer, prompt)))
+        if not found:
+            return None
+        how = "left special tokens" if self._allows_special else "encoded as text"
+        return f"special tokens in the prompt ({', '.join(found)}) are {how}"
+
     def answer(self, speaker: Speaker, prompt: str, streamer: Any = None) -> Generated:
         """The speaker's next turn; both turns join its conversation.
 
@@ -76,6 +85,7 @@ class Talker:
 
         question: Message = {"role": "user", "content": prompt}
         asked = [*speaker.messages, question]
+        # as training wrote prompts: a special token that is typed in is text
         ids = torch.tensor(prompt_ids(self.tokenizer, [asked]), device=speaker.model.device)
         with torch.no_grad(), speaker.active():
             out = speaker.model.generate(
@@ -132,6 +142,8 @@ def _talk(arguments: argparse.Namespace) -> int:
         terminal.say(f"runner: {note}")
     if arguments.prompt_from_stdin:
         prompt = sys.stdin.read()
+        if special := talker.special_note(prompt):
+            terminal.say(f"runner: {special}")
         answers = {speaker.name: talker.answer(speaker, prompt) for speaker in talker.speakers}
         record: dict[str, Any] = {"prompt": prompt}
         for name, made in answers.items():
@@ -161,6 +173,8 @@ def _converse(talker: Talker, *, shows_thinking: bool) -> int:
             continue
         if not prompt:
             continue
+        if special := talker.special_note(prompt):
+            terminal.say(f"runner: {special}")
         for speaker in talker.speakers:
             terminal.put(f"{speaker.name:<{width}}> ", end="")
             try:

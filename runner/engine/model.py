@@ -12,6 +12,8 @@ from typing import Any
 
 from runner.engine.adapter_config import require_plain_model
 from runner.engine.data.masks import ensure_chat_template
+from runner.engine.data.template import fix_template, settings_for
+from runner.engine.data.tokenizer_files import require_tokenizer_files
 from runner.engine.remote_code import remote_code_refused
 from runner.errors import RefusedError, RunnerError
 from runner.plan import Plan
@@ -31,11 +33,15 @@ def location(plan: Plan) -> tuple[str, dict[str, Any]]:
 def load_tokenizer(plan: Plan) -> tuple[Any, list[str]]:
     """The tokenizer, able to chat and to pad, and a line for whatever had to be substituted.
 
-    Raises RefusedError where it can't be had.
+    What its chat template reads besides a row is the plan's from then on.
+
+    Raises RefusedError where it can't be had; SpecError where the folder lacks its files.
     """
     from transformers import AutoTokenizer
 
     place, options = location(plan)
+    if plan.model.folder is not None:
+        require_tokenizer_files(Path(plan.model.folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
@@ -44,6 +50,7 @@ def load_tokenizer(plan: Plan) -> tuple[Any, list[str]]:
         from runner.engine.vision import load_vision_tokenizer_additions
 
         load_vision_tokenizer_additions(tokenizer)
+    fix_template(tokenizer, settings_for(plan))
     notes = []
     substituted = ensure_chat_template(tokenizer)
     if substituted:

@@ -23,10 +23,11 @@ from runner.engine.data.masks import Encoded, Line, Row, encode_rows
 from runner.engine.data.prepare import prepare
 from runner.engine.data.prepared import Prepared, PreparedRow, Side
 from runner.engine.data.summary import cleaning_lines, name_of, named
+from runner.engine.data.template import keep_special_token, template_key, tokenizer_name
 from runner.errors import RefusedError
 from runner.plan import Plan
 
-ENCODING_VERSION = 2
+ENCODING_VERSION = 3
 """Raised with every change that gives other ids or labels, so that no cache of before is reused."""
 _WRITE_ROWS = 1000  # at most in memory before they are written
 _WRITE_TOKENS = 1_000_000
@@ -64,6 +65,7 @@ class PreparedRows:
             if audit_.end_of_turn_trained
             else "WARNING: no end of turn is trained, so the model will not learn to stop",
         ]
+        out += audit_.template["notes"]
         images = ", or part of an image," if "images" in self.train.column_names else ""
         for name, part in (("train", self.train_audit), ("eval", self.eval_audit)):
             if part.truncated:
@@ -124,6 +126,8 @@ def prepare_rows(
     a tokenizer that has no token for images.
     """
     say = say or _say
+    if image_tokens:
+        keep_special_token(tokenizer, IMAGE_MARK)
     prepared = prepare(plan, say=say)
     encoding = _Encoding(tokenizer, plan.training.max_length, image_tokens)
     root = prepared.folder.parent
@@ -171,6 +175,7 @@ class _Encoding:
             {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
             self.max_length,
             self.image_tokens,
+            template_key(tokenizer),
         ]
         canonical = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -202,6 +207,7 @@ def _encode_sides(
     for side in _ENCODED:
         tally = _encode_side(encoding, prepared, side, folder, say)
         if prepared.counts[side]:
+            tally.require_text(tokenizer_name(encoding.tokenizer))
             tally.require_rows()
         durable.write_json(folder / f"{side}.json", tally.record())
 
@@ -247,7 +253,7 @@ def _encode_side(
             numpy.array(at, dtype="<i8").tofile(places)
             kept.clear()
 
-        for at, (row, encoded) in enumerate(_encoded(encoding, prepared.rows(side), place_of)):
+        for at, (row, encoded) in enumerate(_encoded(encoding, prepared, side)):
             whole = (
                 image_id is None
                 or not encoded.truncated
@@ -266,15 +272,17 @@ def _encode_side(
 
 
 def _encoded(
-    encoding: _Encoding, rows: Iterator[PreparedRow], place_of: Callable[[PreparedRow], Line]
+    encoding: _Encoding, prepared: Prepared, side: Side
 ) -> Iterator[tuple[PreparedRow, Encoded]]:
     """Each row beside its ids. `encode_rows` reads ahead: the rows it holds are kept here."""
     waiting: deque[PreparedRow] = deque()
+    places = [source["place"] for source in prepared.report["sources"]]
 
     def conversations() -> Iterator[Row]:
-        for row in rows:
+        for row in prepared.rows(side):
             waiting.append(row)
-            yield place_of(row), encoding.messages(row), row.tools
+            # an error names the file, whatever else is read
+            yield f"{places[row.source]}:{row.line}", encoding.messages(row), row.tools
 
     for encoded in encode_rows(encoding.tokenizer, conversations(), encoding.max_length):
         yield waiting.popleft(), encoded

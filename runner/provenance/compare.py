@@ -33,6 +33,7 @@ _PLACES = re.compile(
     r"|(pretrain|finetune)\.data_path|infer)(\.|$)"
 )
 _UNHASHED = ("evaluation.", "tracking.", "on_oom", "budget.oom_snapshot")
+_TEMPLATE_DATE = "template_date"  # not hashed, but rows are written with it
 _NOTHING = "(none)"
 _Images = Mapping[str, Mapping[str, str]]
 
@@ -155,11 +156,13 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[Difference]:
     other_plan, named = a.plan_hash != b.plan_hash, False
     for name in _in_order(ours, theirs):
         if ours.get(name) != theirs.get(name):
-            deciding = other_plan and not name.startswith(_UNHASHED)
+            deciding = other_plan and not name.startswith((*_UNHASHED, _TEMPLATE_DATE))
             named = named or deciding
             x, y = (side.get(name, _NOTHING) for side in (ours, theirs))
             text = f"{name}: {_value(x)} → {_value(y)}"
-            yield Difference("settings", name, x, y, text, decides=deciding)
+            decides_text = name == _TEMPLATE_DATE and _NOTHING not in (x, y)
+            decides_it = deciding or (decides_text and None not in (x, y))
+            yield Difference("settings", name, x, y, text, decides=decides_it)
     for name in _in_order(a.environment, b.environment):
         x, y = a.environment.get(name), b.environment.get(name)
         if x != y:

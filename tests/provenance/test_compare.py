@@ -117,3 +117,16 @@ def test_an_input_that_was_not_hashed_is_never_called_identical(missing: int) ->
     files[missing]["sha256"] = None
     first = first_of(differences(Side(BASE), Side(small_manifest(files=files))))
     assert first is not None and "was not hashed" in first.text
+
+
+def test_runs_whose_templates_were_told_other_days_differ() -> None:
+    """The day is in no hash, but in the rows' text."""
+    days: list[dict[str, Any]] = [
+        {**BASE.plan, "template_date": day} for day in ("2026-03-05", "2026-03-06", None)
+    ]
+    first, second, none = (Side(small_manifest(plan=plan)) for plan in days)
+    found = first_of(differences(first, second))
+    assert found is not None
+    assert found.text == "template_date: 2026-03-05 → 2026-03-06"
+    assert first_of(differences(first, none)) is None  # another model's, or an earlier runner's
+    assert first_of(differences(first, first)) is None

@@ -1,6 +1,7 @@
 """Token ids and labels of conversations: only what the assistant says carries loss.
 
-Imports the standard library and this package's `formats`; the tokenizer is passed in.
+Imports the standard library and this package's `layout`, `template` and `control_tokens`; the
+tokenizer is passed in.
 
 Why not the chat template's own markers: almost no template has {% generation %}, and without it
 the mask is silently all zero. Here a conversation is rendered once and tokenized once, and the
@@ -18,22 +19,31 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from runner.engine.data.messages import Message, Tools, for_template, is_trained
-from runner.errors import RefusedError, RunnerError
+from runner.engine.data.control_tokens import Rendered, UnsafeTextError
+from runner.engine.data.decoded import lost_characters
+from runner.engine.data.layout import HiddenAnswerError, Layout, Span, Template, Tools
+from runner.engine.data.template import (
+    TemplateError,
+    Turn,
+    settings_of,
+    tokenizer_name,
+)
+from runner.engine.data.template import template_name as template_name
+from runner.errors import Problem, RefusedError, SpecError
 
 # What cross-entropy ignores, in torch and everywhere downstream of it.
 IGNORED_LABEL = -100
 
 # Where a row comes from: its line or row number, with its file where there is more than one.
 Line = int | str
-Row = tuple[Line, Sequence[Message]] | tuple[Line, Sequence[Message], Tools | None]
+
+Row = tuple[Line, Sequence[Turn]] | tuple[Line, Sequence[Turn], Tools | None]
 
 ROWS_AT_ONCE = 512
 CHARACTERS_AT_ONCE = 2_000_000
 TAILS_KEPT = 64
 
-# A word no template holds, to see what a template writes after an answer.
-_PROBE = "runnerprobe"
+MAX_PROBLEMS = 5  # rows that one refusal names
 
 # The space before an answer is rendered with it, not with the generation prompt: tokenizers join
 # a space to the word that follows, and a prompt that ends in one would cut that token in two.
@@ -66,6 +76,17 @@ class Encoded:
     straddled_turns: int = 0
     end_of_turn_id: int | None = None  # what ends an assistant turn; None: no special token does
     end_of_turn_trained: bool = False  # the last trained turn still has its end, trained
+    # Trained turns without their end, which the template writes otherwise once others follow.
+    unended_turns: int = 0
+    # Trained answers that stand behind another text than the model would be asked with.
+    reread_turns: int = 0
+    # Trained turns whose generation prompt goes on with a think mark that the row's text lacks.
+    opened_turns: int = 0
+    empty_think: int = 0  # trained turns that hold a think block with nothing in it
+    special_texts: tuple[str, ...] = ()  # special tokens that the row's own text spells out
+    left_out: tuple[str, ...] = ()  # parts of the row that the template does not write
+    characters: int = 0  # of the rendered text, white space apart
+    lost_characters: int = 0  # of these, what the ids don't decode to
 
 
 @dataclass(frozen=True)
@@ -77,24 +98,27 @@ class Segment:
 
 
 def encode(
-    tokenizer: Any, messages: Sequence[Message], max_length: int | None, tools: Tools | None = None
+    tokenizer: Any, messages: Sequence[Turn], max_length: int | None, tools: Tools | None = None
 ) -> Encoded:
     """One conversation's ids and labels; `max_length` (tokens) cuts the end, None cuts nothing.
 
-    Raises RefusedError where the tokenizer has no chat template, gives no offsets, its template
-    refuses the conversation, or no assistant turn can be found in what it renders.
+    Messages have the keys that `apply_chat_template` takes, and `trained: False` for an assistant
+    turn that carries no loss; `tools` are the row's tool definitions.
+
+    Raises RefusedError where the tokenizer has no chat template or gives no offsets; SpecError
+    where its template refuses the conversation, no assistant turn can be found in what it renders,
+    or a special token in the row's text can't be encoded as text, or is not to be.
     """
     encoder = _Encoder(tokenizer)
-    return encoder.finish(encoder.label([(messages, tools)])[0], max_length)
+    (labelled,) = encoder.label_rows([("the row", messages, tools)])
+    return encoder.finish(labelled, max_length)
 
 
 def encode_rows(tokenizer: Any, rows: Iterable[Row], max_length: int | None) -> Iterator[Encoded]:
     """`encode` for each of (line, messages) or (line, messages, tools), in order.
 
-    Streams, ROWS_AT_ONCE in memory at most.
-
-    A row that truncation leaves without a label comes too, with `supervised` 0. Raises RefusedError
-    as `encode` does, naming the line.
+    Streams, ROWS_AT_ONCE in memory at most. A row that truncation leaves without a label comes too,
+    with `supervised` 0. Raises as `encode` does, naming the line.
     """
     encoder = _Encoder(tokenizer)
     for chunk in _chunks(rows):
@@ -103,29 +127,28 @@ def encode_rows(tokenizer: Any, rows: Iterable[Row], max_length: int | None) -> 
 
 
 def prompt_ids(
-    tokenizer: Any,
-    prompts: Sequence[Sequence[Message]],
-    tools: Sequence[Tools | None] | None = None,
+    tokenizer: Any, prompts: Sequence[Sequence[Turn]], tools: Sequence[Tools | None] | None = None
 ) -> list[list[int]]:
     """Token ids of each conversation up to where the assistant answers, as training has them.
 
-    Raises RefusedError where the template refuses one.
+    Raises SpecError where the template refuses one.
     """
     encoder = _Encoder(tokenizer)
-    given = tools or [None] * len(prompts)
+    defined = [None] * len(prompts) if tools is None else list(tools)
     return [
-        encoder.ids_of(encoder.render(messages, True, one))
-        for messages, one in zip(prompts, given, strict=True)
+        encoder.prompt_ids(messages, given)
+        for messages, given in zip(prompts, defined, strict=True)
     ]
 
 
-def template_name(tokenizer: Any) -> str:
-    """The chat template as messages name it."""
-    return f"the chat template of {_tokenizer_name(tokenizer)}"
+def special_texts(tokenizer: Any, text: str) -> list[str]:
+    """The special tokens that a text spells out, in order."""
+    pattern = _Encoder(tokenizer).template.control.pattern(own_turn=False)
+    return pattern.findall(text)
 
 
 def segments(
-    tokenizer: Any, messages: Sequence[Message], max_length: int | None, tools: Tools | None = None
+    tokenizer: Any, messages: Sequence[Turn], max_length: int | None, tools: Tools | None = None
 ) -> tuple[Encoded, list[Segment]]:
     """The row, and the text its tokens stand for, in alternating trained and untrained stretches.
 
@@ -134,7 +157,7 @@ def segments(
     of characters, and decoding them one by one would show replacement marks.
     """
     encoder = _Encoder(tokenizer)
-    labelled = encoder.label([(messages, tools)])[0]
+    (labelled,) = encoder.label_rows([("the row", messages, tools)])
     row = encoder.finish(labelled, max_length)
     out: list[Segment] = []
     start = 0
@@ -156,8 +179,9 @@ def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
     """Ids that should stop generation: eos, then what the chat template ends a turn with."""
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     encoder = _Encoder(tokenizer)
-    if encoder.dummy is not None:
-        ending = encoder.finish(encoder.label([(encoder.dummy, None)])[0], None).end_of_turn_id
+    if encoder.template.dummy is not None:
+        (labelled,) = encoder.label([encoder.lay_out("the probe", encoder.template.dummy, None)])
+        ending = encoder.finish(labelled, None).end_of_turn_id
         if ending is not None and ending not in ids:
             ids.append(ending)
     return tuple(ids)
@@ -173,7 +197,7 @@ def ensure_chat_template(tokenizer: Any) -> str | None:
     """
     if tokenizer.chat_template:
         return None
-    name = _tokenizer_name(tokenizer)
+    name = tokenizer_name(tokenizer)
     if not tokenizer.eos_token:
         raise RefusedError(
             f"the tokenizer {name} has neither a chat template nor an eos token",
@@ -189,22 +213,6 @@ def ensure_chat_template(tokenizer: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Span:
-    """Where an assistant turn stands in the rendered text, in characters."""
-
-    start: int  # behind the generation prompt
-    end: int  # behind all the template writes for the turn
-    content_end: int | None  # behind the answer, before what ends the turn; None: not known
-
-
-@dataclass(frozen=True)
-class _Layout:
-    text: str
-    spans: list[_Span]
-    skipped: int  # assistant turns with no span
-
-
-@dataclass(frozen=True)
 class _Tokens:
     """Token ids with their characters: starts[i] to ends[i] is what ids[i] stands for."""
 
@@ -215,14 +223,19 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class _Labelled:
-    text: str
+    layout: Layout
     ids: list[int]
     starts: list[int]
     ends: list[int]
     trained: list[range]  # token ranges, one for each trained turn
     endings: list[int | None]  # index of each trained turn's end-of-turn token
-    skipped: int
     straddled: int
+    characters: int
+    lost_characters: int
+
+    @property
+    def text(self) -> str:
+        return self.layout.rendered.text
 
 
 class _Encoder:
@@ -230,45 +243,103 @@ class _Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.template_name = template_name(tokenizer)
         if not tokenizer.chat_template:
             raise RefusedError(
-                f"the tokenizer {_tokenizer_name(tokenizer)} has no chat template",
+                f"the tokenizer {tokenizer_name(tokenizer)} has no chat template",
                 "ensure_chat_template installs a plain one",
             )
         if not tokenizer.is_fast:
             raise RefusedError(
-                f"the tokenizer {_tokenizer_name(tokenizer)} gives no character offsets, which "
+                f"the tokenizer {tokenizer_name(tokenizer)} gives no character offsets, which "
                 "the loss mask is built from",
                 "use its fast version (a tokenizer.json)",
             )
-        self.special_ids = frozenset(
-            [int(i) for i in tokenizer.all_special_ids]
-            + [int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-        )
-        self.tail_ids: dict[str, list[int]] = {}
-        self.dummy, self.turn_suffix = self._probe_template()
+        self.template = Template(tokenizer)
+        control = self.template.control
+        kept = tokenizer.convert_tokens_to_ids(list(control.kept))
+        # an unknown character is no end of a turn
+        self.special_ids = frozenset([*control.ids.values(), *kept]) - {tokenizer.unk_token_id}
+        self.tail_ids: dict[Rendered, list[int]] = {}
 
     def label_rows(self, rows: Sequence[Row]) -> list[_Labelled]:
-        """`label` for numbered rows; an error names the row it comes from."""
+        """Each row's tokens. Raises SpecError that names up to MAX_PROBLEMS rows."""
+        layouts: list[Layout] = []
+        problems: list[Problem] = []
+        for line, messages, *tools in rows:
+            try:
+                layouts.append(self.lay_out(line, messages, tools[0] if tools else None))
+            except SpecError as error:
+                problems += error.problems
+                if len(problems) >= MAX_PROBLEMS:
+                    break
+        if problems:
+            raise SpecError(problems)
         try:
-            return self.label([(row[1], row[2] if len(row) == 3 else None) for row in rows])
-        except RunnerError:
-            for line, messages, *tools in rows:
+            return self.label(layouts)
+        except UnsafeTextError:
+            for row, layout in zip(rows, layouts, strict=True):
                 try:
-                    self.label([(messages, tools[0] if tools else None)])
-                except RunnerError as error:
-                    raise RefusedError(f"row {line}: {error.message}", error.hint) from error
+                    self.label([layout])
+                except UnsafeTextError as error:
+                    raise _unsafe(row[0], str(error)) from None
             raise
 
-    def label(
-        self, conversations: Sequence[tuple[Sequence[Message], Tools | None]]
-    ) -> list[_Labelled]:
-        layouts = [self._lay_out(messages, tools) for messages, tools in conversations]
-        tokens = self._tokenize([layout.text for layout in layouts])
+    def lay_out(self, line: Line, messages: Sequence[Turn], tools: Tools | None) -> Layout:
+        """Raises SpecError for this row."""
+        template = self.template
+        try:
+            layout = template.lay_out(messages, tools)
+        except TemplateError as error:
+            raise _refused(
+                line,
+                f"{template.name} refuses the conversation: {error}",
+                messages,
+                template.why_refused(messages, tools),
+            ) from error
+        except HiddenAnswerError:
+            raise _refused(
+                line,
+                f"{template.name} hides where the assistant's answer begins: its generation "
+                "prompt is not the start of the text with the answer, for any turn",
+                messages,
+                "a template whose add_generation_prompt matches its turns: a model trained on this "
+                "text would be asked differently when it is served",
+            ) from None
+        except UnsafeTextError as error:
+            raise _unsafe(line, str(error)) from None
+        if layout.rendered.foreign and settings_of(self.tokenizer).special_tokens == "refuse":
+            names = ", ".join(dict.fromkeys(layout.rendered.names))
+            raise _unsafe(line, f"special tokens in its text: {names}")
+        return layout
+
+    def label(self, layouts: Sequence[Layout]) -> list[_Labelled]:
+        tokens = self._tokenize([layout.rendered for layout in layouts])
+        lost = lost_characters(
+            self.tokenizer,
+            [layout.rendered.text for layout in layouts],
+            [row.ids for row in tokens],
+        )
         return [
-            self._find_trained(layout, row) for layout, row in zip(layouts, tokens, strict=True)
+            self._find_trained(layout, row, *counted)
+            for layout, row, counted in zip(layouts, tokens, lost, strict=True)
         ]
+
+    def prompt_ids(self, messages: Sequence[Turn], tools: Tools | None) -> list[int]:
+        """Raises SpecError where the template refuses, or the text can't be encoded as text."""
+        template = self.template
+        try:
+            rendered = template.render(messages, tools, generation_prompt=True)
+            (tokens,) = self._tokenize([rendered])
+        except TemplateError as error:
+            raise _refused(
+                "the prompt",
+                f"{template.name} refuses the conversation: {error}",
+                messages,
+                template.why_refused(messages, tools),
+            ) from error
+        except UnsafeTextError as error:
+            raise _unsafe("the prompt", str(error)) from None
+        return tokens.ids
 
     def finish(self, row: _Labelled, max_length: int | None) -> Encoded:
         """Cut to `max_length` tokens and write the labels."""
@@ -277,6 +348,7 @@ class _Encoder:
         labels = [IGNORED_LABEL] * length
         for turn in row.trained:
             labels[turn.start : min(turn.stop, length)] = ids[turn.start : turn.stop]
+        # a row whose marks leave nothing trained has neither
         last = row.endings[-1] if row.endings else None
         return Encoded(
             input_ids=ids,
@@ -285,113 +357,37 @@ class _Encoder:
             supervised=sum(max(0, min(t.stop, length) - t.start) for t in row.trained),
             prompt_tokens=row.trained[0].start if row.trained else len(row.ids),
             turns=len(row.trained),
-            skipped_turns=row.skipped,
+            skipped_turns=row.layout.skipped,
             straddled_turns=row.straddled,
             end_of_turn_id=None if last is None else row.ids[last],
             end_of_turn_trained=last is not None and last < length,
+            unended_turns=sum(
+                not span.ends and ending is None
+                for span, ending in zip(row.layout.spans, row.endings, strict=True)
+            ),
+            reread_turns=row.layout.reread,
+            opened_turns=row.layout.opened,
+            empty_think=row.layout.empty_think,
+            special_texts=tuple(row.layout.rendered.names),
+            left_out=row.layout.left_out,
+            characters=row.characters,
+            lost_characters=row.lost_characters,
         )
 
-    def render(
-        self, messages: Sequence[Message], generation_prompt: bool, tools: Tools | None = None
-    ) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                for_template(messages),
-                tools=tools,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-            )
-        except Exception as error:  # templates raise whatever they like
-            raise RefusedError(
-                f"{self.template_name} refuses the conversation: {error}",
-                "roles: " + " ".join(message["role"] for message in messages[:8]),
-            ) from error
-        return str(text)
+    def _tokenize(self, texts: Sequence[Rendered]) -> list[_Tokens]:
+        told = self.template.control.tokenize(texts)
+        return [_Tokens(ids, *_edges(offsets)) for ids, offsets in told]
 
-    def _probe_template(self) -> tuple[list[Message] | None, str | None]:
-        """A conversation the template takes, and what it writes behind an answer ("<|im_end|>\\n").
-
-        None for what is not known: the template refuses both tries, or hides the answer.
-        """
-        dummy: list[Message] = [
-            {"role": "user", "content": "Hi"},
-            {"role": "assistant", "content": _PROBE},
-        ]
-        system: Message = {"role": "system", "content": "Be brief."}
-        for messages in (dummy, [system, *dummy]):  # some templates insist on a system turn
-            try:
-                _, found, suffix = self.render(messages, False).rpartition(_PROBE)
-            except RefusedError:
-                continue
-            return (messages, suffix) if found else (messages, None)
-        return None, None
-
-    def _lay_out(self, messages: Sequence[Message], tools: Tools | None) -> _Layout:
-        """Render the conversation and find its assistant turns by rendering prefixes of it.
-
-        A turn counts only if its prompt is the start of the text up to its end, and that the start
-        of the whole. Templates that rewrite earlier turns (Qwen3 drops their thinking) break this:
-        those turns are skipped, for in the whole text they are not what the model would write.
-        """
-        whole = self.render(messages, False, tools)
-        spans: list[_Span] = []
-        skipped = 0
-        for index, message in enumerate(messages):
-            if not is_trained(message):
-                continue
-            prompt = self.render(messages[:index], True, tools)
-            last = index == len(messages) - 1
-            shown = whole if last else self.render(messages[: index + 1], False, tools)
-            if shown.startswith(prompt) and whole.startswith(shown):
-                end = self._content_end(shown, len(prompt), message["content"])
-                spans.append(_Span(len(prompt), len(shown), end))
-            else:
-                skipped += 1
-        if not spans and skipped:
-            raise RefusedError(
-                f"{self.template_name} hides where the assistant's answer begins: its generation "
-                "prompt is not the start of the text with the answer, for any turn",
-                "a model trained on this text would be asked differently when it is served; "
-                "give the tokenizer a template whose add_generation_prompt matches its turns",
-            )
-        return _Layout(whole, spans, skipped)
-
-    def _content_end(self, shown: str, start: int, content: str) -> int | None:
-        suffix = self.turn_suffix
-        if suffix is not None and shown.endswith(suffix) and len(shown) - len(suffix) >= start:
-            return len(shown) - len(suffix)
-        if shown.startswith(content, start):
-            return start + len(content)
-        return None
-
-    def _tokenize(self, texts: list[str]) -> list[_Tokens]:
-        batch = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [
-            _Tokens(list(ids), *_edges(offsets))
-            for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
-        ]
-
-    def ids_of(self, text: str) -> list[int]:
-        batch = self.tokenizer(
-            [text], add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        return list(batch["input_ids"][0])
-
-    def _find_trained(self, layout: _Layout, tokens: _Tokens) -> _Labelled:
+    def _find_trained(
+        self, layout: Layout, tokens: _Tokens, characters: int, lost: int
+    ) -> _Labelled:
         cuts = [
             span.start
             for span in layout.spans
-            if not self._prompt_stands_alone(layout.text, tokens, span.start)
+            if not self._prompt_stands_alone(layout.rendered, tokens, span.start)
         ]
         if cuts:
-            tokens = self._part(layout.text, tokens, cuts)
+            tokens = self._part(layout.rendered, tokens, cuts)
         trained: list[range] = []
         endings: list[int | None] = []
         straddled = 0
@@ -412,17 +408,18 @@ class _Encoder:
             trained.append(range(first, stop))
             endings.append(ending)
         return _Labelled(
-            layout.text,
+            layout,
             tokens.ids,
             tokens.starts,
             tokens.ends,
             trained,
             endings,
-            layout.skipped,
             straddled,
+            characters,
+            lost,
         )
 
-    def _ending(self, tokens: _Tokens, first: int, span: _Span) -> int | None:
+    def _ending(self, tokens: _Tokens, first: int, span: Span) -> int | None:
         """Index of the special token that ends the turn: the first one behind the answer.
 
         Where the answer's end is not known, the last one of the turn, since an answer may hold the
@@ -437,10 +434,10 @@ class _Encoder:
             if span.content_end is None:
                 found = index
             elif tokens.ends[index] > span.content_end:
-                return index
+                return index if tokens.ends[index] <= span.end else None
         return found
 
-    def _prompt_stands_alone(self, text: str, tokens: _Tokens, start: int) -> bool:
+    def _prompt_stands_alone(self, text: Rendered, tokens: _Tokens, start: int) -> bool:
         """Whether the tokens before character `start` are those of the text before it alone.
 
         A token may reach over the place; or the tokenizer looked ahead: GPT-2's rule parts two
@@ -454,15 +451,15 @@ class _Encoder:
         behind = first
         while behind and tokens.ids[behind - 1] not in self.special_ids:
             behind -= 1
-        tail = text[tokens.ends[behind - 1] if behind else 0 : start]
+        tail = text.part(tokens.ends[behind - 1] if behind else 0, start)
         alone = self.tail_ids.get(tail)
         if alone is None:
-            alone = self.ids_of(tail) if tail else []
+            alone = self._tokenize([tail])[0].ids if tail.text else []
             if len(self.tail_ids) < TAILS_KEPT:
                 self.tail_ids[tail] = alone
         return tokens.ids[behind:first] == alone
 
-    def _part(self, text: str, tokens: _Tokens, cuts: list[int]) -> _Tokens:
+    def _part(self, text: Rendered, tokens: _Tokens, cuts: list[int]) -> _Tokens:
         """Tokenize anew in pieces, parted where an answer begins.
 
         When a model is served, the prompt is tokenized alone. Where an answer begins with a
@@ -472,8 +469,8 @@ class _Encoder:
         pieces do not add up to the same text (those that put a space before each piece) keep the
         first tokens.
         """
-        edges = [0, *cuts, len(text)]
-        parts = self._tokenize([text[a:b] for a, b in pairwise(edges)])
+        edges = [0, *cuts, len(text.text)]
+        parts = self._tokenize([text.part(a, b) for a, b in pairwise(edges)])
         joined = _Tokens([], [], [])
         for offset, part in zip(edges, parts, strict=False):
             joined.ids.extend(part.ids)
@@ -518,18 +515,37 @@ def _first_token(tokens: _Tokens, start: int) -> int | None:
     return index
 
 
+def _refused(line: Line, problem: str, messages: Sequence[Turn], way_out: str) -> SpecError:
+    roles = "roles: " + " ".join(str(message["role"]) for message in messages[:8])
+    return SpecError([Problem(_where(line), "data.train", problem, roles, way_out)])
+
+
+def _unsafe(line: Line, problem: str) -> SpecError:
+    return SpecError(
+        [
+            Problem(
+                _where(line),
+                "data.special_tokens",
+                problem,
+                expected="a row without; data.special_tokens: text encodes them as text where the "
+                "tokenizer can, allow leaves them what they are",
+            )
+        ]
+    )
+
+
+def _where(line: Line) -> str:
+    return line if isinstance(line, str) else f"row {line}"
+
+
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     chunk: list[Row] = []
     characters = 0
     for row in rows:
         chunk.append(row)
-        characters += sum(len(message["content"]) for message in row[1])
+        characters += sum(len(str(message.get("content") or "")) for message in row[1])
         if len(chunk) == ROWS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
             yield chunk
             chunk, characters = [], 0
     if chunk:
         yield chunk
-
-
-def _tokenizer_name(tokenizer: Any) -> str:
-    return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)

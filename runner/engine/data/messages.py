@@ -6,7 +6,7 @@ Imports the standard library only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NotRequired, TypedDict
 
 Tools = list[dict[str, Any]]
@@ -32,27 +32,6 @@ class Message(TypedDict):
 def is_trained(message: Message) -> bool:
     """Whether this turn is an answer that carries loss."""
     return message["role"] == "assistant" and message.get("trained", True)
-
-
-def for_template(
-    messages: Sequence[Message], *, arguments_as_text: bool = False
-) -> list[dict[str, Any]]:
-    """`messages` as `apply_chat_template` takes them.
-
-    Reasoning stands under each of REASONING_KEYS, since a template reads one of them. Arguments of
-    tool calls are objects, which most templates write as JSON; with `arguments_as_text` they are
-    JSON text, for templates that put them into a text as they are (DeepSeek-R1).
-    """
-    out: list[dict[str, Any]] = []
-    for message in messages:
-        turn: dict[str, Any] = dict(message)
-        turn.pop("trained", None)
-        if "reasoning_content" in turn:
-            turn |= dict.fromkeys(REASONING_KEYS, turn["reasoning_content"])
-        if arguments_as_text and "tool_calls" in turn:
-            turn["tool_calls"] = [_with_text(call) for call in turn["tool_calls"]]
-        out.append(turn)
-    return out
 
 
 def compared_texts(message: Message) -> list[str]:
@@ -81,9 +60,3 @@ def strings_in(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from strings_in(inner)
-
-
-def _with_text(call: dict[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    text = json.dumps(function["arguments"], ensure_ascii=False)
-    return {**call, "function": {**function, "arguments": text}}

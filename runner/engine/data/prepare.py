@@ -105,6 +105,7 @@ def _key(plan: Plan, sources: list[Source], contents: list[list[Any] | None]) ->
             "image_folder",
             "mix",
             "image_background",
+            "special_tokens",  # of ids, not of rows
         },
     )
     mix, questions = plan.data.mix, plan.rows.questions

@@ -13,6 +13,7 @@ from typing import Any
 
 from runner.engine.data.formats import Message
 from runner.engine.data.masks import Encoded, encode_rows, prompt_ids, template_name
+from runner.engine.data.template import settings_of, template_notes
 from runner.engine.evaluate.generate import Generated, Greedy, batches
 from runner.engine.evaluate.loss import answer_losses
 from runner.engine.evaluate.sight import Sight
@@ -96,6 +97,16 @@ def tokenize(
             f"{skipped} earlier assistant turns have no loss: {template_name(tokenizer)} writes "
             "them differently once others follow"
         )
+    if special := sum(len(row.special_texts) for row in encoded):
+        notes.append(
+            f"{special} special tokens in the rows' text are "
+            + (
+                "left special tokens (data.special_tokens: allow)"
+                if settings_of(tokenizer).special_tokens == "allow"
+                else "encoded as text"
+            )
+        )
+    notes += template_notes(tokenizer)
     prompts: list[list[int]] = []
     if generates:
         asked = [room(row, row.prompt) for row in rows]

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.engine.data.messages import Message, for_template
+from runner.engine.data.messages import Message
+from runner.engine.data.template import TemplateError, render
 
 _PAIRS = (
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, QwQ, GLM, MiniMind
@@ -148,9 +149,6 @@ def _stray(text: str, marks: ThinkMarks) -> tuple[int, int] | None:
 
 def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str | None:
     try:
-        text = tokenizer.apply_chat_template(
-            for_template(messages), tokenize=False, add_generation_prompt=generation_prompt
-        )
-    except Exception:  # templates raise whatever they like: this one has other turns in mind
+        return render(tokenizer, messages, generation_prompt=generation_prompt).text
+    except TemplateError:  # this one has other turns in mind
         return None
-    return str(text)

@@ -18,6 +18,7 @@ from runner.engine.data.masks import (
     encode_rows,
     end_of_turn_ids,
     ensure_chat_template,
+    prompt_ids,
     segments,
 )
 from runner.engine.data.read import read_rows
@@ -74,12 +75,22 @@ def trained_runs(row: Encoded) -> list[tuple[int, list[int]]]:
     return runs
 
 
+def prompt_of(tokenizer: Any, messages: list[Message]) -> list[int]:
+    """As a server asks; special tokens that the messages spell out are text."""
+    (ids,) = prompt_ids(tokenizer, [messages])
+    if not encode(
+        tokenizer, [*messages, {"role": "assistant", "content": "x"}], None
+    ).special_texts:
+        assert ids == tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    return ids
+
+
 def assert_last_turn_is_what_the_model_must_write(
     tokenizer: Any, messages: list[Message], row: Encoded
 ) -> None:
-    prompt = tokenizer.apply_chat_template(
-        messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    prompt = prompt_of(tokenizer, messages[:-1])
     start, trained = trained_runs(row)[-1]
     assert start == len(prompt)
     assert row.input_ids[: start + len(trained)] == prompt + trained
@@ -133,7 +144,7 @@ def test_every_assistant_turn_is_trained_and_nothing_else(
 @pytest.mark.parametrize("name", ["qwen2_5", "minimind2_small", "smollm2"])
 def test_the_ids_are_those_of_the_template(load_tokenizer: Tokenizers, name: str) -> None:
     tokenizer = load_tokenizer(name)
-    for messages in CONVERSATIONS[:4]:
+    for messages in CONVERSATIONS[:3]:
         ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         assert encode(tokenizer, messages, None).input_ids == ids
 
@@ -239,9 +250,11 @@ def test_a_template_whose_prompt_is_not_its_turns_start_is_refused(
         CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<x>' }}{% endif")
     )
     tokenizer.name_or_path = "some/model"
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(SpecError) as caught:
         encode_all(tokenizer, [(7, chat("a", "b"))], None)
-    assert "row 7: the chat template of some/model" in caught.value.message
+    (problem,) = caught.value.problems
+    assert problem.where == "row 7"
+    assert problem.problem.startswith("the chat template of some/model hides where")
 
 
 def test_a_template_that_raises_names_the_row(tiny_tokenizer: Tokenizers) -> None:
@@ -250,8 +263,10 @@ def test_a_template_that_raises_names_the_row(tiny_tokenizer: Tokenizers) -> Non
     )
     tokenizer = tiny_tokenizer(template + CHATML)
     rows = [(1, chat("a", "b")), (9, chat("a", "b", system="s"))]
-    with pytest.raises(RefusedError, match=r"row 9: .* refuses the conversation: no system"):
+    with pytest.raises(SpecError, match=r"row 9 .* refuses the conversation: no system") as caught:
         encode_all(tokenizer, rows, None)
+    assert caught.value.exit_code == 2
+    assert "takes no system turn" in str(caught.value.problems[0].expected)
 
 
 def test_a_template_without_an_end_of_turn_says_so(tiny_tokenizer: Tokenizers) -> None:

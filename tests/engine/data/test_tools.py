@@ -12,8 +12,9 @@ import pytest
 from runner.engine.data.formats import Converter, Format, FormatOptions
 from runner.engine.data.keys import row_keys
 from runner.engine.data.masks import segments
-from runner.engine.data.messages import Message, for_template
+from runner.engine.data.messages import Message
 from runner.engine.data.read import read_rows
+from runner.engine.data.template import as_templates_take
 from runner.errors import Problem, SpecError
 
 Tokenizers = Callable[[str], Any]
@@ -188,7 +189,7 @@ def test_reasoning_has_one_name_and_templates_see_each(key: str) -> None:
     assert convert(row).messages[-1] == expected
     assert convert({"instruction": "q", "output": "Yes, 21 degrees.", key: "Look."},
                    "alpaca").messages[-1] == expected  # fmt: skip
-    (shown,) = for_template([convert(row).messages[-1]])
+    shown = as_templates_take(convert(row).messages[-1])
     assert shown["reasoning_content"] == shown["reasoning"] == shown["thinking"] == "Look."
     blank = {"messages": [USER, {**EXPECTED[-1], key: " "}]}
     assert convert(blank).messages[-1] == EXPECTED[-1]
