@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from runner.cli.left_out import say_left_out
 from runner.cli.output import Output
 from runner.cli.preflight import answering_gpu, require_run_stack
 from runner.cli.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
@@ -55,6 +56,7 @@ def talk(
             interactive=True,
             gpu_uuids=answering_gpu(plan),
         )
+        say_left_out()
         if prompt is None:
             return subprocess.call(asked.argv, env=safe_environment(to_terminal=True))
         done = subprocess.run(
