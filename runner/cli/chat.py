@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from runner.cli.left_out import say_left_out
 from runner.cli.output import Output
 from runner.cli.preflight import answering_gpu, require_run_stack
 from runner.cli.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
@@ -60,6 +61,7 @@ def talk(
             interactive=True,
             gpu_uuids=answering_gpu(plan),
         )
+        say_left_out()
         if prompt is None:
             return subprocess.call(asked.argv, env=safe_environment(to_terminal=True))
         done = subprocess.run(

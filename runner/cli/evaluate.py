@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from runner import durable
+from runner.cli.left_out import say_left_out
 from runner.cli.output import Output
 from runner.cli.preflight import answering_gpu, fetch_missing, require_run_stack
 from runner.cli.recorded_plan import mount_of, plan_to_ask, result_mounts
@@ -213,6 +214,7 @@ def _measure(
     folder: EvaluationFolder, plan: Plan, run: RunFolder | None, data: Sequence[Path]
 ) -> int:
     """Exit code of the engine. Ctrl-C is passed on once; a second one kills it."""
+    say_left_out()
     environment, card = safe_environment(to_terminal=True), answering_gpu(plan)
     if card:
         environment["CUDA_VISIBLE_DEVICES"] = card[0]

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from runner.cli.left_out import say_left_out
 from runner.cli.output import Output, field
 from runner.cli.preflight import require_run_stack
 from runner.cli.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
@@ -66,6 +67,7 @@ def merge_run(
             reads=[*result_mounts(plan, folder), mount_of(given)],
             writes=[place.parent],
         )
+        say_left_out()
         done = subprocess.run(
             asked.argv,
             stdout=subprocess.PIPE,

@@ -180,3 +180,19 @@ def test_what_a_script_job_sets_itself_counts(tmp_path: Path) -> None:
     job.write_text('engine: script\nscript: train.sh\nenvironment: {WORLD_SIZE: "1"}\n')
     script = render(make_any_plan(load_job(str(job)))[0])["launch.sh"]
     assert script.index("left_out=()") < script.index("export WORLD_SIZE=1")
+
+
+def test_a_command_that_asks_the_engine_names_them_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runner.cli.left_out import say_left_out
+
+    for name in of_launchers(os.environ):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    say_left_out()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    say_left_out()
+    said = capsys.readouterr().err
+    assert "WORLD_SIZE" in said and "SLURM" not in said
