@@ -75,8 +75,9 @@ def shard(
         out["optimizer states (ZeRO shard)"] = states
     else:
         offload = processes * (copies + states + 4 * own)
-    buckets = 2 if launch.device == "cuda" else 1  # one is filled while the other is sent
-    out["gradient buckets (ZeRO)"] = buckets * BUCKET_VALUES * width
+    # one is filled while the other is sent; on a host only what is written takes memory
+    buckets = 2 * BUCKET_VALUES if launch.device == "cuda" else min(BUCKET_VALUES, trained)
+    out["gradient buckets (ZeRO)"] = buckets * width
     out["gradients kept (ZeRO)"] = width * (trained if launch.deepspeed == "zero1" else own)
     if launch.deepspeed == "zero3":
         for name in ("frozen weights", "trained weights", "adapter"):
