@@ -6,9 +6,9 @@ Each configuration runs in a process of its own, under a time limit: a plan is m
 `runner train` makes it, rendered, and its launch.sh started; what is measured is what the guard
 measures (runner.guard.sampler: PSS of all the run's processes, ten times a second). WORK keeps
 models of random weights, runs and a line of JSON a configuration, written as it ends; those that
-are there are not run again. Then each is predicted, by `python -m runner.vram` as every command does, and
-nothing corrects it. At the end the table of all that is there; exit code 1 where a goal is missed
-(95 % of the peaks inside their interval, median error 8 %) or a run failed.
+are there are not run again. Then each is predicted, and nothing corrects it. At the end the table
+of all that is there; exit code 1 where a goal is missed (95 % of the peaks inside their interval,
+median error 8 %) or a run failed.
 
 Other processes that map the same libraries take a share of their pages off a PSS: run it from an
 interpreter whose packages nobody else uses (a copy of the environment), or alone.
@@ -328,20 +328,18 @@ def _parts(process: Any) -> dict[str, int]:
     return out
 
 
-def predict(record: dict[str, Any], work: Path) -> dict[str, Any]:
-    """The prediction of a measured plan, of no correction."""
-    folder = work / "requests"
-    folder.mkdir(exist_ok=True)
-    plan, request = folder / "plan.yaml", folder / "request.json"
-    plan.write_text(record["plan"])
-    request.write_text(json.dumps({"plan": str(plan), "batches": None}))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "runner.vram", str(request)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "RUNNER_CACHE": str(work / "cache")},
-    )
-    return dict(json.loads(done.stdout))
+def predict(record: dict[str, Any], case: Case, work: Path) -> dict[str, Any]:
+    """The prediction of a measured plan, of no correction: what every command shows of it."""
+    from runner.packages import package_version
+    from runner.render import read_plan
+    from runner.vram.ask import PACKAGES, Batch
+    from runner.vram.predict import predict as predict_plan
+
+    path = work / "plan.yaml"
+    path.write_text(record["plan"])
+    versions = {name: package_version(name) for name in PACKAGES}
+    batch = Batch(case.tokens, 0, "every row is cut to it")
+    return predict_plan(read_plan(path), [batch], versions).model_dump(mode="json")
 
 
 def table(records: dict[str, dict[str, Any]], work: Path) -> tuple[list[str], bool]:
@@ -359,7 +357,7 @@ def table(records: dict[str, dict[str, Any]], work: Path) -> tuple[list[str], bo
             lines.append(f"| {case.name} | FAILED: {record['error']} | | | | | |")
             failed += 1
             continue
-        found = predict(record, work)
+        found = predict(record, case, work)
         one = max(found["trainings"], key=lambda each: each["process_bytes"])
         measured, predicted = record["measured_bytes"], one["process_bytes"]
         low, high = one["low_bytes"], one["high_bytes"]

@@ -29,6 +29,7 @@ OVERHEAD_LESS, OVERHEAD_MORE = 0.10, 0.05
 share of the pages off it."""
 SHARD_SHARE = 0.15
 """The same, of what shards and buckets add, which is computed and not traced."""
+APART_LESS = 0.5
 
 
 def predict(
@@ -93,7 +94,7 @@ def _training(
     spread_less = spread_more = SHARD_SHARE * found.computed_bytes + found.spread_bytes
     if plan.launch.device == "cpu":
         less, more = HOST_LESS, HOST_MORE
-        spread_less += OVERHEAD_LESS * found.overhead_bytes
+        spread_less += OVERHEAD_LESS * found.overhead_bytes + APART_LESS * found.apart_bytes
         spread_more += OVERHEAD_MORE * found.overhead_bytes
     if method == "estimated":
         less, more = less + ESTIMATED_SHARE, more + ESTIMATED_SHARE

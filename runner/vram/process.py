@@ -12,7 +12,7 @@ from runner.plan import Plan
 from runner.vram.footprint import ASSUMED, Footprint
 from runner.vram.record import CONTEXT, LIBRARIES
 from runner.vram.shards import shard
-from runner.vram.weights import weights_stay_mapped
+from runner.vram.weights import maps_weights, shares_weights, stored_bytes
 
 if TYPE_CHECKING:
     from runner.vram.step import Traced
@@ -25,7 +25,16 @@ CONTEXT_SPREAD = 200 * MIB
 WORKSPACE_BYTES = 32 * MIB
 """cuBLAS' workspace, out of torch's allocator (CUBLAS_WORKSPACE_CONFIG's default on Hopper; 8 MiB
 on older cards)."""
-FREE_BLOCKS, SAVED = "libc's free blocks", "the result, read again"
+FREE_BLOCKS, SAVED, CHECKPOINT = (
+    *("libc's free blocks", "the result, read again"),
+    "pages of the checkpoint",
+)
+APART = "peaks of the ranks that don't meet"
+FREE_SHARE = 0.2
+"""Of the tensors, the most that free blocks come to: beyond, large blocks find room among them."""
+APART_SHARE = 0.25
+"""Of what each further rank maps for its largest tensors, which is there for moments only, what is
+not there when the other's is (benchmarks/host_memory.py; on a busy machine all of it)."""
 
 _WEIGHTS = ("frozen weights", "trained weights", "adapter")
 
@@ -44,6 +53,8 @@ class Held:
     """Of the tensors, what was not traced but computed: shards and buckets."""
     spread_bytes: int
     """How far off the overhead may be."""
+    apart_bytes: int
+    """Of the tensors, what may not be there at once, since ranks come to their peaks apart."""
     offload_bytes: int
     """On the host, in a GPU run that offloads."""
     parts: dict[str, int]
@@ -82,6 +93,7 @@ def held(plan: Plan, traced: Traced, footprint: Footprint = ASSUMED) -> Held:
         overhead_bytes=CONTEXT_BYTES,
         computed_bytes=abs(computed),
         spread_bytes=CONTEXT_SPREAD,
+        apart_bytes=0,
         offload_bytes=sharded.offload_bytes,
         parts={name: size for name, size in parts.items() if size},
     )
@@ -100,12 +112,19 @@ def _on_host(plan: Plan, traced: Traced, footprint: Footprint) -> Held:
         width=4 if plan.precision == "fp32" else 2,
     )
     computed = sum(sharded.parts.values()) - sum(traced.parts.values())
-    shared = set(_WEIGHTS[:1]) if weights_stay_mapped(plan) else set()
-    parts = {name: size * (1 if name in shared else ranks) for name, size in sharded.parts.items()}
+    mapped = maps_weights(plan)
+    once = set(_WEIGHTS[:1]) if mapped and shares_weights(plan) else set()
+    parts = {name: size * (1 if name in once else ranks) for name, size in sharded.parts.items()}
+    if plan.method == "qlora" and mapped:  # what was quantized lies in the files that stay mapped
+        parts[CHECKPOINT] = stored_bytes(plan.model.folder)
     step = sum(size for name, size in traced.parts.items() if name not in _WEIGHTS)
-    parts[FREE_BLOCKS] = max(0, traced.libc.peak_bytes - step) * ranks
+    most_free = FREE_SHARE * traced.allocated_bytes
+    parts[FREE_BLOCKS] = int(ranks * max(0, min(most_free, traced.libc.peak_bytes - step)))
     if plan.method == "full":  # its checksum is taken of the files, whose pages then count
         parts[SAVED] = max(0, skeleton.weight_bytes - traced.libc.mapped_bytes)
+    apart = (ranks - 1) * traced.libc.mapped_bytes
+    if apart:
+        parts[APART] = -int(APART_SHARE * apart)
     tensors = sum(parts.values())
     overhead = footprint.of(ranks)
     parts[LIBRARIES] = overhead
@@ -115,6 +134,7 @@ def _on_host(plan: Plan, traced: Traced, footprint: Footprint) -> Held:
         overhead_bytes=overhead,
         computed_bytes=abs(computed) * ranks,
         spread_bytes=0,
+        apart_bytes=apart,
         offload_bytes=sharded.offload_bytes,
         parts={name: size for name, size in parts.items() if size},
     )

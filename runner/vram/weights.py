@@ -15,17 +15,32 @@ MOST_HEADER_BYTES = 100 << 20
 _NAMES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 
-def weights_stay_mapped(plan: Plan) -> bool:
-    """Whether transformers' from_pretrained maps the base and nothing ever writes to it.
+def maps_weights(plan: Plan) -> bool:
+    """Whether from_pretrained maps the base's files for good, in place of reading them.
 
-    So it is where weights are stored in the number format that they are loaded in, and are neither
-    trained, quantized, sharded, nor given out by the first process (DDP and DeepSpeed write what
-    they broadcast over every process's own).
+    So it is where weights are stored in the number format that they are loaded in. ZeRO-3 and a
+    full training replace each by a copy of its own.
     """
-    launch = plan.launch
-    if plan.method in ("full", "qlora") or launch.num_processes > 1 or launch.deepspeed != "none":
+    if plan.method == "full" or plan.launch.deepspeed == "zero3":
         return False
     return stored_formats(plan.model.folder) == {_NAMES[plan.precision]}
+
+
+def shares_weights(plan: Plan) -> bool:
+    """Whether all processes share the pages of mapped weights.
+
+    DDP and DeepSpeed write what they broadcast at the start over every process's own.
+    """
+    return plan.launch.num_processes == 1 and plan.launch.deepspeed == "none"
+
+
+def stored_bytes(folder: str | None) -> int:
+    """Size of a model folder's safetensors files; 0 where there are none."""
+    paths = Path(folder).glob("*.safetensors") if folder else ()
+    try:
+        return sum(path.stat().st_size for path in paths)
+    except OSError:
+        return 0
 
 
 def stored_formats(folder: str | None) -> set[str]:
