@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,3 +190,17 @@ def test_records_that_meant_something_else_correct_nothing() -> None:
     old = record(20 * MIB, 700 * MIB, 900 * MIB, version=1)
     new = record(20 * MIB, 700 * MIB, 900 * MIB)
     assert matching([old, new], "cpu", "s", "lora") == [new]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["tiny lora 2x64 2p ddp", "middle full 2x128 1p"])
+def test_what_a_run_takes_lies_in_its_interval(case: str, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks/host_memory.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "--only", case],
+        capture_output=True,
+        text=True,
+        timeout=560,
+    )
+    line = next((one for one in done.stdout.splitlines() if one.startswith(f"| {case}")), "")
+    assert line.endswith("| yes |"), done.stdout + done.stderr
