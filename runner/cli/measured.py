@@ -21,10 +21,16 @@ from runner.plan import Plan
 from runner.plan_base import PlanBase
 from runner.report.memory_view import headline, verdict
 from runner.vram.ask import stack
-from runner.vram.calibration import SMALL_BYTES, Measured, keep, matching, read_records
+from runner.vram.calibration import (
+    CPU_SCHEMA_VERSION,
+    SMALL_BYTES,
+    Measured,
+    keep,
+    matching,
+    read_records,
+)
 from runner.vram.process import CONTEXT_BYTES
 from runner.vram.record import Prediction
-from runner.vram.shards import PYTHON_BYTES
 
 ENOUGH_SMALL = 3
 """Records of small models for a device, stack and method, beyond which no stand-in is predicted."""
@@ -107,9 +113,11 @@ def keep_measurement(
     if found is None:
         return
     (measured, source), largest = found, prediction.largest
-    ranks = plan.launch.num_processes
-    assumed = CONTEXT_BYTES if prediction.device == "cuda" else PYTHON_BYTES * ranks
+    assumed = CONTEXT_BYTES
+    if prediction.device == "cpu":
+        assumed = largest.uncorrected_overhead_bytes or largest.overhead_bytes
     record = Measured(
+        schema_version=CPU_SCHEMA_VERSION,
         device=device_name(plan, facts),
         stack=stack(versions_at(facts.place)),
         method=plan.method,

@@ -68,12 +68,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     return predicted(plan, batches, versions, _predict).model_dump(mode="json")
 
 
-def _predict(plan: Any, batches: Any) -> Any:
+def _predict(plan: Any, batches: Any, versions: dict[str, str | None]) -> Any:
     from runner.vram.predict import predict
 
     shown = ", ".join(f"{one.tokens} tokens" for one in batches)
     terminal.say(f"runner: tracing a step of {shown} without weights")
-    return predict(plan, batches)
+    return predict(plan, batches, versions)
 
 
 if __name__ == "__main__":

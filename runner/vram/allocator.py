@@ -1,4 +1,5 @@
-"""What torch's CUDA allocator reserves for a sequence of allocations, fragmentation included. Pure.
+"""What an allocator holds for a sequence of allocations, fragmentation included: torch's on a card,
+libc's on a CPU. Pure.
 
 torch counts a tensor's bytes as allocated; what the process holds of the card is what the allocator
 has mapped for them, which NVML shows. This follows CUDACachingAllocator with expandable segments,
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 ROUNDING_BYTES = 512
 SMALL_BYTES = 1 << 20
@@ -39,6 +41,57 @@ def reserved_peak(events: Iterable[Event]) -> int:
         elif name in owner:
             owner.pop(name).free(name)
     return small.mapped + large.mapped
+
+
+LIBC_MAPPED_BYTES = 32 << 20
+"""glibc maps blocks from here on by themselves, and gives them back as they are freed
+(DEFAULT_MMAP_THRESHOLD_MAX of malloc/malloc.c; a program that frees large blocks gets there)."""
+LIBC_GROWTH_BYTES = 128 << 10
+LIBC_SHARE = 1.25
+"""Size of the heap for what comes and goes in a step, of its best case: small objects that live on
+between the tensors keep freed neighbours from joining, and the heap from shrinking. Measured: 1.0
+to 1.5 (benchmarks/host_memory.py, the configurations that are not marked as held out)."""
+
+
+@dataclass(frozen=True)
+class Libc:
+    """Bytes that libc holds for a training step's tensors on a CPU, weights apart."""
+
+    heap_bytes: int
+    """For blocks below LIBC_MAPPED_BYTES, once the first step is over; it never becomes less."""
+    mapped_bytes: int
+    """For larger ones, at the most."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.heap_bytes + self.mapped_bytes
+
+
+def libc_holds(before: Iterable[Event], step: Iterable[Event]) -> Libc:
+    """What libc holds for what stays from step to step, and for a step's allocations after it.
+
+    Its heap grows to the most that the smaller blocks ever took and stays so, also while the larger
+    ones, mapped by themselves, come to their peak.
+    """
+    heap, mapped, most, stays = _Segment(LIBC_GROWTH_BYTES), 0, 0, 0
+    large: dict[int, int] = {}
+    small: set[int] = set()
+    for events in (before, step):
+        stays = heap.mapped
+        for name, size in events:
+            if size >= LIBC_MAPPED_BYTES:
+                large[name] = size
+                mapped += size
+                most = max(most, mapped)
+            elif size:
+                small.add(name)
+                heap.allocate(name, rounded(size))
+            elif name in large:
+                mapped -= large.pop(name)
+            elif name in small:
+                small.remove(name)
+                heap.free(name)
+    return Libc(stays + int(LIBC_SHARE * (heap.mapped - stays)), most)
 
 
 class _Segment:

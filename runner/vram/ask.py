@@ -28,7 +28,7 @@ from runner.vram.calibration import (
 )
 from runner.vram.record import Prediction
 
-VERSION = 2
+VERSION = 3
 """Raised with every change of what is traced or computed, so that no cache of before is reused."""
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "deepspeed")
 
@@ -97,14 +97,14 @@ def predicted(
     plan: Plan,
     batches: Sequence[Batch],
     versions: dict[str, str | None],
-    predict: Callable[[Plan, Sequence[Batch]], Prediction],
+    predict: Callable[[Plan, Sequence[Batch], dict[str, str | None]], Prediction],
 ) -> Prediction:
     """The prediction of a plan, uncorrected, from the cache or made and kept there."""
     name = key(plan, batches, versions)
     found = kept(name)
     if found is not None:
         return found
-    made = predict(plan, batches)
+    made = predict(plan, batches, versions)
     keep(name, made)
     return made
 

@@ -28,6 +28,11 @@ NARROWEST_SHARE = 0.01
 ONE_MEASUREMENT_SHARE = {"cuda": 0.04, "cpu": 0.2}
 """Half-width, as a share of the tensors, after one measurement; it falls with the root of their
 number. Host memory swings with what libc keeps."""
+KNOWN_OVERHEAD_SHARE = 0.06
+"""Half-width on a CPU, as a share of what processes hold besides, however often it was measured:
+neighbours that map the same libraries come and go."""
+CPU_SCHEMA_VERSION = 2
+"""Records of host memory before it were made beside figures that meant something else."""
 UNKNOWN_OVERHEAD_SHARE = 0.2
 """Of an assumed overhead, what it widens an interval by; taken off where it was measured."""
 KEPT = 50
@@ -63,6 +68,8 @@ class Correction(BaseModel):
 
     overhead_bytes: int | None
     """In place of the one that is assumed; None where no small model was measured."""
+    overhead_ratio: float = 1.0
+    """Measured over predicted of the same, which on a CPU grows with the processes."""
     ratio: float
     """Measured over predicted tensors; 1 where no large model was measured."""
     spread: float
@@ -80,6 +87,8 @@ class Correction(BaseModel):
             if self.overhead_bytes is not None
             else ""
         )
+        if overhead and self.overhead_ratio != 1:
+            overhead = f", x {self.overhead_ratio:.3f} besides"
         return f"{self.samples} step(s) of this device, stack and method: {ratio}{overhead}"
 
 
@@ -88,21 +97,34 @@ def correction(records: Iterable[Measured]) -> Correction | None:
     found = list(records)[-KEPT:]
     if not found:
         return None
-    small = [
-        one.measured_bytes - one.reserved_bytes
+    of_small = [
+        one
         for one in found
         if one.reserved_bytes < SMALL_BYTES and one.measured_bytes > one.reserved_bytes
     ]
+    small = [one.measured_bytes - one.reserved_bytes for one in of_small]
     overhead = int(median(small)) if small else None
+    times = [
+        size / one.overhead_bytes
+        for one, size in zip(of_small, small, strict=True)
+        if one.overhead_bytes
+    ]
+    overhead_ratio = median(times) if times else 1.0
+
+    def besides(one: Measured) -> float:
+        if one.device == "cpu":
+            return overhead_ratio * one.overhead_bytes
+        return one.overhead_bytes if overhead is None else overhead
+
     ratios = [
-        (one.measured_bytes - (one.overhead_bytes if overhead is None else overhead))
-        / one.reserved_bytes
+        (one.measured_bytes - besides(one)) / one.reserved_bytes
         for one in found
         if one.reserved_bytes >= SMALL_BYTES
     ]
     middle = median(ratios) if ratios else 1.0
     return Correction(
         overhead_bytes=overhead,
+        overhead_ratio=round(overhead_ratio, 4),
         ratio=round(middle, 4),
         spread=round(max((abs(one - middle) for one in ratios), default=0.0), 4),
         samples=len(found),
@@ -124,7 +146,10 @@ def _corrected(memory: TrainingMemory, found: Correction, prediction: Prediction
     less = float(memory.process_bytes - memory.low_bytes)
     more = float(memory.high_bytes - memory.process_bytes)
     overhead = memory.overhead_bytes
-    if found.overhead_bytes is not None:
+    cpu = prediction.device == "cpu"
+    if cpu and found.overhead_bytes is not None:
+        overhead = parts[name] = int(found.overhead_ratio * memory.overhead_bytes)
+    elif found.overhead_bytes is not None:
         overhead = found.overhead_bytes
         less -= UNKNOWN_OVERHEAD_SHARE * memory.overhead_bytes
         more -= UNKNOWN_OVERHEAD_SHARE * memory.overhead_bytes
@@ -137,12 +162,16 @@ def _corrected(memory: TrainingMemory, found: Correction, prediction: Prediction
         if memory.method == "traced":
             wide = ONE_MEASUREMENT_SHARE[prediction.device] / math.sqrt(found.large)
             less = more = max(wide, found.spread) * tensors
+            if cpu:
+                unsure = KNOWN_OVERHEAD_SHARE * overhead
+                less, more = less + unsure, more + unsure
     process = tensors + overhead
     less, more = (max(one, NARROWEST_SHARE * process) for one in (less, more))
     return memory.model_copy(
         update={
             "parts": parts,
             "overhead_bytes": overhead,
+            "uncorrected_overhead_bytes": memory.overhead_bytes if cpu else None,
             "process_bytes": process,
             "low_bytes": max(0, int(process - less)),
             "high_bytes": int(process + more),
@@ -153,7 +182,10 @@ def _corrected(memory: TrainingMemory, found: Correction, prediction: Prediction
 def matching(records: Sequence[Measured], device: str, stack: str, method: str) -> list[Measured]:
     """Those of one device, stack and method."""
     return [
-        one for one in records if (one.device, one.stack, one.method) == (device, stack, method)
+        one
+        for one in records
+        if (one.device, one.stack, one.method) == (device, stack, method)
+        and (device != "cpu" or one.schema_version >= CPU_SCHEMA_VERSION)
     ]
 
 

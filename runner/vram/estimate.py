@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from runner.plan import Plan
+from runner.vram.allocator import Libc
 from runner.vram.shards import state_bytes
 from runner.vram.skeleton import Skeleton, largest_module, meta_model
 from runner.vram.step import Traced
@@ -66,6 +67,7 @@ def estimate(plan: Plan, tokens: int, *, images: int = 0) -> Traced:
     return Traced(
         allocated_bytes=peak,
         reserved_bytes=int(peak * 1.02),
+        libc=Libc(int(1.15 * (peak - frozen - held)), 0),
         parts=parts,
         phase="backward pass",
         flops=2.0 * total * rows * tokens * passes,

@@ -7,34 +7,49 @@ sizes (`estimate`), with a wider interval, and say so.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runner.errors import RunnerError
 from runner.plan import Plan
 from runner.vram.ask import Batch
 from runner.vram.estimate import estimate
-from runner.vram.process import held
+from runner.vram.footprint import ASSUMED, Footprint, footprint
+from runner.vram.process import held, packages_of
 from runner.vram.record import HostMemory, Prediction, TrainingMemory
 from runner.vram.shards import loading_bytes
 from runner.vram.step import Traced, trace
 
 TRACED_SHARE, ESTIMATED_SHARE = 0.04, 0.30
 """Half-widths of the interval that no measurement has narrowed, as shares of the tensors' bytes."""
-HOST_SHARE, HOST_MORE = 0.15, 0.8
-"""On a CPU, down and up: libc and the math libraries keep what tensors give back, 9 % to 80 % more
-than the tensors come to (benchmarks/vram_battery.py --device cpu)."""
+HOST_LESS, HOST_MORE = 0.12, 0.18
+"""On a CPU, down and up, of the tensors: what libc makes of them swings by their order."""
+OVERHEAD_LESS, OVERHEAD_MORE = 0.10, 0.05
+"""The same of what the processes hold besides. Down: others that use the same libraries take their
+share of the pages off it."""
 SHARD_SHARE = 0.15
 """The same, of what shards and buckets add, which is computed and not traced."""
+APART_LESS = 0.5
 
 
-def predict(plan: Plan, batches: Sequence[Batch]) -> Prediction:
+def predict(
+    plan: Plan, batches: Sequence[Batch], versions: Mapping[str, str | None] | None = None
+) -> Prediction:
     """Predict every training of `plan`, each for its batch; measurements correct it afterwards.
+
+    `versions`: of the packages that train, where what their processes hold may be measured for a
+    CPU run (footprint); without them it is assumed.
 
     Raises RefusedError where a config can't be had or an adapter does not fit.
     """
     began = time.monotonic()
     notes: list[str] = []
+    own = ASSUMED
+    if plan.launch.device == "cpu":
+        if versions is not None:
+            own = footprint(packages_of(plan), versions)
+        if not own.measured:
+            notes.append("what the training libraries hold was not measured on this machine")
     trainings, weights, on_device, offload = [], 0, False, 0
     for part, batch in zip(plan.trainings, batches, strict=True):
         try:
@@ -50,7 +65,7 @@ def predict(plan: Plan, batches: Sequence[Batch]) -> Prediction:
             )
             traced, method = estimate(part, batch.tokens, images=batch.images), "estimated"
         notes += [note for note in traced.skeleton.notes if note not in notes]
-        memory, kept = _training(part, batch, traced, method)
+        memory, kept = _training(part, batch, traced, method, own)
         trainings.append(memory)
         weights = max(weights, traced.skeleton.weight_bytes)
         offload = max(offload, kept)
@@ -70,17 +85,21 @@ def predict(plan: Plan, batches: Sequence[Batch]) -> Prediction:
     )
 
 
-def _training(plan: Plan, batch: Batch, traced: Traced, method: Any) -> tuple[TrainingMemory, int]:
+def _training(
+    plan: Plan, batch: Batch, traced: Traced, method: Any, own: Footprint
+) -> tuple[TrainingMemory, int]:
     """One training's figures, and the host memory that it keeps."""
-    skeleton, found = traced.skeleton, held(plan, traced)
+    skeleton, found = traced.skeleton, held(plan, traced, own)
     less = more = TRACED_SHARE
+    spread_less = spread_more = SHARD_SHARE * found.computed_bytes + found.spread_bytes
     if plan.launch.device == "cpu":
-        less, more = HOST_SHARE, HOST_MORE
+        less, more = HOST_LESS, HOST_MORE
+        spread_less += OVERHEAD_LESS * found.overhead_bytes + APART_LESS * found.apart_bytes
+        spread_more += OVERHEAD_MORE * found.overhead_bytes
     if method == "estimated":
         less, more = less + ESTIMATED_SHARE, more + ESTIMATED_SHARE
-    spread = SHARD_SHARE * found.computed_bytes + found.spread_bytes
-    low = found.process_bytes - less * found.tensors_bytes - spread
-    high = found.process_bytes + more * found.tensors_bytes + spread
+    low = found.process_bytes - less * found.tensors_bytes - spread_less
+    high = found.process_bytes + more * found.tensors_bytes + spread_more
     memory = TrainingMemory(
         phase=plan.phase,
         rows=plan.training.per_device_train_batch_size,

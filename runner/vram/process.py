@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.plan import Plan
+from runner.vram.footprint import ASSUMED, Footprint
 from runner.vram.record import CONTEXT, LIBRARIES
-from runner.vram.shards import PYTHON_BYTES, shard
+from runner.vram.shards import shard
+from runner.vram.weights import maps_weights, shares_weights, stored_bytes
 
 if TYPE_CHECKING:
     from runner.vram.step import Traced
@@ -23,7 +25,18 @@ CONTEXT_SPREAD = 200 * MIB
 WORKSPACE_BYTES = 32 * MIB
 """cuBLAS' workspace, out of torch's allocator (CUBLAS_WORKSPACE_CONFIG's default on Hopper; 8 MiB
 on older cards)."""
-HOST_SPREAD = 250 * MIB
+FREE_BLOCKS, SAVED, CHECKPOINT = (
+    *("libc's free blocks", "the result, read again"),
+    "pages of the checkpoint",
+)
+APART = "peaks of the ranks that don't meet"
+FREE_SHARE = 0.2
+"""Of the tensors, the most that free blocks come to: beyond, large blocks find room among them."""
+APART_SHARE = 0.25
+"""Of what each further rank maps for its largest tensors, which is there for moments only, what is
+not there when the other's is (benchmarks/host_memory.py; on a busy machine all of it)."""
+
+_WEIGHTS = ("frozen weights", "trained weights", "adapter")
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,8 @@ class Held:
     """Of the tensors, what was not traced but computed: shards and buckets."""
     spread_bytes: int
     """How far off the overhead may be."""
+    apart_bytes: int
+    """Of the tensors, what may not be there at once, since ranks come to their peaks apart."""
     offload_bytes: int
     """On the host, in a GPU run that offloads."""
     parts: dict[str, int]
@@ -49,9 +64,14 @@ class Held:
         return self.tensors_bytes + self.overhead_bytes
 
 
-def held(plan: Plan, traced: Traced) -> Held:
-    """What the process of a plan of one training holds at the peak of a traced step."""
-    skeleton, gpu = traced.skeleton, plan.launch.device == "cuda"
+def held(plan: Plan, traced: Traced, footprint: Footprint = ASSUMED) -> Held:
+    """What the process of a plan of one training holds at the peak of a traced step.
+
+    `footprint`: of the processes themselves, in a CPU run.
+    """
+    if plan.launch.device == "cpu":
+        return _on_host(plan, traced, footprint)
+    skeleton = traced.skeleton
     sharded = shard(
         traced.parts,
         plan.launch,
@@ -63,21 +83,65 @@ def held(plan: Plan, traced: Traced) -> Held:
     )
     computed = sum(sharded.parts.values()) - sum(traced.parts.values())
     allocated = traced.allocated_bytes + computed
-    ranks = 1 if gpu else plan.launch.num_processes
-    parts = {name: size * ranks for name, size in sharded.parts.items()}
-    tensors = allocated * ranks
-    if gpu:
-        parts["allocator's fragments"] = traced.reserved_bytes - traced.allocated_bytes
-        parts["cuBLAS workspace"] = WORKSPACE_BYTES
-        tensors += parts["allocator's fragments"] + WORKSPACE_BYTES
-    overhead = CONTEXT_BYTES if gpu else PYTHON_BYTES * ranks
-    parts[CONTEXT if gpu else LIBRARIES] = overhead
+    parts = dict(sharded.parts)
+    parts["allocator's fragments"] = traced.reserved_bytes - traced.allocated_bytes
+    parts["cuBLAS workspace"] = WORKSPACE_BYTES
+    parts[CONTEXT] = CONTEXT_BYTES
     return Held(
         allocated_bytes=allocated,
-        tensors_bytes=tensors,
-        overhead_bytes=overhead,
+        tensors_bytes=allocated + parts["allocator's fragments"] + WORKSPACE_BYTES,
+        overhead_bytes=CONTEXT_BYTES,
         computed_bytes=abs(computed),
-        spread_bytes=CONTEXT_SPREAD if gpu else HOST_SPREAD * ranks,
+        spread_bytes=CONTEXT_SPREAD,
+        apart_bytes=0,
         offload_bytes=sharded.offload_bytes,
         parts={name: size for name, size in parts.items() if size},
     )
+
+
+def _on_host(plan: Plan, traced: Traced, footprint: Footprint) -> Held:
+    """The same of all processes of a CPU run together, as their proportional shares add up."""
+    skeleton, ranks = traced.skeleton, plan.launch.num_processes
+    sharded = shard(
+        traced.parts,
+        plan.launch,
+        plan.training,
+        weights=skeleton.weight_bytes,
+        trained=skeleton.trainable,
+        largest_layer=skeleton.largest_layer,
+        width=4 if plan.precision == "fp32" else 2,
+    )
+    computed = sum(sharded.parts.values()) - sum(traced.parts.values())
+    mapped = maps_weights(plan)
+    once = set(_WEIGHTS[:1]) if mapped and shares_weights(plan) else set()
+    parts = {name: size * (1 if name in once else ranks) for name, size in sharded.parts.items()}
+    if plan.method == "qlora" and mapped:  # what was quantized lies in the files that stay mapped
+        parts[CHECKPOINT] = stored_bytes(plan.model.folder)
+    step = sum(size for name, size in traced.parts.items() if name not in _WEIGHTS)
+    most_free = FREE_SHARE * traced.allocated_bytes
+    parts[FREE_BLOCKS] = int(ranks * max(0, min(most_free, traced.libc.peak_bytes - step)))
+    if plan.method == "full":  # its checksum is taken of the files, whose pages then count
+        parts[SAVED] = max(0, skeleton.weight_bytes - traced.libc.mapped_bytes)
+    apart = (ranks - 1) * traced.libc.mapped_bytes
+    if apart:
+        parts[APART] = -int(APART_SHARE * apart)
+    tensors = sum(parts.values())
+    overhead = footprint.of(ranks)
+    parts[LIBRARIES] = overhead
+    return Held(
+        allocated_bytes=traced.allocated_bytes + computed,
+        tensors_bytes=tensors,
+        overhead_bytes=overhead,
+        computed_bytes=abs(computed) * ranks,
+        spread_bytes=0,
+        apart_bytes=apart,
+        offload_bytes=sharded.offload_bytes,
+        parts={name: size for name, size in parts.items() if size},
+    )
+
+
+def packages_of(plan: Plan) -> tuple[str, ...]:
+    """What a plan's processes import beside the training stack."""
+    eight = any("8bit" in part.training.optim for part in plan.trainings)
+    found = ["bitsandbytes"] if plan.method == "qlora" or eight else []
+    return (*found, *(["deepspeed"] if plan.launch.deepspeed != "none" else []))

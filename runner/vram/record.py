@@ -27,6 +27,9 @@ class TrainingMemory(_Record):
     allocated_bytes: int = Field(description="What torch's tensors hold at the peak")
     reserved_bytes: int = Field(description="What torch's allocator holds then, with fragments")
     overhead_bytes: int = Field(description="What the process holds besides")
+    uncorrected_overhead_bytes: int | None = Field(
+        None, description="The same before measurements corrected it; None: they did not"
+    )
     process_bytes: int = Field(description="What NVML will show of the process, or its PSS")
     low_bytes: int
     high_bytes: int

@@ -19,6 +19,9 @@ BUCKET_VALUES = 50_000_000
 1 GiB twice over on every card, however small an adapter is)."""
 PREFETCH_VALUES = 50_000_000
 """ZeRO-3's own default of weights that are gathered ahead."""
+GLOO_COPIES = 3
+"""Of gathered weights on a CPU: gloo takes them in and out by copies, which libc keeps for the next
+(measured, benchmarks/host_memory.py: two configurations of ZeRO-3 with 115 MiB of weights)."""
 DDP_FIRST_BUCKET_BYTES = 1 << 20
 PYTHON_BYTES = 700 << 20
 """Of a training process without its model: Python, torch, transformers, peft, trl (measured:
@@ -75,15 +78,17 @@ def shard(
         out["optimizer states (ZeRO shard)"] = states
     else:
         offload = processes * (copies + states + 4 * own)
-    buckets = 2 if launch.device == "cuda" else 1  # one is filled while the other is sent
-    out["gradient buckets (ZeRO)"] = buckets * BUCKET_VALUES * width
+    # one is filled while the other is sent; on a host only what is written takes memory
+    buckets = 2 * BUCKET_VALUES if launch.device == "cuda" else min(BUCKET_VALUES, trained)
+    out["gradient buckets (ZeRO)"] = buckets * width
     out["gradients kept (ZeRO)"] = width * (trained if launch.deepspeed == "zero1" else own)
     if launch.deepspeed == "zero3":
         for name in ("frozen weights", "trained weights", "adapter"):
             if name in out:
                 out[name] = math.ceil(out[name] / processes)
         gathered = 2 * largest_layer + PREFETCH_VALUES * width
-        out["gathered weights (ZeRO-3)"] = min(weights, gathered)
+        copies = 1 if launch.device == "cuda" else GLOO_COPIES
+        out["gathered weights (ZeRO-3)"] = copies * min(weights, gathered)
         if launch.offload == "parameters":
             moved = sum(out.pop(name, 0) for name in ("frozen weights", "trained weights"))
             offload += processes * moved

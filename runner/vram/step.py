@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from runner.engine.memory import apply_checkpointing, loss_chunks
 from runner.engine.model import precision_dtype
 from runner.plan import Plan
-from runner.vram.allocator import reserved_peak
+from runner.vram.allocator import Libc, libc_holds, reserved_peak
 from runner.vram.cuda_like import CudaAutocast, triton_head
 from runner.vram.skeleton import Skeleton, make_skeleton
 from runner.vram.tracker import Tracker
@@ -40,6 +40,8 @@ class Traced:
     """The most that tensors held at once."""
     reserved_bytes: int
     """What torch's allocator holds for them, fragments included."""
+    libc: Libc
+    """What libc holds for all but the weights, where the step runs on a CPU."""
     parts: dict[str, int]
     """What the peak was made of."""
     phase: str
@@ -92,6 +94,9 @@ def trace(
     return Traced(
         allocated_bytes=tracker.peak_bytes,
         reserved_bytes=reserved_peak(tracker.events),
+        libc=libc_holds(
+            tracker.events[tracker.weights : tracker.step], tracker.events[tracker.step :]
+        ),
         parts={name: size for name, size in tracker.peak_parts.items() if size > 0},
         phase=tracker.peak_phase,
         flops=flops,
@@ -133,6 +138,7 @@ def _run(
         tracker.see_all(frozen, "frozen weights")
         tracker.see_all(model.buffers(), "frozen weights")
         tracker.see_all(trained, part)
+        tracker.weights = len(tracker.events)
         tracker.part = "batch"
         batch = _batch(base, rows, tokens, images, plan)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from runner.plan import Plan
 from runner.vram.ask import Batch, keep_record, kept_record, key
+from runner.vram.footprint import ASSUMED, footprint
 from runner.vram.ladder import Choice, with_choice
-from runner.vram.process import held
+from runner.vram.process import held, packages_of
 from runner.vram.shards import state_bytes
 from runner.vram.step import trace
 
@@ -54,6 +55,8 @@ class Surface:
         """
         self._plan, self._batch, self._layers, self._tell = plan, batch, layers, tell
         self._trained, self._versions = trained, versions
+        cpu = plan.launch.device == "cpu"
+        self._own = footprint(packages_of(plan), versions) if cpu else ASSUMED
         self._known: dict[tuple[int, bool, int | None], tuple[float, float]] = {}
 
     def at(self, choice: Choice) -> Point:
@@ -110,7 +113,7 @@ class Surface:
         if record is None:
             self._tell(f"{choice.text}: {depth} layers")
             traced = trace(part, batch.tokens, images=batch.images, layers=depth)
-            record = {"bytes": held(part, traced).process_bytes, "flops": traced.flops}
+            record = {"bytes": held(part, traced, self._own).process_bytes, "flops": traced.flops}
             keep_record(name, record)
         return float(record["bytes"]), float(record["flops"])
 

@@ -34,6 +34,10 @@ class Tracker(TorchDispatchMode):  # type: ignore[misc]
         self.peak_parts: dict[str, int] = {}
         self.peak_phase = ""
         self.events: list[Event] = []
+        self.weights = 0
+        """Of the events, how many are of weights."""
+        self.step = 0
+        """The first event of the step itself."""
         self.flops = 0.0
         self.parts_by_width: dict[int, str] = {}
         """Size of a tensor's last dimension -> the part that it is of, whoever makes it."""
@@ -99,6 +103,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[misc]
         """Begin anew to look for the peak; what is alive goes on counting."""
         self.peak_bytes, self.peak_phase = self._total, self.phase
         self.peak_parts = dict(self.live)
+        self.step = len(self.events)
 
     def _gone(self, key: int) -> None:
         _, part, size, name = self._known.pop(key)
