@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from runner.engine.data.prepare import prepare
 from runner.engine.evaluate import foresee
@@ -43,7 +45,12 @@ def asked(number: int, answer: str) -> dict[str, Any]:
 def seen(plan: Plan) -> list[str]:
     def quiet(_: str) -> None: ...
 
-    return foresee_evaluation(plan, None, prepare(plan, say=quiet), quiet)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>")),
+        eos_token="<eos>",
+        chat_template="{% for m in messages %}{{ m.content + eos_token }}{% endfor %}",
+    )
+    return foresee_evaluation(plan, tokenizer, prepare(plan, say=quiet), quiet)
 
 
 @pytest.mark.parametrize(
