@@ -188,7 +188,6 @@ MGM_LAUNCH = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="the refusals of the mgm engine are runner.job_mgm's")
 @pytest.mark.parametrize(("device", "field", "value"), MGM_LAUNCH)
 def test_of_mgms_launch(device: str, field: str, value: str, folder: Path) -> None:
     others = ["budget={}"]

@@ -164,8 +164,9 @@ def test_a_second_look_decodes_nothing_and_a_changed_file_again(
     with pytest.raises(SpecError, match="no image that Pillow knows"):
         prepare(plan, say=quiet)
     (tmp_path / "009.png").unlink()
-    with pytest.raises(SpecError, match="2 of 600"):
+    with pytest.raises(SpecError) as caught:
         prepare(plan, say=quiet)
+    assert "2 of 600 images can't be read" in caught.value.problems[-1].problem
 
 
 def test_a_cache_that_can_not_be_read_or_written_costs_time_only(tmp_path: Path) -> None:
