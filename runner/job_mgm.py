@@ -46,6 +46,9 @@ class MgmTraining(JobModel):
     )
 
 
+GENERAL_QUESTION = "What is in the picture?"
+
+
 class MgmPretrain(MgmTraining):
     """Stage 1: only the projector and the patch info mining learn; 256 samples a step."""
 
@@ -56,7 +59,7 @@ class MgmPretrain(MgmTraining):
         "empty: every row asks default_question.",
     )
     default_question: Text = Field(
-        "What is in the picture?", description="Asked in every row where there is no such file."
+        GENERAL_QUESTION, description="Asked in every row where there is no such file."
     )
     columns: dict[Literal["id", "text", "images"], Text] = Field(
         {},
@@ -216,7 +219,7 @@ def _without_effect(job: MgmJob, *, cpu: bool) -> Iterator[tuple[str, str]]:
     if cpu and job.attn_implementation == "flash_attention_2":
         yield "attn_implementation", "flash_attention_2 needs a GPU; launch.device is cpu"
     pretrain = job.pretrain
-    if pretrain.questions is not None and "default_question" in pretrain.model_fields_set:
+    if pretrain.questions is not None and pretrain.default_question != GENERAL_QUESTION:
         yield (
             "pretrain.default_question",
             "has no effect: pretrain.questions has the question to each row; keep one",

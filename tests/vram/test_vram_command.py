@@ -131,7 +131,8 @@ def test_a_model_that_cannot_be_traced_is_estimated_and_says_so(
     plan = plan_of(tmp_path, {**LLAMA, "num_hidden_layers": 2})
     batch = Batch(128, 0, "a test")
     traced = predict(plan, [batch])
-    assert traced.notes == []
+    [assumed] = traced.notes  # no test measures what libraries hold
+    assert "was not measured on this machine" in assumed
     before = modeling_llama.LlamaMLP.forward
 
     def looks_at_values(self: Any, x: Any) -> Any:
@@ -142,7 +143,7 @@ def test_a_model_that_cannot_be_traced_is_estimated_and_says_so(
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", looks_at_values)
     found = predict(plan, [batch])
     assert found.largest.method == "estimated"
-    (note,) = found.notes
+    (note,) = set(found.notes) - {assumed}
     assert "could not be traced" in note
     assert found.plus_minus_bytes > traced.plus_minus_bytes
     assert found.low_bytes <= traced.process_bytes <= found.high_bytes
