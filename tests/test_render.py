@@ -493,6 +493,7 @@ CHANGES = {
     "data.clean.conflicts": "drop",
     "data.clean.ignore": "[case]",
     "data.columns": "{text: review}",
+    "data.ignore_keys": "[weight]",
     "data.table.delimiter": "pipe",
     "data.table.quote": "none",
     "data.table.escape": "backslash",
@@ -589,6 +590,7 @@ CHANGES_NOTHING = {
     "evaluation.per_device_batch_size": "3",
     "evaluation.max_rows": "3",
     "evaluation.answer_pattern": "a",
+    "evaluation.thinking": "keep",
     "tracking": "{report_to: []}",
     "tracking.report_to": "[wandb]",
     "tracking.project": "p",
@@ -621,6 +623,7 @@ WITH_OTHERS = {  # fields that are refused alone
     "vision.feature_layer": ["vision={model: m}"],
     "vision.feature_select": ["vision={model: m}"],
     "vision.projector_act": ["vision={model: m}"],
+    "data.image_background": ["vision={model: m}"],
     "data.mix.ratio": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
     "data.mix.sources": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
     "data.mix.fit": ["data.mix={ratio: 3, sources: [{rows: other.jsonl}]}"],
@@ -632,6 +635,7 @@ WITH_OTHERS = {  # fields that are refused alone
 }
 CHANGES |= {
     "data.special_tokens": "allow",
+    "data.image_background": "black",
     "training.load_best_model_at_end": "true",
     "training.early_stopping_patience": "2",
     "vision.model": "n",
