@@ -114,7 +114,7 @@ def test_an_impossible_loss_ends_the_run(place: Workplace, small_job: list[str])
         "train",
         *small_job,
         "--set",
-        "training.learning_rate=1e9",
+        "training.learning_rate=100",
         "--set",
         "training.warmup_ratio=0",
         "--set",
