@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from runner.plan import Plan
 from runner.vram.footprint import ASSUMED, Footprint
 from runner.vram.record import CONTEXT, LIBRARIES
-from runner.vram.shards import shard
+from runner.vram.shards import Sharded, shard
 from runner.vram.weights import maps_weights, shares_weights, stored_bytes
 
 if TYPE_CHECKING:
@@ -71,16 +71,7 @@ def held(plan: Plan, traced: Traced, footprint: Footprint = ASSUMED) -> Held:
     """
     if plan.launch.device == "cpu":
         return _on_host(plan, traced, footprint)
-    skeleton = traced.skeleton
-    sharded = shard(
-        traced.parts,
-        plan.launch,
-        plan.training,
-        weights=skeleton.weight_bytes,
-        trained=skeleton.trainable,
-        largest_layer=skeleton.largest_layer,
-        width=4 if plan.precision == "fp32" else 2,
-    )
+    sharded = _sharded(plan, traced)
     computed = sum(sharded.parts.values()) - sum(traced.parts.values())
     allocated = traced.allocated_bytes + computed
     parts = dict(sharded.parts)
@@ -99,10 +90,10 @@ def held(plan: Plan, traced: Traced, footprint: Footprint = ASSUMED) -> Held:
     )
 
 
-def _on_host(plan: Plan, traced: Traced, footprint: Footprint) -> Held:
-    """The same of all processes of a CPU run together, as their proportional shares add up."""
-    skeleton, ranks = traced.skeleton, plan.launch.num_processes
-    sharded = shard(
+def _sharded(plan: Plan, traced: Traced) -> Sharded:
+    """What one rank holds of the parts of a traced step."""
+    skeleton = traced.skeleton
+    return shard(
         traced.parts,
         plan.launch,
         plan.training,
@@ -111,6 +102,12 @@ def _on_host(plan: Plan, traced: Traced, footprint: Footprint) -> Held:
         largest_layer=skeleton.largest_layer,
         width=4 if plan.precision == "fp32" else 2,
     )
+
+
+def _on_host(plan: Plan, traced: Traced, footprint: Footprint) -> Held:
+    """The same of all processes of a CPU run together, as their proportional shares add up."""
+    skeleton, ranks = traced.skeleton, plan.launch.num_processes
+    sharded = _sharded(plan, traced)
     computed = sum(sharded.parts.values()) - sum(traced.parts.values())
     mapped = maps_weights(plan)
     once = set(_WEIGHTS[:1]) if mapped and shares_weights(plan) else set()

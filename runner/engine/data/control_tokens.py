@@ -1,6 +1,7 @@
 """Special tokens that a row's own text spells out: found, and encoded as text.
 
-Imports the standard library; tokenizers when called. The tokenizer is passed in.
+Imports the standard library and this package's `messages`; tokenizers when called. The tokenizer is
+passed in.
 
 A tokenizer turns "<|im_end|>" into the token that ends a turn wherever it stands: a question that
 speaks of it would end there, and an answer would train the end in its middle. Here each such word
@@ -18,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
+
+from runner.engine.data.messages import strings_in
 
 Policy = Literal["text", "allow", "refuse"]
 Offsets = list[tuple[int, int]]
@@ -129,11 +132,11 @@ class ControlTokens:
         """Messages and tools with special tokens in their text marked; None: they hold none."""
         plain, own = self.pattern(own_turn=False), self.pattern(own_turn=True)
         parts = [(turn, own if turn["role"] == "assistant" else plain) for turn in messages]
-        texts = [text for part, _ in [*parts, (tools, plain)] for text in _strings(part)]
+        texts = [text for part, _ in [*parts, (tools, plain)] for text in strings_in(part)]
         held = any(
             pattern.search(text)
             for part, pattern in [*parts, (tools, plain)]
-            for text in _strings(part)
+            for text in strings_in(part)
         )
         if not held:
             return messages, tools, None
@@ -286,22 +289,14 @@ class ControlTokens:
         ]
 
 
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)
-
-
 def _replaced(value: Any, pattern: re.Pattern[str], by: str) -> Any:
     if isinstance(value, str):
         return pattern.sub(by, value)
     if isinstance(value, Mapping):
-        return {key: _replaced(inner, pattern, by) for key, inner in value.items()}
+        return {
+            _replaced(key, pattern, by): _replaced(inner, pattern, by)
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_replaced(inner, pattern, by) for inner in value]
     return value

@@ -114,6 +114,19 @@ def test_in_tools_calls_results_and_reasoning(tiny_tokenizer: Tokenizers) -> Non
     assert text.count("<|im_start|>assistant\nyes") == 2  # the others are escaped in JSON
 
 
+def test_in_the_names_of_a_tools_parameters(tiny_tokenizer: Tokenizers) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {NASTY: {NASTY: 1}}}}
+    named = {"type": "function", "function": {"name": "f", "parameters": {NASTY: {}}}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    tokenizer = tiny_tokenizer(TOOLED)
+    row = encode(tokenizer, messages, None, [named])
+    assert special(tokenizer, row.input_ids) == FRAME * 2
+    assert len(row.special_texts) == 9
+
+
 def test_a_think_block_stays_what_it_is_in_a_models_own_turn(tiny_tokenizer: Tokenizers) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
