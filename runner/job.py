@@ -201,7 +201,7 @@ class Job(JobBase, SftSettings):
         for phase in resolved_phases(self):
             for block, found in (
                 ("training", without_events(phase.training)),
-                ("data", without_layout(phase.data)),
+                ("data", without_layout(phase.data, sees=self.vision is not None)),
             ):
                 yield from ((f"{phase.field}{block}.{name}", reason) for name, reason in found)
 

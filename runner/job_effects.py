@@ -40,9 +40,10 @@ def without_evaluation_task(evaluation: EvaluationSettings) -> Found:
             "answer_pattern",
             f"has no effect: evaluation.task is {evaluation.task}; it is of multiple_choice alone",
         )
-    default = EvaluationSettings.model_fields["max_new_tokens"].default
-    if evaluation.task == "loss" and evaluation.max_new_tokens != default:
-        yield "max_new_tokens", "has no effect: evaluation.task is loss, which asks for no answers"
+    if evaluation.task == "loss":
+        for name in ("max_new_tokens", "thinking"):
+            if getattr(evaluation, name) != EvaluationSettings.model_fields[name].default:
+                yield name, "has no effect: evaluation.task is loss, which asks for no answers"
 
 
 def without_bits(quantization: QuantizationSettings) -> Found:
@@ -62,8 +63,14 @@ def without_events(training: TrainingSettings) -> Found:
         yield "save_from_step", "has no effect without training.save_steps: nothing is saved"
 
 
-def without_layout(data: DataSettings) -> Found:
-    """What the layout that a job names leaves no meaning to; `auto` may find any."""
+def without_layout(data: DataSettings, *, sees: bool) -> Found:
+    """What the layout that a job names leaves no meaning to; `auto` may find any.
+
+    `sees`: whether the model takes images.
+    """
+    default = DataSettings.model_fields["image_background"].default
+    if not sees and data.image_background != default:
+        yield "image_background", "has no effect without vision.model: no image is read"
     if data.format not in ("auto", "text_label"):
         default = DataSettings.model_fields["prompt"].default
         for name, said in (("prompt", data.prompt != default), ("labels", bool(data.labels))):

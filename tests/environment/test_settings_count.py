@@ -261,6 +261,8 @@ REFUSED = [
     ("sft", "evaluation.answer_pattern=a", [], "multiple_choice"),
     ("sft", "evaluation.answer_pattern=a", ["evaluation.task=json"], "evaluation.task is json"),
     ("sft", "evaluation.max_new_tokens=3", ["evaluation.task=loss"], "asks for no answers"),
+    ("sft", "evaluation.thinking=keep", ["evaluation.task=loss"], "asks for no answers"),
+    ("sft", "data.image_background=black", [], "without vision.model"),
     ("sft", "quantization.quant_type=fp4", ["quantization.bits=8"], "of 4 bits"),
     ("sft", "quantization.double_quant=false", ["quantization.bits=8"], "of 4 bits"),
     ("sft", "data.prompt=say {text}", ["data.format=alpaca"], "of text_label"),
