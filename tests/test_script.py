@@ -151,7 +151,7 @@ def test_the_example_trains_smokes_and_is_reported(tmp_path: Path) -> None:
     report = place.call("report", "@last")
     assert "fit_line.py" in report.out and report.out.count("completed") == 1
     chat = place.call("chat", "@last", "-p", "x")
-    assert chat.code == 2 and "another engine" in chat.err
+    assert chat.code == 2 and "is a run of a script" in chat.err
     smoked = place.call("smoke", EXAMPLE, "--max-steps", "3", "--json")
     assert smoked.code == 0, smoked.err
     assert json.loads((place.last / "output" / "model.json").read_text())["steps"] == 3

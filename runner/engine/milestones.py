@@ -18,7 +18,28 @@ from runner.engine.best import Evaluation
 from runner.engine.schedule import learning_rate_at, saves_at
 from runner.errors import RunnerError
 from runner.folder import RunFolder
+from runner.job_training import TrainingSettings
 from runner.plan import Plan
+
+
+class StageSteps(TrainerCallback):
+    """Begins each stage with its step. To be asked before all that reads the learning rate."""
+
+    def __init__(self, training: TrainingSettings) -> None:
+        self._training = training
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        if self._training.stages:
+            # fp16's scaler skips steps, and transformers then does not move the scheduler
+            while lr_scheduler.last_epoch < state.global_step:
+                lr_scheduler.step()
 
 
 class Milestones(TrainerCallback):
@@ -85,20 +106,6 @@ class Milestones(TrainerCallback):
         # a checkpoint of the last step, or of the step that was the last; see RunTrainer._run_epoch
         if state.global_step >= state.max_steps or self._should_stop():
             control.should_training_stop = True
-
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        lr_scheduler: Any = None,
-        **_: Any,
-    ) -> None:
-        if self._training.stages:
-            # fp16's scaler skips steps, and transformers then does not move the scheduler; a
-            # stage begins with its step all the same
-            while lr_scheduler.last_epoch < state.global_step:
-                lr_scheduler.step()
 
     def on_pre_optimizer_step(
         self,

@@ -26,7 +26,7 @@ from runner.engine.adapter import (
 from runner.engine.adapter_config import CONFIG, require_plain_adapter
 from runner.engine.best import best_checkpoint
 from runner.engine.control import Stopped
-from runner.engine.milestones import Milestones
+from runner.engine.milestones import Milestones, StageSteps
 from runner.engine.pickles import deepspeed_states, unloadable
 from runner.engine.recompute import Recompute
 from runner.engine.records import Records
@@ -72,6 +72,7 @@ class RunTrainer(SFTTrainer):
         self._longest_first = plan.variant == "smoke"
         self._step_offset, self._plan_hash = step_offset, plan_hash
         self._milestones = Milestones(plan, folder, step_offset)
+        self.callback_handler.callbacks.insert(0, StageSteps(plan.training))
         self.add_callback(self._milestones)
         self.add_callback(Recompute(plan.training))
 

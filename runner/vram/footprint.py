@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runner import terminal
+from runner.engine.pickles import load_tensors_only
 from runner.own_python import module_argv, safe_environment
 from runner.vram.ask import keep_record, kept_record
 
@@ -148,6 +149,7 @@ def _train_nothing() -> None:
 
 def main(packages: list[str]) -> int:
     """0; prints the footprint as JSON."""
+    load_tensors_only()
     launches = [name for name in packages if name == "deepspeed"]  # its launcher imports it, too
     for module in ("accelerate.commands.launch", "torch.distributed.run", *launches):
         importlib.import_module(module)

@@ -129,7 +129,7 @@ def setup(tmp_path: Path, hardware: FakeNvml) -> Callable[..., tuple[int, str, s
     programs.mkdir()
     for name in ("just", "requirements.lock", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, place)
-    for name in ("__init__.py", "terminal.py", "cuda_builds.py"):
+    for name in ("__init__.py", "cuda_builds.py", "terminal.py", "own_python.py", "launchers.py"):
         shutil.copy(REPOSITORY / "runner" / name, place / "runner")
     (programs / "python3").write_text(FAKE_PYTHON)
     (programs / "python3").chmod(0o755)

@@ -87,7 +87,7 @@ def test_a_gemma_refuses_a_system_turn_as_the_real_one_does(rows: Path, tmp_path
     text = tokenizer.apply_chat_template(CONVERSATION, tokenize=False)
     assert text.startswith("<bos><start_of_turn>user\n天气好吗?<end_of_turn>\n<start_of_turn>model")
     system: Any = {"role": "system", "content": "Be brief."}
-    with pytest.raises(RefusedError, match="System role not supported"):
+    with pytest.raises(SpecError, match="System role not supported"):
         encode(tokenizer, [system, *CONVERSATION], None)
 
 

@@ -20,7 +20,7 @@ def watching(*, resumable: bool, run: Path | None = None) -> tuple[Any, train.Re
     requests = train.Requests()
     phase = "finetune" if resumable else "pretrain"
     watch = train.callback(requests, VOCABULARY, resumable, phase, run or Path("/nowhere"))()
-    state = SimpleNamespace(global_step=0, is_world_process_zero=run is not None)
+    state = SimpleNamespace(global_step=0, max_steps=9, is_world_process_zero=run is not None)
     watch.on_train_begin(SimpleNamespace(), state, None)
     return watch, requests
 
@@ -136,7 +136,7 @@ def test_losses_and_their_end_are_recorded_for_the_host(tmp_path: Path) -> None:
         for step in (1, 2, 3):
             call(watch, "on_log", step, first=True, logs={"loss": 5.0 + step, "learning_rate": 0.1})
     again = train.callback(train.Requests(), VOCABULARY, True, "finetune", tmp_path)()
-    state = SimpleNamespace(global_step=2, is_world_process_zero=True)
+    state = SimpleNamespace(global_step=2, max_steps=9, is_world_process_zero=True)
     again.on_train_begin(SimpleNamespace(), state, None)
     call(again, "on_log", 3, first=True, logs={"loss": 9.0})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -29,6 +29,8 @@ def lay_run(
     """A run of demo-identity that has not started: on the first `cards` of two, or the CPU."""
     kind = "gpu_memory" if device == "cuda" else "host_memory"
     sets = [f"budget.{kind}={budget or 'null'}"]
+    if budget is None:  # the other device's alone can't be enforced
+        sets = ["budget.gpu_memory=null", "budget.host_memory=null"]
     sets += [f"launch.device={device}", f"launch.num_processes={cards}"]
     rows = DataSource("file", root / "rows.jsonl", None, None, "0" * 64, 1, True)
     facts = Facts(

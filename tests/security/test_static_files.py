@@ -37,6 +37,7 @@ WRITERS = {
     "cli/data.py": TEMPORARY,
     "cli/doctor.py": NAMED,
     "cli/fit.py": NAMED,
+    "cli/preflight_mgm.py": TEMPORARY,
     "cli/recorded_plan.py": TEMPORARY,
     "cli/survey.py": TEMPORARY,
     "cli/train.py": "removes the folder of a dry run, which nothing ran in",
