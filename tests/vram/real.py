@@ -45,12 +45,13 @@ def write_model(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def write_tokenizer(folder: Path, vocabulary: int) -> Path:
-    """A tokenizer of so many words beside the config: t0, t1, ..."""
+    """A tokenizer of so many words: t0, t1, ..., and those of the plain chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"t{number}": number for number in range(vocabulary - 2)}
-    words |= {"<pad>": vocabulary - 2, "<eos>": vocabulary - 1}
+    last = ("User", "Assistant", ":", "<pad>", "<eos>")
+    names = [*(f"t{number}" for number in range(vocabulary - len(last))), *last]
+    words = {name: number for number, name in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
