@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.engine.adapter_config import CONFIG, require_plain_adapter
-from runner.errors import RefusedError, RunnerError, nearest
+from runner.errors import Problem, RefusedError, RunnerError, SpecError, nearest
 from runner.plan import Plan
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ def trainable_setup(model: Any, plan: Plan) -> PeftConfig | None:
 
     None for method full, where all of the base's own weights are trained.
 
-    Raises RefusedError for target modules that the model lacks, with the nearest it has, and for
-    a prefix under ZeRO-3.
+    Raises SpecError for target modules that the model lacks, with the nearest it has, and
+    RefusedError for a prefix under ZeRO-3.
     """
     if plan.trains == ["projector"]:
         from runner.engine.vision import freeze_all_but_projector, projector_alone
@@ -96,16 +96,16 @@ def _linear_layers(model: Any) -> list[str]:
 
 
 def require_modules(wanted: list[str], available: list[str], model: Any) -> None:
-    """Refuse target modules whose last part is not among the names of the model's linear layers.
+    """Refuse (SpecError) target modules whose last part is none of the linear layers' names.
 
     A module of that name which takes no adapter is named for what it is.
     """
     missing = [name for name in wanted if name.rsplit(".", 1)[-1] not in available]
     for name in missing:
         if why := _no_layer_because(name, model):
-            raise RefusedError(f"lora.target_modules {name}: {why}", _choose(available))
+            raise _wrong_target(model, name, why, _choose(available))
     if missing:
-        raise _no_such_layer(missing, available)
+        raise _no_such_layer(model, missing, available)
 
 
 def _no_layer_because(target: str, model: Any) -> str | None:
@@ -145,14 +145,18 @@ def _choose(available: list[str]) -> str:
     return f"all-linear, or a list of these: {', '.join(available)}"
 
 
-def _no_such_layer(missing: list[str], available: list[str]) -> RefusedError:
+def _wrong_target(
+    model: Any, name: str, problem: str, expected: str, near: str | None = None
+) -> SpecError:
+    where = str(getattr(model, "name_or_path", "") or "the model")
+    return SpecError([Problem(where, "lora.target_modules", problem, name, expected, near)])
+
+
+def _no_such_layer(model: Any, missing: list[str], available: list[str]) -> SpecError:
     near = {name: nearest(name, available) for name in missing}
     hints = ", ".join(f"{name} -> {hit}" for name, hit in near.items() if hit)
-    return RefusedError(
-        f"lora.target_modules {', '.join(missing)}: the model has no such layer; "
-        f"it has {', '.join(available)}",
-        f"nearest: {hints}" if hints else None,
-    )
+    problem = "the model has no such layer"
+    return _wrong_target(model, ", ".join(missing), problem, _choose(available), hints or None)
 
 
 def _require_targets(wanted: list[str], model: Any) -> None:
@@ -166,17 +170,15 @@ def _require_targets(wanted: list[str], model: Any) -> None:
     for target in wanted:
         if not hits(target):  # its last part is there, under another parent
             last = target.rsplit(".", 1)[-1]
-            raise _no_such_layer([target], hits(last))
+            raise _no_such_layer(model, [target], hits(last))
     head = model.get_output_embeddings()
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     name = next((name for name, module in model.named_modules() if module is head), None)
     if name is not None and any(name in hits(target) for target in wanted):
-        raise RefusedError(
-            f"lora.target_modules {name}: the output head takes no adapter, since TRL computes "
-            "the loss from the head's weight alone"
-            + (" (and that weight is the embedding's too: they are tied)" if tied else ""),
-            "leave it out, as all-linear does",
-        )
+        why = "the output head takes no adapter, since TRL computes the loss from its weight alone"
+        if tied:
+            why += " (and that weight is the embedding's too: they are tied)"
+        raise _wrong_target(model, name, why, "leave it out, as all-linear does")
 
 
 def keep_full_precision(model: Any, plan: Plan) -> None:

@@ -117,7 +117,7 @@ def adapter_targets(model: Any, modules: str | list[str] = "all-linear") -> str:
     Neither the tower's layers, which are named alike (q_proj, ...), nor the projector's, nor the
     output head. `modules` is the job's lora.target_modules.
 
-    Raises RefusedError naming modules that the language model lacks, with the nearest it has.
+    Raises SpecError naming modules that the language model lacks, with the nearest it has.
     """
     from runner.engine.adapter import linear_names, require_modules
 
