@@ -26,7 +26,7 @@ from typing import Any
 
 AS_LAUNCH_SH = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-    "OMP_WAIT_POLICY": "PASSIVE",  # read as torch is imported
+    "GOMP_SPINCOUNT": "20000",  # read as torch is imported
 }
 """What launch.sh sets for a run, here for both."""
 WARM_UP_STEPS = 4  # the allocator's growth, the plans of cuBLAS and cuDNN, Triton's compilations

@@ -17,7 +17,14 @@ DECIDING = ("CUDA_LAUNCH_BLOCKING", "GLIBC_TUNABLES", "NVIDIA_TF32_OVERRIDE", "P
 """With those that begin so: variables that can decide a result's bits."""
 KEPT = (
     *("CUDA_VISIBLE_DEVICES", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "LANG"),
-    *("LC_ALL", "LD_PRELOAD", "MODELSCOPE_ENDPOINT", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"),
+    *(
+        "GOMP_SPINCOUNT",
+        "LC_ALL",
+        "LD_PRELOAD",
+        "MODELSCOPE_ENDPOINT",
+        "OMP_NUM_THREADS",
+        "OMP_WAIT_POLICY",
+    ),
     *("RUNNER_ON", "SLURM_JOB_ID", "TRANSFORMERS_OFFLINE", "TZ"),
 )
 """Kept to explain a run; launch.sh sets those of OMP itself."""
