@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from runner.engine.data.decoded import MOST_LOST
-from runner.engine.data.layout import Tools
 from runner.engine.data.masks import Encoded, Line, Segment, segments
+from runner.engine.data.messages import Tools
 from runner.engine.data.template import (
     Turn,
     template_name,

@@ -1,6 +1,6 @@
 """Where a model's turns stand in a rendered conversation, found by rendering prefixes of it.
 
-Imports the standard library and this package's `template` and `control_tokens`.
+Imports the standard library and this package's `messages`, `template` and `control_tokens`.
 
 What stands between render(turns before, add_generation_prompt=True) and render(turns up to and with
 the answer) is what a model has to write at that place. A template that rewrites earlier turns once
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.engine.data.control_tokens import ControlTokens, Rendered
+from runner.engine.data.messages import Tools, is_trained
 from runner.engine.data.template import (
     TemplateError,
     Turn,
@@ -25,8 +26,6 @@ from runner.engine.data.template import (
     settings_of,
     template_name,
 )
-
-Tools = list[dict[str, Any]]
 
 # A word no template holds, to see what a template writes after an answer.
 _PROBE = "runnerprobe"
@@ -113,11 +112,7 @@ class Template:
         whole = rendered.text
         spans: dict[int, Span] = {}
         opened: set[int] = set()
-        wanted = [
-            index
-            for index, message in enumerate(messages)
-            if message["role"] == "assistant" and message.get("trained", True)
-        ]
+        wanted = [index for index, message in enumerate(messages) if is_trained(message)]
         for index in wanted:
             found = self._find_turn(whole, messages, index, tools)
             if found is not None:

@@ -21,7 +21,8 @@ from typing import Any
 
 from runner.engine.data.control_tokens import Rendered, UnsafeTextError
 from runner.engine.data.decoded import lost_characters
-from runner.engine.data.layout import HiddenAnswerError, Layout, Span, Template, Tools
+from runner.engine.data.layout import HiddenAnswerError, Layout, Span, Template
+from runner.engine.data.messages import Tools
 from runner.engine.data.template import (
     TemplateError,
     Turn,

@@ -6,7 +6,7 @@ Imports the standard library only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NotRequired, TypedDict
 
 Tools = list[dict[str, Any]]
@@ -29,9 +29,9 @@ class Message(TypedDict):
     trained: NotRequired[bool]  # False: an assistant turn that a mark of its row leaves untrained
 
 
-def is_trained(message: Message) -> bool:
+def is_trained(message: Mapping[str, object]) -> bool:
     """Whether this turn is an answer that carries loss."""
-    return message["role"] == "assistant" and message.get("trained", True)
+    return message["role"] == "assistant" and bool(message.get("trained", True))
 
 
 def compared_texts(message: Message) -> list[str]:
