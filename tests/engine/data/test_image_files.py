@@ -204,7 +204,8 @@ def test_the_background_is_no_part_of_the_rows_nor_of_an_old_plans_hash(tmp_path
 def test_the_stated_colour_is_checked(tmp_path: Path) -> None:
     from runner.jobfile import load_job
 
-    (tmp_path / "job.yaml").write_text("model: a/b\ndata: {train: r.jsonl}\n")
+    vision = "vision: {model: a/c}\n"
+    (tmp_path / "job.yaml").write_text(f"model: a/b\n{vision}data: {{train: r.jsonl}}\n")
     job = str(tmp_path / "job.yaml")
     loaded: Any = load_job(job, ["data.image_background=#0a0B0c"])
     assert loaded.job.data.image_background == "#0a0B0c"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from runner.engine.data.read import ReadOptions, read_rows, table_record
@@ -205,13 +205,20 @@ def test_what_a_csv_writer_wrote_comes_back_or_its_doubt_is_said(
 
 @WRITE
 @given(table=st.lists(st.tuples(PLAIN, PLAIN, PLAIN), min_size=1, max_size=6))
+@example(table=[(";", '"', ";"), (";", '"', '""')])
 def test_no_line_of_a_plain_tsv_is_merged(
     tmp_path: Path, table: list[tuple[str, str, str]]
 ) -> None:
     head = ("one", "two", "three")
     lines = ["\t".join(cells) for cells in [head, *table]]
     path = write(tmp_path / "a.tsv", "\n".join(lines) + "\n")
-    found = list(read_rows(path))
+    try:
+        found = list(read_rows(path))
+    except SpecError as error:
+        # doubled quotes speak for marks, the count of cells against them: asked, not guessed
+        assert '""' in "".join(lines)
+        assert "can be read in two ways" in error.problems[0].problem
+        return
     assert [number for number, _ in found] == list(range(2, len(table) + 2))
     if record(path)["quote"] == "none":
         assert [tuple(row.values()) for _, row in found] == table
