@@ -42,9 +42,9 @@ format: setup
 
 # Write the schemas of jobs (editors read it) and of manifests, and docs/job-fields.md
 schema: setup
-    .venv/bin/python -m runner.job_kinds > jobs/.job.schema.json.tmp
+    .venv/bin/python -m runner.engines.job_kinds > jobs/.job.schema.json.tmp
     mv jobs/.job.schema.json.tmp jobs/job.schema.json
-    .venv/bin/python -m runner.job_table > docs/.job-fields.md.tmp
+    .venv/bin/python -m runner.engines.job_reference > docs/.job-fields.md.tmp
     mv docs/.job-fields.md.tmp docs/job-fields.md
     .venv/bin/python -m runner.provenance.manifest > docs/.manifest.schema.json.tmp
     mv docs/.manifest.schema.json.tmp docs/manifest.schema.json
@@ -64,7 +64,7 @@ lock *args: setup
         --extra train --extra trackers --extra modelscope --no-sources --no-annotate --no-emit-index-url \
         --generate-hashes --constraint requirements.lock \
         --custom-compile-command './just lock' --quiet -o docker/train.lock
-    .venv/bin/python -m runner.container.locks docker/train.lock docker/torch-cpu.hashes \
+    .venv/bin/python -m runner.containers.locks docker/train.lock docker/torch-cpu.hashes \
         > docker/.train-cpu.lock.tmp
     mv docker/.train-cpu.lock.tmp docker/train-cpu.lock
 

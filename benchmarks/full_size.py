@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.engine.configs import bundled
+from runner.engines.sft.inside.model.configs import bundled
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class FullSize:
-    """One checkpoint: a model of runner's table (runner/engine/configs.json)."""
+    """One checkpoint: a model of runner's table (runner/engines/sft/inside/model/configs.json)."""
 
     identity: str
     """Its id on the hub, by which its figures and its parameters are known."""
@@ -127,7 +127,7 @@ def write(name: str, model: FullSize, out: Path) -> Path:
     import torch
     from transformers import CLIPImageProcessorPil, set_seed
 
-    from runner.engine import standin
+    from runner.engines.sft.inside.model import standin
 
     folder = out / name
     if (folder / "config.json").is_file():
@@ -159,7 +159,7 @@ def write(name: str, model: FullSize, out: Path) -> Path:
 def _tokenizer(model: FullSize) -> Any:
     from transformers import AutoTokenizer
 
-    from runner.engine import standin
+    from runner.engines.sft.inside.model import standin
 
     shared = shared_folder()
     if model.tokenizer and shared and (shared / "tokenizers" / model.tokenizer).is_dir():

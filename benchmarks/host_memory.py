@@ -4,7 +4,7 @@
 
 Each configuration runs in a process of its own, under a time limit: a plan is made of a job as
 `runner train` makes it, rendered, and its launch.sh started; what is measured is what the guard
-measures (runner.guard.sampler: PSS of all the run's processes, ten times a second). WORK keeps
+measures (runner.machine.sampler: PSS of all the run's processes, ten times a second). WORK keeps
 models of random weights, runs and a line of JSON a configuration, written as it ends; those that
 are there are not run again. Then each is predicted, and nothing corrects it. At the end the table
 of all that is there; exit code 1 where a goal is missed (95 % of the peaks inside their interval,
@@ -212,7 +212,7 @@ def make_rows(path: Path, tokens: int) -> Path:
 
 def make_job(case: Case, work: Path) -> Path:
     """The job file of a case."""
-    from runner.yaml_text import to_yaml
+    from runner.common.yaml_text import to_yaml
 
     model = work / "models" / case.model
     if not (model / "tokenizer_config.json").is_file():
@@ -236,12 +236,12 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
     """Run one case to its end; its record, as the guard would have measured it."""
     import psutil
 
-    from runner.facts import gather
-    from runner.folder import RunFolder, create
-    from runner.guard.sampler import HostSampler, Schedule
-    from runner.jobfile import load_job
-    from runner.render import plan_yaml, render
-    from runner.resolve import make_plan
+    from runner.engines.render import plan_yaml, render
+    from runner.engines.sft.resolve import make_plan
+    from runner.jobs.load import load_job
+    from runner.machine.sampler import HostSampler, Schedule
+    from runner.plans.facts import gather
+    from runner.runs.folder import RunFolder, create
 
     loaded = load_job(str(make_job(case, work)), case.settings())
     plan = make_plan(loaded, gather(loaded), "train")
@@ -330,10 +330,10 @@ def _parts(process: Any) -> dict[str, int]:
 
 def predict(record: dict[str, Any], case: Case, work: Path) -> dict[str, Any]:
     """The prediction of a measured plan, of no correction: what every command shows of it."""
-    from runner.packages import package_version
-    from runner.render import read_plan
-    from runner.vram.ask import PACKAGES, Batch
-    from runner.vram.predict import predict as predict_plan
+    from runner.common.packages import package_version
+    from runner.engines.render import read_plan
+    from runner.engines.sft.inside.memory.predict import predict as predict_plan
+    from runner.engines.sft.memory.ask import PACKAGES, Batch
 
     path = work / "plan.yaml"
     path.write_text(record["plan"])

@@ -23,9 +23,9 @@ from typing import Any
 
 import yaml
 
-from runner.engine.mgm.plan import PlannedMgm, plan_mgm
-from runner.engine.mgm.render import render_mgm
-from runner.job_mgm import MgmSettings
+from runner.engines.mgm.job import MgmSettings
+from runner.engines.mgm.plan import PlannedMgm, plan_mgm
+from runner.engines.mgm.render import render_mgm
 
 LOSS_TOLERANCE = 0.02
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runner.guard.health import XidWatch
-    from runner.guard.nvml import Nvml
+    from runner.machine.health import XidWatch
+    from runner.machine.nvml import Nvml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOALS_PERCENT = {1: 0.1, 10: 1.0}
@@ -58,7 +58,7 @@ def cpu_percent(sample: Callable[[int], None], rate_hz: int, seconds: float) -> 
 
 def lay_runs(root: Path, budget_bytes: int) -> None:
     """Folders of runs that have ended, and one whose supervisor is this process."""
-    from runner import liveness
+    from runner.common import processes as liveness
 
     for number in range(ENDED_RUNS):
         folder = root / f"job-{number % 7}" / f"20250101-{number:06d}-abcdef0"
@@ -100,8 +100,8 @@ def hardware(cards: int, pids: list[int]) -> list[str]:
 
 def measure(cards: int, seconds: float) -> bool:
     """Run in a process that has the stub for its NVML: print the figures; whether goals are met."""
-    from runner.guard.health import XidWatch
-    from runner.guard.nvml import Nvml
+    from runner.machine.health import XidWatch
+    from runner.machine.nvml import Nvml
 
     met = True
     with tempfile.TemporaryDirectory() as folder, training() as pids:
@@ -126,12 +126,12 @@ def samplers(
     nvml: Nvml, xids: XidWatch, folder: Path, cards: int, rate_hz: int
 ) -> dict[str, Callable[[int], object]]:
     """What is measured, by name; each is given how often it was called."""
-    from runner.guard.enforcer import ProcessTree
-    from runner.guard.health import read_health
-    from runner.guard.sampler import HostSampler, NvmlSampler
-    from runner.report import monitor_runs
-    from runner.report.monitor_watch import Watch
-    from runner.supervise.measure import SEARCH_SECONDS
+    from runner.machine.health import read_health
+    from runner.machine.process_tree import ProcessTree
+    from runner.machine.sampler import HostSampler, NvmlSampler
+    from runner.report.monitor import runs as monitor_runs
+    from runner.report.monitor.watch import Watch
+    from runner.supervisor.samplers import SEARCH_SECONDS
 
     planned = monitor_runs.PlannedMemory("cuda", (0,), (), 24 << 30)
     monitor_runs.planned_memory = lambda _: planned  # reading a plan happens once a run

@@ -3,12 +3,12 @@
     python benchmarks/step_cpu.py [--repeats 3] [--steps 5] [--job demo-identity] [--out FILE]
 
 Both train the job's model with LoRA on the job's own rows: ours as launch.sh starts it (its
-environment, `runner.engine.train`), plain TRL as a script of twenty lines that gives SFTTrainer the
-same rows, adapter, optimizer and precision, without launcher or callbacks, in the environment that
-this is called from. They take turns, a process each, so that other work on the machine falls on
-both. Printed: seconds a step (median over the steps behind the first, of all turns) and CPU seconds
-a step (user and system, which other processes hardly change), and ours as a multiple of TRL's.
-Exit code 1 where a ratio is above --limit, or where the losses differ.
+environment, `runner.engines.sft.inside.train.train`), plain TRL as a script of twenty lines that
+gives SFTTrainer the same rows, adapter, optimizer and precision, without launcher or callbacks, in
+the environment that this is called from. They take turns, a process each, so that other work on the
+machine falls on both. Printed: seconds a step (median over the steps behind the first, of all
+turns) and CPU seconds a step (user and system, which other processes hardly change), and ours as a
+multiple of TRL's. Exit code 1 where a ratio is above --limit, or where the losses differ.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ def compared(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def ready(folder: Path, asked: argparse.Namespace) -> None:
     """A run folder with its plan and launch script."""
-    from runner import durable
-    from runner.folder import RunFolder
-    from runner.jobfile import load_job
-    from runner.render import render
-    from runner.resolve_kinds import make_any_plan
+    from runner.common import durable
+    from runner.engines.render import render
+    from runner.engines.resolve import make_any_plan
+    from runner.jobs.load import load_job
+    from runner.runs.folder import RunFolder
 
     sets = [
         f"training.max_steps={asked.steps}",
@@ -128,7 +128,7 @@ def measured(who: str, folder: Path) -> dict[str, Any]:
 def environment_of(script: Path) -> dict[str, str]:
     """The environment in which a launch script starts what it starts."""
     text = script.read_text()
-    before = text[: text.index('"$PYTHON" -P -m runner.engine')]
+    before = text[: text.index('"$PYTHON" -P -m runner.engines.sft.inside')]
     told = subprocess.run(
         ["bash", "-c", before.replace("${BASH_SOURCE[0]}", str(script)) + "\nenv -0"],
         capture_output=True,
@@ -174,12 +174,12 @@ def now() -> tuple[float, float]:
 
 
 def train_ours(folder: Path, watch: Any) -> None:
-    """As `python -m runner.engine` does."""
-    from runner.engine.control import Control
-    from runner.engine.train import train
-    from runner.engine.trainer import RunTrainer
-    from runner.folder import RunFolder
-    from runner.render import read_plan
+    """As `python -m runner.engines.sft.inside` does."""
+    from runner.engines.render import read_plan
+    from runner.engines.sft.inside.control import Control
+    from runner.engines.sft.inside.train.train import train
+    from runner.engines.sft.inside.train.trainer import RunTrainer
+    from runner.runs.folder import RunFolder
 
     prepare = RunTrainer.prepare_run
 
@@ -199,9 +199,9 @@ def train_plain(folder: Path, watch: Any) -> None:
     from transformers import AutoModelForCausalLM, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from runner.engine.model import load_tokenizer, location
-    from runner.engine.rows import prepare_rows
-    from runner.render import read_plan
+    from runner.engines.render import read_plan
+    from runner.engines.sft.inside.model.weights import load_tokenizer, location
+    from runner.engines.sft.inside.rows import prepare_rows
 
     plan = read_plan(folder / "plan.yaml")
     training = plan.training

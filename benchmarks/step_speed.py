@@ -172,10 +172,10 @@ def train_ours(work: Path, sets: list[str]) -> None:
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
         raise RuntimeError(f"runner render: {made.stderr.strip()[-800:]}")
-    from runner.engine.control import Control
-    from runner.engine.train import train
-    from runner.folder import RunFolder
-    from runner.render import read_plan
+    from runner.engines.render import read_plan
+    from runner.engines.sft.inside.control import Control
+    from runner.engines.sft.inside.train.train import train
+    from runner.runs.folder import RunFolder
 
     folder = RunFolder(work / "ours")
     for inner in (folder.path, folder.logs, folder.checkpoints, folder.engine):

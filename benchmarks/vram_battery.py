@@ -36,9 +36,9 @@ from typing import Any
 
 from below import adopt_orphans, end_descendants
 
-from runner.cli.measured import training_peak
-from runner.folder import RunFolder
-from runner.vram.record import Prediction
+from runner.launch.calibrate import training_peak
+from runner.runs.folder import RunFolder
+from runner.vram.prediction import Prediction
 
 HERE = Path(__file__).resolve().parent
 GOALS = {"median": 0.03, "p95": 0.08}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import checkpoints
+from runner.runs import checkpoints
 
 
 def save(folder: Path, step: int, text: str = "weights") -> Path:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner import durable
+from runner.common import durable
 
 PAGE = 4096
 
@@ -85,7 +85,7 @@ def test_a_file_has_the_mode_asked_for_whatever_the_umask(tmp_path: Path) -> Non
 WRITE_FOR_EVER = """
 import itertools, sys
 from pathlib import Path
-from runner import durable
+from runner.common import durable
 lines = durable.JsonlWriter(Path(sys.argv[1]) / "lines.jsonl")
 for n in itertools.count():
     durable.write_json(Path(sys.argv[1]) / "record.json", {"n": n, "text": str(n) * 3000})

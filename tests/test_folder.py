@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.errors import RunnerError, UsageError
-from runner.folder import RunFolder, all_runs, create, default_root, find_run, runs_of
-from runner.job_names import job_folder
+from runner.common.errors import RunnerError, UsageError
+from runner.runs.folder import RunFolder, all_runs, create, default_root, find_run, runs_of
+from runner.runs.job_folders import job_folder
 
 FILES = {"plan.yaml": "plan\n", "launch.sh": "#!/bin/sh\n"}
 NOON = time.mktime((2026, 11, 21, 12, 0, 0, 0, 0, -1))

@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from runner.errors import SpecError, UsageError
-from runner.job import Job
-from runner.job_fields import all_fields
-from runner.job_kinds import json_schema
-from runner.jobfile import LoadedJob, load_job
-from runner.packages import package_version
-from runner.units import GIB
-from runner.yaml_text import to_yaml
+from runner.common.errors import SpecError, UsageError
+from runner.common.packages import package_version
+from runner.common.units import GIB
+from runner.common.yaml_text import to_yaml
+from runner.engines.job_kinds import json_schema
+from runner.engines.sft.job import Job
+from runner.jobs.fields import all_fields
+from runner.jobs.load import LoadedJob, load_job
 from tests.conftest import REPOSITORY, Answer, run_cli
 
 JOBS = REPOSITORY / "jobs"
@@ -881,7 +881,7 @@ def test_a_later_override_wins_and_is_the_source(tmp_path: Path) -> None:
 def test_a_file_given_by_set_is_meant_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.facts import gather
+    from runner.plans.facts import gather
 
     for name in ("there", "here"):
         (tmp_path / name).mkdir()
@@ -904,7 +904,7 @@ def test_the_committed_schema_is_that_of_the_code() -> None:
 
 
 def test_the_committed_table_of_fields_is_that_of_the_code() -> None:
-    from runner.job_table import table
+    from runner.engines.job_reference import table
 
     assert (REPOSITORY / "docs" / "job-fields.md").read_text() == table()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.outcome import Evidence, Outcome, Reason, SentSignal, judge
+from runner.runs.outcome import Evidence, Outcome, Reason, SentSignal, judge
 
 
 def evidence(

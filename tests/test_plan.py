@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.errors import RefusedError
-from runner.facts import Gpu, gather
-from runner.jobfile import LoadedJob, load_job
-from runner.plan import Plan
-from runner.resolve import make_plan, shrunk
-from runner.units import GIB
+from runner.common.errors import RefusedError
+from runner.common.units import GIB
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan, shrunk
+from runner.jobs.load import LoadedJob, load_job
+from runner.plans.facts import Gpu, gather
 from tests.conftest import REPOSITORY
 
 OLD_CARD = Gpu(0, "GPU-0", "Tesla V100", 32 * GIB, 7.0)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.outcome import Reason
-from runner.pruning import Candidate, Rules, doomed
-from runner.units import format_age, parse_age
+from runner.common.units import format_age, parse_age
+from runner.runs.outcome import Reason
+from runner.runs.retention import Candidate, Rules, doomed
 
 DAY = 86_400.0
 STATES = [*(reason.value for reason in Reason), "running", "queued", "by_hand", "not_started"]

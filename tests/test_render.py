@@ -21,20 +21,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.errors import RefusedError, RunnerError
-from runner.facts import Facts, Gpu, gather
-from runner.job import Job
-from runner.job_data import CleanSettings, DataSettings, TableSettings
-from runner.job_fields import all_fields
-from runner.job_method import LoraSettings
-from runner.jobfile import LoadedJob, load_job
-from runner.plan import Plan
-from runner.render import read_plan, render
-from runner.render_base import comment
-from runner.resolve import make_plan
-from runner.sources import DataSource, ModelSource
-from runner.units import GIB
-from runner.vram.ask import Batch, key
+from runner.common.errors import RefusedError, RunnerError
+from runner.common.units import GIB
+from runner.engines.render import read_plan, render
+from runner.engines.sft.job import Job
+from runner.engines.sft.memory.ask import Batch, key
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.data import CleanSettings, DataSettings, TableSettings
+from runner.jobs.fields import all_fields
+from runner.jobs.load import LoadedJob, load_job
+from runner.jobs.method import LoraSettings
+from runner.plans.facts import Facts, Gpu, gather
+from runner.plans.render import comment
+from runner.plans.sources import DataSource, ModelSource
 from tests.conftest import REPOSITORY, Answer
 
 JOBS = [  # of the native engine; the others' are rendered in tests/mgm and tests/test_script.py
@@ -278,11 +278,11 @@ def test_hostile_values_stay_values(
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         given = ["--resume", argument]
-        prepare = ["-P", "-m", "runner.engine", str(run), "--prepare", *given]
+        prepare = ["-P", "-m", "runner.engines.sft.inside", str(run), "--prepare", *given]
         launch = [
             *("-P", "-m", "accelerate.commands.launch", "--quiet"),
             *("--config_file", f"{run}/accelerate.yaml"),
-            *("--module", "runner.engine", str(run), *given),
+            *("--module", "runner.engines.sft.inside", str(run), *given),
         ]
         expected = "".join(f"{part}\0" for call in (prepare, launch) for part in [*call, ""])
         assert Path(root, "said").read_bytes() == expected.encode()

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.errors import RefusedError, SpecError
-from runner.jobfile import load_job
-from runner.plan_script import ScriptPlan
-from runner.render import read_any_plan, render
-from runner.resolve_script import gather_script, make_script_plan
-from runner.yaml_text import to_yaml
+from runner.common.errors import RefusedError, SpecError
+from runner.common.yaml_text import to_yaml
+from runner.engines.render import read_any_plan, render
+from runner.engines.script.plan import ScriptPlan
+from runner.engines.script.resolve import gather_script, make_script_plan
+from runner.jobs.load import load_job
 from tests.conftest import REPOSITORY, Answer
 from tests.runs.conftest import Workplace, termination
 

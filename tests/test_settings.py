@@ -9,10 +9,10 @@ from typing import Any, get_origin
 import pytest
 import yaml
 
-from runner.errors import SpecError
-from runner.job_fields import all_fields, annotation_at, example_of, possible_types
-from runner.job_kinds import KINDS
-from runner.jobfile import load_job
+from runner.common.errors import SpecError
+from runner.engines.job_kinds import KINDS
+from runner.jobs.fields import all_fields, annotation_at, example_of, possible_types
+from runner.jobs.load import load_job
 
 Cli = Callable[..., Any]
 PLAIN = "model: a/b\ndata: {train: r.jsonl}\n"
@@ -85,7 +85,7 @@ def test_null_in_a_phase_says_nothing_of_its_own(tmp_path: Path) -> None:
         "phases: [{name: one, trains: [adapter], training: {learning_rate: null, eval_steps: null},"
         " data: {placeholders: null}}]\n"
     )
-    from runner.job import resolved_phases
+    from runner.engines.sft.job import resolved_phases
 
     loaded: Any = load_job(job(tmp_path, text))
     (phase,) = resolved_phases(loaded.job)
@@ -162,7 +162,7 @@ def test_check_says_it_too(cli: Cli, tmp_path: Path) -> None:
 
 def test_plans_of_runs_with_such_settings_still_open(tmp_path: Path) -> None:
     """A pattern is judged in the job; a plan of before, which has it, is read as it is."""
-    from runner.plan import Plan
+    from runner.engines.sft.plan import Plan
     from tests.engine.tiny import plan_of
 
     plan = plan_of()

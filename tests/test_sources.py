@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.errors import SpecError
-from runner.facts import hub_parts, row_fields
-from runner.job import Job
-from runner.sources import (
+from runner.common.errors import SpecError
+from runner.engines.sft.job import Job
+from runner.plans.facts import hub_parts, row_fields
+from runner.plans.sources import (
     MANIFEST,
     fetched_rows,
     file_sha256,

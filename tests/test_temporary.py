@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import temporary
+from runner.runs import tmpdir as temporary
 
 
 @pytest.fixture(autouse=True)

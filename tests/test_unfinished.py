@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from runner import checkpoints, unfinished
-from runner.folder import RunFolder
+from runner.runs import checkpoints
+from runner.runs import recover as unfinished
+from runner.runs.folder import RunFolder
 from tests.test_checkpoints import save
 
 KEPT = (

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.units import GIB, KIB, MIB, format_bytes, format_duration, parse_bytes
+from runner.common.units import GIB, KIB, MIB, format_bytes, format_duration, parse_bytes
 
 UNITS = {
     "B": 1,

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.jobfile import load_job
-from runner.yaml_edit import NotEdited, set_fields
-from runner.yaml_text import parse, to_yaml
+from runner.common.yaml_edit import NotEdited, set_fields
+from runner.common.yaml_text import parse, to_yaml
+from runner.jobs.load import load_job
 from tests.conftest import REPOSITORY
 
 JOBS = sorted((REPOSITORY / "jobs").glob("*.yaml"))

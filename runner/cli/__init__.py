@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from runner import terminal
 from runner.cli.complete import ASKED, complete_jobs, complete_runs, rejoin_words
-from runner.own_python import speak_utf8
+from runner.common import terminal
+from runner.common.own_python import speak_utf8
 
 app = typer.Typer(
     name="runner",
@@ -104,7 +104,7 @@ def overrides(
     named = [*(sets or []), *(f"{field}={value}" for field, value in given.items() if value)]
     if gpus is None:
         return named
-    from runner.cli.cards import gpu_settings
+    from runner.launch.gpus import gpu_settings
 
     return [*named, *gpu_settings(gpus, named)]
 
@@ -268,7 +268,7 @@ def train(
     The same command again goes on with the latest unfinished run of the same plan.
     """
     from runner.cli.train import train_job
-    from runner.errors import UsageError
+    from runner.common.errors import UsageError
 
     if resume and fresh:
         raise UsageError("--resume and --fresh exclude each other")
@@ -753,7 +753,7 @@ def image_build(
 ) -> None:
     """Build an image from its Dockerfile and lock; says what it holds and how it is labelled."""
     from runner.cli.image import build_image
-    from runner.container.build import Request
+    from runner.containers.build import Request
 
     request = Request(
         kind, base, cpu, tuple(build_arg or ()), no_cache, network, toolkit, torch_index
@@ -820,7 +820,7 @@ def _root(
 
 def main() -> None:
     """Entry point: errors become a few lines and an exit code, never a traceback."""
-    from runner.errors import EXIT_INTERRUPTED, RunnerError, bug
+    from runner.common.errors import EXIT_INTERRUPTED, RunnerError, bug
 
     speak_utf8()
     terminal.never_fail()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.cli.follow import Progress, View
-from runner.cli.output import Output, field
 from runner.cli.report import verdict_lines
-from runner.cli.until_over import states
-from runner.folder import RunFolder, default_root, find_run
-from runner.recorded import end_of, supervisor_of
-from runner.render import read_any_plan
-from runner.state import exit_code_of, is_over, state_of
+from runner.common.output import Output, field
+from runner.engines.render import read_any_plan
+from runner.launch.wait import states
+from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.records import end_of, supervisor_of
+from runner.runs.state import exit_code_of, is_over, state_of
 
 
 def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:

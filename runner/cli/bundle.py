@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from runner import __version__
-from runner.bundle import write
-from runner.bundle.contents import ASKED, Contents, contents
-from runner.bundle.here import placed_inputs
-from runner.bundle.index import Index, Lacking
-from runner.bundle.index import Part as Asked
-from runner.cli.live_line import LiveLine
-from runner.cli.output import Output, field
 from runner.cli.verify import manifest_folder
-from runner.errors import RefusedError, UsageError, nearest
-from runner.folder import RunFolder, default_root
+from runner.common.copy_progress import LiveLine
+from runner.common.errors import RefusedError, UsageError, nearest
+from runner.common.output import Output, field
+from runner.common.units import format_bytes
+from runner.plans.sources import cache_folder
+from runner.provenance.bundle import write
+from runner.provenance.bundle.contents import ASKED, Contents, contents
+from runner.provenance.bundle.index import Index, Lacking
+from runner.provenance.bundle.index import Part as Asked
+from runner.provenance.bundle.local_plan import placed_inputs
 from runner.provenance.hashes import Hasher
-from runner.provenance.intact import changed_since, read_side
 from runner.provenance.manifest import Manifest, sha256_of
 from runner.provenance.replay import plan_of
-from runner.sources import cache_folder
-from runner.units import format_bytes
+from runner.provenance.verify import changed_since, read_side
+from runner.runs.folder import RunFolder, default_root
 
 
 def bundle_run(

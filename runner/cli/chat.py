@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runner.cli.left_out import say_left_out
-from runner.cli.output import Output
-from runner.cli.preflight import answering_gpu, require_run_stack
-from runner.cli.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
-from runner.container.inside import question
-from runner.errors import UsageError
-from runner.folder import default_root, find_run
-from runner.own_python import safe_environment
+from runner.common.errors import UsageError
+from runner.common.output import Output
+from runner.common.own_python import safe_environment
+from runner.launch.left_out import say_left_out
+from runner.launch.preflight import answering_gpu, require_run_stack
+from runner.launch.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
+from runner.plans.engine_command import question
+from runner.runs.folder import default_root, find_run
 
 
 def talk(
@@ -33,7 +33,7 @@ def talk(
 
     With `trust_code` the Python files of a foreign run's model may run.
     """
-    from runner.engine.trained import require_result
+    from runner.engines.sft.inside.model.trained import require_result
 
     if thinking not in ("show", "strip"):
         raise UsageError(f"--thinking {thinking} is not a choice", "show or strip")
@@ -49,7 +49,7 @@ def talk(
     if as_json and prompt is None:
         raise UsageError("--json needs a prompt", "-p TEXT, or -p - to read it from stdin")
     with plan_file(plan) as given:
-        words = ["runner.engine.chat", str(folder.path), str(given)]
+        words = ["runner.engines.sft.inside.chat", str(folder.path), str(given)]
         words += ["--max-new-tokens", str(max_new_tokens)]
         words += ["--thinking", thinking]
         words += ["--base"] if base else []
@@ -93,7 +93,7 @@ def _standard_input() -> str:
 
 def _said(record: dict[str, Any], prefix: str, thinking: str) -> list[str]:
     """An answer, and what was thought before it or how much of that is not shown."""
-    from runner.engine.evaluate.thinking import thinking_line
+    from runner.engines.sft.inside.evaluate.thinking import thinking_line
 
     answer = str(record[f"{prefix}answer"])
     thought = record.get(f"{prefix}thinking")

@@ -37,7 +37,7 @@ def rejoin_words() -> None:
 
 def complete_jobs(incomplete: str) -> list[str]:
     """The jobs in ./jobs and the packaged ones; the shell itself completes paths."""
-    from runner.packaged import jobs_folder
+    from runner.common.packaged import jobs_folder
 
     found = {
         path.stem
@@ -50,7 +50,7 @@ def complete_jobs(incomplete: str) -> list[str]:
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
     """@last and the runs under --runs, newest first, by their names or without the job's."""
-    from runner.folder import all_runs, default_root
+    from runner.runs.folder import all_runs, default_root
 
     root = ctx.params.get("runs") or default_root()
     runs = list(reversed(all_runs(Path(root))))

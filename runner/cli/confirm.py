@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from runner import terminal
-from runner.errors import UsageError
+from runner.common import terminal
+from runner.common.errors import UsageError
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

@@ -1,6 +1,6 @@
 """`runner data JOB`: clean, split and mix a job's rows without training; say what became of them.
 
-The work is done in a process of its own, `runner.engine.data`.
+The work is done in a process of its own, `runner.data`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner import terminal
-from runner.cli.output import Output, field, table
-from runner.cli.preflight import refuse_unreachable, require_packages
-from runner.cli.wanted import fetch, lacking
-from runner.container.inside import question
-from runner.container.mounts import PREPARED, plan_mounts
-from runner.engine.data.summary import OLD_RULE, cleaning_lines, leaks, name_of
-from runner.errors import EXIT_INTERRUPTED, RefusedError
-from runner.facts import Facts, gather, require_data
-from runner.jobfile import LoadedJob, load_job, sft_job
-from runner.own_python import safe_environment
-from runner.plan import Plan
-from runner.render import plan_yaml
-from runner.resolve import make_plan
-from runner.resolve_base import planned_container
-from runner.sources import cache_folder
+from runner.common import terminal
+from runner.common.errors import EXIT_INTERRUPTED, RefusedError
+from runner.common.output import Output, field, table
+from runner.common.own_python import safe_environment
+from runner.data.summary import OLD_RULE, cleaning_lines, leaks, name_of
+from runner.engines.render import plan_yaml
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import LoadedJob, load_job, sft_job
+from runner.launch.fetch import fetch, lacking
+from runner.launch.preflight import refuse_unreachable, require_packages
+from runner.plans.container.mounts import PREPARED, plan_mounts
+from runner.plans.engine_command import question
+from runner.plans.facts import Facts, gather, require_data
+from runner.plans.resolve import planned_container
+from runner.plans.sources import cache_folder
 
 _PACKAGES = ("duckdb", "pyarrow")
 _STEPS = ("empty", "untrained", "duplicates", "conflicts", "leaked")
@@ -166,7 +166,7 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.yaml"
         path.write_text(plan_yaml(plan), encoding="utf-8")
-        command = ["runner.engine.data", str(path)]
+        command = ["runner.data", str(path)]
         made = False
         writes = [Path(folder)]
         if out is not None:

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runner import durable
-from runner.cli.output import Output, field
-from runner.container.private import sweep_private
-from runner.doctor import containers, leases, probes
-from runner.doctor.checks import Findings, judge, make_record, printable
-from runner.errors import UsageError
+from runner.common import durable
+from runner.common.errors import UsageError
+from runner.common.output import Output, field
+from runner.containers.private import sweep_private
+from runner.machine.doctor import containers, leases, probes
+from runner.machine.doctor.checks import Findings, judge, make_record, printable
 
 PATIENCE_SECONDS = 3.0  # before it is said what is being waited for
 _T = TypeVar("_T")

@@ -14,21 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from runner import durable
-from runner.cli.left_out import say_left_out
-from runner.cli.output import Output
-from runner.cli.preflight import answering_gpu, fetch_missing, require_run_stack
-from runner.cli.recorded_plan import mount_of, plan_to_ask, result_mounts
-from runner.container.inside import question
-from runner.container.mounts import PREPARED, plan_mounts
-from runner.engine.evaluate.request import (
-    PACKAGES,
-    EvaluationFolder,
-    Request,
-    write_request,
-)
-from runner.engine.trained import require_result
-from runner.errors import (
+from runner.common import durable
+from runner.common.errors import (
     EXIT_INTERRUPTED,
     Problem,
     RunnerError,
@@ -36,19 +23,32 @@ from runner.errors import (
     UsageError,
     nearest,
 )
-from runner.facts import gather, require_data
-from runner.folder import RunFolder, default_root, find_run
-from runner.job_names import job_folder
-from runner.job_training import EvaluationSettings
-from runner.jobfile import load_job
-from runner.own_python import safe_environment
-from runner.plan import Plan
-from runner.render import plan_yaml
+from runner.common.output import Output
+from runner.common.own_python import safe_environment
+from runner.common.shared_folder import SharedFolder
+from runner.common.yaml_text import parse
+from runner.engines.render import plan_yaml
+from runner.engines.sft.inside.evaluate.request import (
+    PACKAGES,
+    EvaluationFolder,
+    Request,
+    write_request,
+)
+from runner.engines.sft.inside.model.trained import require_result
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.jobs.training import EvaluationSettings
+from runner.launch.left_out import say_left_out
+from runner.launch.preflight import answering_gpu, fetch_missing, require_run_stack
+from runner.launch.recorded_plan import mount_of, plan_to_ask, result_mounts
+from runner.plans.container.mounts import PREPARED, plan_mounts
+from runner.plans.engine_command import question
+from runner.plans.facts import gather, require_data
+from runner.plans.sources import cache_folder
 from runner.report.evaluation import evaluation_lines
-from runner.resolve import make_plan
-from runner.shared_folder import SharedFolder
-from runner.sources import cache_folder
-from runner.yaml_text import parse
+from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.job_folders import job_folder
 
 _PREFIX = "evaluation."
 
@@ -222,7 +222,7 @@ def _measure(
     seen = plan_mounts(plan, None, cache_folder()) if run is None else result_mounts(plan, run)
     asked = question(
         plan.container,
-        ["runner.engine.evaluate", str(folder.path)],
+        ["runner.engines.sft.inside.evaluate", str(folder.path)],
         reads=[*seen, *given],
         writes=[folder.path],
         caches=[PREPARED],

@@ -6,20 +6,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from runner import durable, terminal
 from runner.cli.fetch_mgm import fetch_mgm
-from runner.cli.output import Output, field, table
-from runner.cli.preflight import refuse_unreachable
-from runner.cli.wanted import Need, fetch, needs, place
-from runner.engine.fetch.fetched import weights_sha256
-from runner.engine.fetch.files import RemoteFile
-from runner.errors import EXIT_BAD_SPEC, EXIT_REFUSED, RunnerError
-from runner.facts import gather, said_by
-from runner.job_mgm import MgmJob
-from runner.jobfile import LoadedJob, load_job
-from runner.resolve_base import planned_container
-from runner.sources import MANIFEST, DataSource, ModelSource, missing_data
-from runner.units import format_bytes
+from runner.common import durable, terminal
+from runner.common.errors import EXIT_BAD_SPEC, EXIT_REFUSED, RunnerError
+from runner.common.output import Output, field, table
+from runner.common.units import format_bytes
+from runner.engines.mgm.job import MgmJob
+from runner.fetch.fetched import weights_sha256
+from runner.fetch.files import RemoteFile
+from runner.jobs.load import LoadedJob, load_job
+from runner.launch.fetch import Need, fetch, needs, place
+from runner.launch.preflight import refuse_unreachable
+from runner.plans.facts import gather, said_by
+from runner.plans.resolve import planned_container
+from runner.plans.sources import MANIFEST, DataSource, ModelSource, missing_data
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -1,6 +1,6 @@
 """`runner fetch` of a job on the MGM toolkit: toolkit, weights, rows and images, each verified.
 
-A process of its own fetches (runner.engine.fetch.mgm); this looks, asks it, and tells.
+A process of its own fetches (runner.engines.mgm.fetch.__main__); this looks, asks it, and tells.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import terminal
-from runner.cli.output import Output, field, table
-from runner.engine.fetch.mgm_address import address, of_kind, shown
-from runner.engine.fetch.mgm_record import base_folder, belongs, images_to_check, read_record
-from runner.engine.mgm.sources import SOURCES, MgmSource
-from runner.errors import EXIT_BAD_SPEC, EXIT_REFUSED, Problem, RefusedError, RunnerError, SpecError
-from runner.jobfile import LoadedJob
-from runner.own_python import module_argv, safe_environment
-from runner.resolve_mgm import mgm_job, placed
-from runner.sources import cache_folder, offline_switch
-from runner.units import format_bytes
+from runner.common import terminal
+from runner.common.errors import (
+    EXIT_BAD_SPEC,
+    EXIT_REFUSED,
+    Problem,
+    RefusedError,
+    RunnerError,
+    SpecError,
+)
+from runner.common.output import Output, field, table
+from runner.common.own_python import module_argv, safe_environment
+from runner.common.units import format_bytes
+from runner.engines.mgm.fetch.address import address, of_kind, shown
+from runner.engines.mgm.fetch.record import base_folder, belongs, images_to_check, read_record
+from runner.engines.mgm.resolve import mgm_job, placed
+from runner.engines.mgm.sources import SOURCES, MgmSource
+from runner.jobs.load import LoadedJob
+from runner.plans.sources import cache_folder, offline_switch
 
 _INFER = ("infer.textvqa_questions", "infer.textvqa_images", "infer.mmbench")
 
@@ -120,7 +127,7 @@ def _unreachable(absent: list[MgmNeed]) -> dict[str, dict[str, Any]]:
 
     Raises RefusedError, which names all that is lacking, where the network is forbidden.
     """
-    from runner.doctor import probes
+    from runner.machine.doctor import probes
 
     if (switch := offline_switch()) and all(need.source.optional for need in absent):
         away = {"error": f"{switch} forbids the network", "hint": None, "exit_code": EXIT_REFUSED}
@@ -142,7 +149,7 @@ def _unreachable(absent: list[MgmNeed]) -> dict[str, dict[str, Any]]:
         where = of_kind(kind)
         if where is None:  # a repository on this machine or behind ssh: git says it as soon
             continue
-        ask = module_argv("runner.engine.fetch.mgm_address", kind)
+        ask = module_argv("runner.engines.mgm.fetch.address", kind)
         answer = probes.ask(ask, probes.HUB_SECONDS)
         if answer.timed_out or '"status"' not in answer.out:
             reason = "no answer" if answer.timed_out else _failure_text(answer.out)
@@ -182,7 +189,7 @@ def _fetch(names: list[str], base: Path, *, quiet: bool) -> list[dict[str, Any]]
         KeyboardInterrupt: the user stopped it; what came is kept.
     """
     process = subprocess.Popen(
-        module_argv("runner.engine.fetch.mgm"),
+        module_argv("runner.engines.mgm.fetch.__main__"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runner import durable
-from runner.cli.asking import ask_engine
-from runner.cli.output import Output, colour, field
 from runner.cli.vram import device_line, device_name, versions_at, vram_plan
-from runner.errors import RefusedError, UsageError
-from runner.jobfile import LoadedJob, load_job, sft_job
-from runner.packaged import jobs_folder
-from runner.report.fit_view import ladder_lines
-from runner.units import format_bytes, parse_bytes
-from runner.vram.ask import correction_of, write_request
-from runner.yaml_edit import NotEdited, set_fields
-from runner.yaml_text import shown_path, to_yaml
+from runner.common import durable
+from runner.common.errors import RefusedError, UsageError
+from runner.common.output import Output, colour, field
+from runner.common.packaged import jobs_folder
+from runner.common.units import format_bytes, parse_bytes
+from runner.common.yaml_edit import NotEdited, set_fields
+from runner.common.yaml_text import shown_path, to_yaml
+from runner.engines.sft.memory.ask import correction_of, write_request
+from runner.jobs.load import LoadedJob, load_job, sft_job
+from runner.launch.ask_engine import ask_engine
+from runner.report.ladder import ladder_lines
 
 TOTAL_SHARE = 0.95
 """Of a card's memory, what a budget may be where none is given: the driver keeps some of it."""

@@ -14,17 +14,17 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from runner import terminal
-from runner.cli.output import Output, field
-from runner.folder import RunFolder
-from runner.metrics import is_loss_line, time_of
-from runner.plan_base import PlanBase
-from runner.plan_mgm import MgmPlan
-from runner.recorded import number, object_at, status_of, whole
+from runner.common import terminal
+from runner.common.output import Output, field
+from runner.common.tail import Tail
+from runner.common.units import format_bytes, format_duration
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.trainings import planned_trainings, stage_now
+from runner.plans.base import PlanBase
 from runner.report.stopping import stop_in_words
-from runner.tail import Tail
-from runner.trainings import planned_trainings, stage_now
-from runner.units import format_bytes, format_duration
+from runner.runs.folder import RunFolder
+from runner.runs.metrics import is_loss_line, time_of
+from runner.runs.records import number, object_at, status_of, whole
 
 POLL_SECONDS = 0.2
 _JUMP_FACTOR = 100.0  # a step that took so many times the usual is a clock that was set

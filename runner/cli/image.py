@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runner.cli.live_line import LiveLine
-from runner.cli.output import Output, field, table
-from runner.container import archive, context
-from runner.container.build import Request, Step, build
-from runner.container.cli import require_cli
-from runner.container.images import (
+from runner.common.copy_progress import LiveLine
+from runner.common.errors import RefusedError, UsageError
+from runner.common.output import Output, field, table
+from runner.common.units import format_bytes, format_duration
+from runner.containers import archive, context
+from runner.containers.build import Request, Step, build
+from runner.containers.cli import require_cli
+from runner.containers.images import (
     Image,
     Verification,
     default_name,
@@ -21,8 +23,6 @@ from runner.container.images import (
     stale,
     verify,
 )
-from runner.errors import RefusedError, UsageError
-from runner.units import format_bytes, format_duration
 
 _FIRST = 10  # differences that verify names
 

@@ -6,18 +6,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from runner.cli.output import Output, field, table
-from runner.errors import RunnerError, UsageError, nearest
-from runner.facts import Facts
-from runner.job import Job
-from runner.job_base import JobBase
-from runner.job_mgm import MgmJob
-from runner.job_script import ScriptJob
-from runner.jobfile import LoadedJob, list_jobs, load_job
-from runner.render import render
-from runner.resolve_kinds import make_any_plan
-from runner.units import GIB, KIB, MIB
-from runner.yaml_text import to_yaml
+from runner.common.errors import RunnerError, UsageError, nearest
+from runner.common.output import Output, field, table
+from runner.common.units import GIB, KIB, MIB
+from runner.common.yaml_text import to_yaml
+from runner.engines.mgm.job import MgmJob
+from runner.engines.render import render
+from runner.engines.resolve import make_any_plan
+from runner.engines.script.job import ScriptJob
+from runner.engines.sft.job import Job
+from runner.jobs.base import JobBase
+from runner.jobs.load import LoadedJob, list_jobs, load_job
+from runner.plans.facts import Facts
 
 _MAPPINGS = ("data.labels", "data.placeholders", "container.ulimits", "environment")
 _SIZES = ("budget.gpu_memory", "budget.host_memory", "container.memory", "container.shm_size")

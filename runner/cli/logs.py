@@ -12,13 +12,13 @@ import re
 import sys
 from pathlib import Path
 
-from runner import durable, terminal
-from runner.cli.output import Output
-from runner.cli.until_over import states
-from runner.errors import UsageError
-from runner.folder import RunFolder, default_root, find_run
-from runner.state import QUEUED, state_of
-from runner.units import format_bytes
+from runner.common import durable, terminal
+from runner.common.errors import UsageError
+from runner.common.output import Output
+from runner.common.units import format_bytes
+from runner.launch.wait import states
+from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.state import QUEUED, state_of
 
 _AT_ONCE_BYTES = 1 << 20
 SHOWN_BYTES = 64 << 20

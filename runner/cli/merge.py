@@ -7,19 +7,19 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from runner.cli.left_out import say_left_out
-from runner.cli.output import Output, field
-from runner.cli.preflight import require_run_stack
-from runner.cli.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
-from runner.container.inside import question
-from runner.container.staged import staged_beside
-from runner.engine.mergeable import nothing_to_merge
-from runner.engine.trained import require_result
-from runner.errors import RefusedError, UsageError
-from runner.folder import RunFolder, default_root, find_run
-from runner.own_python import safe_environment
-from runner.plan import Plan
-from runner.units import format_bytes
+from runner.common.errors import RefusedError, UsageError
+from runner.common.output import Output, field
+from runner.common.own_python import safe_environment
+from runner.common.units import format_bytes
+from runner.containers.staged import staged_beside
+from runner.engines.sft.inside.model.trained import require_result
+from runner.engines.sft.mergeable import nothing_to_merge
+from runner.engines.sft.plan import Plan
+from runner.launch.left_out import say_left_out
+from runner.launch.preflight import require_run_stack
+from runner.launch.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
+from runner.plans.engine_command import question
+from runner.runs.folder import RunFolder, default_root, find_run
 
 _DTYPES = ("bf16", "fp16", "fp32")
 _MUCH = 0.25
@@ -63,7 +63,13 @@ def merge_run(
     with plan_file(plan) as given, staged_beside(target, apart=apart) as place:
         asked = question(
             plan.container,
-            ["runner.engine.merge", str(folder.path), str(given), str(place), dtype or "own"],
+            [
+                "runner.engines.sft.inside.merge",
+                str(folder.path),
+                str(given),
+                str(place),
+                dtype or "own",
+            ],
             reads=[*result_mounts(plan, folder), mount_of(given)],
             writes=[place.parent],
         )

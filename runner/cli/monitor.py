@@ -15,20 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner import terminal
-from runner.cli.output import Output
-from runner.errors import UsageError
-from runner.folder import RunFolder, default_root, find_run
-from runner.guard.health import XidWatch, read_health
-from runner.guard.nvml import Nvml, NvmlUnavailable
-from runner.guard.sampler import Schedule
-from runner.outcome import Reason
-from runner.report import monitor_csv, monitor_metrics
-from runner.report.monitor_records import Snapshot
-from runner.report.monitor_runs import LiveRuns
-from runner.report.monitor_view import render
-from runner.report.monitor_watch import Watch, samples_in
-from runner.state import state_of
+from runner.common import terminal
+from runner.common.errors import UsageError
+from runner.common.output import Output
+from runner.machine.health import XidWatch, read_health
+from runner.machine.nvml import Nvml, NvmlUnavailable
+from runner.machine.sampler import Schedule
+from runner.report.monitor import csv as monitor_csv
+from runner.report.monitor import metrics as monitor_metrics
+from runner.report.monitor.runs import LiveRuns
+from runner.report.monitor.snapshot import Snapshot
+from runner.report.monitor.view import render
+from runner.report.monitor.watch import Watch, samples_in
+from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.outcome import Reason
+from runner.runs.state import state_of
 
 if TYPE_CHECKING:
     from runner.cli.follow import Progress
@@ -259,7 +260,7 @@ class RunLine:
             return verdict(read_report(self.folder))
         if self._progress is None:
             from runner.cli.follow import Progress
-            from runner.render import read_any_plan
+            from runner.engines.render import read_any_plan
 
             self._progress = Progress(self.folder, read_any_plan(self.folder.plan))
         self._progress.update()

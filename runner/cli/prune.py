@@ -6,17 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runner import checkpoints, durable
 from runner.cli.confirm import confirmed
-from runner.cli.output import Output, table
-from runner.engine import best
-from runner.errors import RefusedError, RunnerError, UsageError
-from runner.folder import RunFolder, all_runs, default_root
-from runner.pruning import Candidate, Doomed, Rules, doomed
-from runner.recorded import end_of, newer_records
-from runner.removal import disk_bytes, held, remove_checkpoints, remove_run, sweep
-from runner.report.standing import Standing, standing_of
-from runner.units import format_bytes, parse_age
+from runner.common import durable
+from runner.common.errors import RefusedError, RunnerError, UsageError
+from runner.common.output import Output, table
+from runner.common.units import format_bytes, parse_age
+from runner.engines.sft.inside.train import best
+from runner.report.run_table import Standing, standing_of
+from runner.runs import checkpoints
+from runner.runs.delete import disk_bytes, held, remove_checkpoints, remove_run, sweep
+from runner.runs.folder import RunFolder, all_runs, default_root
+from runner.runs.records import end_of, newer_records
+from runner.runs.retention import Candidate, Doomed, Rules, doomed
 
 
 def rules_of(

@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from runner.cli.output import Output, table
-from runner.container.cli import find_cli
-from runner.container.orphans import container_of_run
-from runner.errors import RunnerError
-from runner.folder import RunFolder, all_runs, default_root
-from runner.outcome import Reason
-from runner.recorded import object_at
-from runner.report.standing import HEADER, Standing, notes, row, standings
+from runner.common.errors import RunnerError
+from runner.common.output import Output, table
+from runner.containers.cli import find_cli
+from runner.containers.orphans import container_of_run
+from runner.report.run_table import HEADER, Standing, notes, row, standings
+from runner.runs.folder import RunFolder, all_runs, default_root
+from runner.runs.outcome import Reason
+from runner.runs.records import object_at
 
 GOING_ON = 3
 """Of so many runs that have ended short, the newest, the command that goes on is shown."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner.cli.output import Output
-from runner.folder import RunFolder, default_root, find_run
+from runner.common.output import Output
 from runner.report.run import read_report, report_lines, verdict
+from runner.runs.folder import RunFolder, default_root, find_run
 
 
 def report_run(run: str, *, runs: Path | None, as_json: bool) -> None:

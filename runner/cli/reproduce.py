@@ -14,39 +14,33 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from runner.bundle.contents import JOB_FILE
-from runner.bundle.here import placed_inputs
-from runner.cli.cards import preflight, with_free_cards
-from runner.cli.output import Output, field
-from runner.cli.preflight import make_stand_in, place_line, require_place, require_run_stack
 from runner.cli.report import verdict_lines as end_lines
 from runner.cli.train import start_and_follow
 from runner.cli.verify import compare, manifest_folder, verdict_lines
-from runner.container.unsafe import require_safe
-from runner.errors import RefusedError, UsageError, nearest
-from runner.folder import RunFolder, create, default_root
-from runner.origin import Origin
-from runner.plan import Plan
-from runner.plan_base import PlanBase
-from runner.plan_mgm import MgmPlan
+from runner.common.errors import RefusedError, UsageError, nearest
+from runner.common.output import Output, field
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.recorded_plan import require_code_allowed, take_plan
+from runner.engines.render import render
+from runner.engines.sft.plan import Plan
+from runner.launch.gpus import preflight, with_free_cards
+from runner.launch.preflight import make_stand_in, place_line, require_place, require_run_stack
+from runner.plans.base import PlanBase
+from runner.plans.container.risks import require_safe
+from runner.plans.sources import cache_folder
+from runner.provenance.bundle.contents import JOB_FILE
+from runner.provenance.bundle.local_plan import placed_inputs
 from runner.provenance.environment import secret_values, without_secrets
 from runner.provenance.hashes import Hasher
+from runner.provenance.input_paths import is_here, parts
 from runner.provenance.manifest import Manifest, read_manifest, sha256_of
-from runner.provenance.places import is_here, parts
-from runner.provenance.replay import (
-    On,
-    origin_of_manifest,
-    placed,
-    plan_of,
-    wrong_inputs,
-)
+from runner.provenance.replay import On, origin_of_manifest, placed, plan_of, wrong_inputs
 from runner.provenance.results import logged_steps
 from runner.provenance.software import interpreter
-from runner.recorded import end_of
-from runner.recorded_plan import require_code_allowed, take_plan
-from runner.render import render
-from runner.sources import cache_folder
-from runner.supervisor_process import signal_supervisor
+from runner.runs.folder import RunFolder, create, default_root
+from runner.runs.origin import Origin
+from runner.runs.records import end_of
+from runner.runs.supervisor_process import signal_supervisor
 
 POLL_SECONDS = 0.2
 _SHOWN = 5

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.cli.confirm import confirmed
-from runner.cli.output import Output, field
-from runner.folder import default_root, find_run
-from runner.removal import disk_bytes, held, remove_run, sweep
-from runner.state import state_of
-from runner.units import format_bytes
+from runner.common.output import Output, field
+from runner.common.units import format_bytes
+from runner.runs.delete import disk_bytes, held, remove_run, sweep
+from runner.runs.folder import default_root, find_run
+from runner.runs.state import state_of
 
 
 def remove_runs(names: list[str], *, yes: bool, runs: Path | None, as_json: bool) -> int:

@@ -6,17 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runner import durable
-from runner.cli.cards import preflight
-from runner.cli.measured import keep_measurement, predict_smoke
-from runner.cli.output import Output, field, table
-from runner.cli.preflight import place_line
 from runner.cli.train import ready_smoke, start_and_follow
-from runner.errors import EXIT_INTERRUPTED, RunnerError, UsageError
-from runner.jobfile import LoadedJob, list_jobs, load_job
-from runner.plan import Plan
-from runner.resolve import SMOKE_DEFAULT_STEPS
-from runner.units import format_bytes
+from runner.common import durable
+from runner.common.errors import EXIT_INTERRUPTED, RunnerError, UsageError
+from runner.common.output import Output, field, table
+from runner.common.units import format_bytes
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import SMOKE_DEFAULT_STEPS
+from runner.jobs.load import LoadedJob, list_jobs, load_job
+from runner.launch.calibrate import keep_measurement, predict_smoke
+from runner.launch.gpus import preflight
+from runner.launch.preflight import place_line
 
 
 def smoke_jobs(

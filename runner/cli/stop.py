@@ -6,18 +6,18 @@ import signal
 import time
 from pathlib import Path
 
-from runner.cli.output import Output, field
 from runner.cli.report import verdict_lines
-from runner.errors import RefusedError, RunnerError
-from runner.folder import RunFolder, default_root, find_run
-from runner.liveness import is_living
-from runner.outcome import Reason
-from runner.recorded import end_of, supervisor_of
-from runner.render import read_any_plan
+from runner.common.errors import RefusedError, RunnerError
+from runner.common.output import Output, field
+from runner.common.processes import is_living
+from runner.engines.render import read_any_plan
 from runner.report.stopping import stop_in_words
-from runner.state import LIVING, state_of
-from runner.supervisor_process import Found, find_supervisor, signal_supervisor
-from runner.survivors import living_processes
+from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.orphans import living_processes
+from runner.runs.outcome import Reason
+from runner.runs.records import end_of, supervisor_of
+from runner.runs.state import LIVING, state_of
+from runner.runs.supervisor_process import Found, find_supervisor, signal_supervisor
 
 POLL_SECONDS = 0.2
 

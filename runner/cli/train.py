@@ -13,40 +13,40 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.cli.cards import preflight, with_free_cards
-from runner.cli.detach import leave, said_by_supervisor, start_supervisor
 from runner.cli.follow import follow
-from runner.cli.measured import corrected_survey, keep_prediction, memory_line
-from runner.cli.output import Output, field
-from runner.cli.preflight import (
+from runner.cli.report import verdict_lines
+from runner.cli.vram import require_fits
+from runner.common.output import Output, field
+from runner.engines.mgm.preflight import require_preflight
+from runner.engines.mgm.resolve import require_mgm
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.mgm.smoke import smoke_plan, stand_in
+from runner.engines.render import render, summary
+from runner.engines.resolve import make_any_plan
+from runner.engines.sft.job import Job
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import LoadedJob, load_job
+from runner.launch.calibrate import corrected_survey, keep_prediction, memory_line
+from runner.launch.gpus import preflight, with_free_cards
+from runner.launch.preflight import (
     fetch_missing,
     make_stand_in,
     place_line,
     require_place,
     require_training_stack,
 )
-from runner.cli.preflight_mgm import require_preflight
-from runner.cli.report import verdict_lines
-from runner.cli.resume import Choice, choose, plan_for, write_plan
-from runner.cli.risks import say_job_warnings, settle_risks
-from runner.cli.smoke_mgm import smoke_plan, stand_in
-from runner.cli.survey import require_disk, survey, survey_lines
-from runner.cli.vram import require_fits
-from runner.execute.docker import docker_argv
-from runner.facts import Facts, HostFacts, gather, require_data
-from runner.folder import RunFolder, create, default_root
-from runner.job import Job
-from runner.jobfile import LoadedJob, load_job
-from runner.plan import Plan
-from runner.plan_base import PlanBase, Variant
-from runner.plan_mgm import MgmPlan
+from runner.launch.resume import Choice, choose, plan_for, write_plan
+from runner.launch.risks import say_job_warnings, settle_risks
+from runner.launch.start import leave, said_by_supervisor, start_supervisor
+from runner.launch.survey import require_disk, survey, survey_lines
+from runner.plans.base import PlanBase, Variant
+from runner.plans.facts import Facts, HostFacts, gather, require_data
 from runner.provenance.environment import secret_values, without_secrets
-from runner.recorded import end_of
-from runner.render import render, summary
-from runner.resolve import make_plan
-from runner.resolve_kinds import make_any_plan
-from runner.resolve_mgm import require_mgm
-from runner.vram.record import Prediction
+from runner.runs.folder import RunFolder, create, default_root
+from runner.runs.records import end_of
+from runner.supervisor.execute.docker import docker_argv
+from runner.vram.prediction import Prediction
 
 
 def train_job(

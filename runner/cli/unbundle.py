@@ -6,15 +6,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from runner.bundle import unpack
-from runner.bundle.index import Index
 from runner.cli.bundle import tidy_at_sigterm, what_is_lacking
-from runner.cli.live_line import LiveLine
-from runner.cli.output import Output, field
-from runner.errors import UsageError
-from runner.folder import RunFolder, default_root, is_run_name
-from runner.job_names import earlier_job_folder, job_folder
-from runner.units import format_bytes
+from runner.common.copy_progress import LiveLine
+from runner.common.errors import UsageError
+from runner.common.output import Output, field
+from runner.common.units import format_bytes
+from runner.provenance.bundle import unpack
+from runner.provenance.bundle.index import Index
+from runner.runs.folder import RunFolder, default_root, is_run_name
+from runner.runs.job_folders import earlier_job_folder, job_folder
 
 _SHOWN = 5
 """Names of what was left out; --json has all."""

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.cli.output import Output, field
-from runner.errors import UsageError
-from runner.folder import RunFolder, default_root, find_run
+from runner.common.errors import UsageError
+from runner.common.output import Output, field
+from runner.plans.sources import cache_folder
 from runner.provenance.compare import Difference, Side, differences, first_of
 from runner.provenance.hashes import Hasher
-from runner.provenance.intact import changed_since, read_side
-from runner.sources import cache_folder
+from runner.provenance.verify import changed_since, read_side
+from runner.runs.folder import RunFolder, default_root, find_run
 
 _TITLES = {
     "record": "records",

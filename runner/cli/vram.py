@@ -9,20 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from runner.cli.asking import ask_engine
-from runner.cli.output import Output, colour, field
-from runner.cli.preflight import require_training_stack
-from runner.container.place import Place
-from runner.errors import RefusedError
-from runner.facts import Facts, Gpu, gather
-from runner.job_mgm import MgmJob
-from runner.jobfile import LoadedJob, load_job, sft_job
-from runner.plan import Plan
-from runner.report.memory_view import prediction_lines
-from runner.resolve import make_plan
-from runner.units import format_bytes
-from runner.vram.ask import PACKAGES, Batch, corrected, keep, kept, plan_key, write_request
-from runner.vram.record import Prediction
+from runner.common.errors import RefusedError
+from runner.common.output import Output, colour, field
+from runner.common.units import format_bytes
+from runner.engines.mgm.job import MgmJob
+from runner.engines.sft.memory.ask import (
+    PACKAGES,
+    Batch,
+    corrected,
+    keep,
+    kept,
+    plan_key,
+    write_request,
+)
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import LoadedJob, load_job, sft_job
+from runner.launch.ask_engine import ask_engine
+from runner.launch.preflight import require_training_stack
+from runner.plans.facts import Facts, Gpu, gather
+from runner.plans.placement import Place
+from runner.report.prediction import prediction_lines
+from runner.vram.prediction import Prediction
 
 ASSUMED_CAPABILITY = 9.0
 """Compute capability of the card that is assumed where there is none: it has bf16."""

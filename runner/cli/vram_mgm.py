@@ -8,19 +8,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from runner.cli.asking import ask_engine
-from runner.cli.output import Output, colour, field
-from runner.cli.smoke_mgm import STAND_IN
 from runner.cli.vram import vram_plan
-from runner.errors import RefusedError
-from runner.job_mgm import MgmJob
-from runner.jobfile import LoadedJob, load_job
-from runner.plan_mgm import MgmPlan
-from runner.report.memory_view import training_lines
-from runner.resolve_kinds import make_any_plan
-from runner.units import format_bytes
-from runner.vram.ask import write_request
-from runner.vram.record import Prediction, TrainingMemory
+from runner.common.errors import RefusedError
+from runner.common.output import Output, colour, field
+from runner.common.units import format_bytes
+from runner.engines.mgm.job import MgmJob
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.mgm.smoke import STAND_IN
+from runner.engines.resolve import make_any_plan
+from runner.engines.sft.memory.ask import write_request
+from runner.jobs.load import LoadedJob, load_job
+from runner.launch.ask_engine import ask_engine
+from runner.report.prediction import training_lines
+from runner.vram.prediction import Prediction, TrainingMemory
 
 FULL = "all weights, AdamW on the card"
 FULL_OFFLOADED = "all weights as the baseline has it, AdamW on the host"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner.cli.output import Output, field
-from runner.cli.until_over import states
-from runner.folder import RunFolder, default_root, find_run
-from runner.recorded import end_of
-from runner.state import exit_code_of
+from runner.common.output import Output, field
+from runner.launch.wait import states
+from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.records import end_of
+from runner.runs.state import exit_code_of
 
 
 def wait_for(names: list[str], *, runs: Path | None, as_json: bool) -> int:

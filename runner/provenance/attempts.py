@@ -1,20 +1,20 @@
 """The attempts that a recovery left behind, as the manifest names them. Reads attempts/N only.
 
-Imports runner.folder, recorded, render and the manifest's records.
+Imports runner.runs.folder, recorded, render and the manifest's records.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from runner import durable
-from runner.errors import RunnerError
-from runner.folder import RunFolder
-from runner.plan_base import PlanBase
+from runner.common import durable
+from runner.common.errors import RunnerError
+from runner.engines.render import read_any_plan
+from runner.plans.base import PlanBase
 from runner.provenance.compare import settings_of
 from runner.provenance.manifest import Attempt
-from runner.recorded import end_of
-from runner.render import read_any_plan
+from runner.runs.folder import RunFolder
+from runner.runs.records import end_of
 
 
 def attempts_of(folder: RunFolder, last: PlanBase, notes: list[str]) -> list[Attempt]:

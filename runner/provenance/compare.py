@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from runner.common.units import format_bytes, format_duration
 from runner.provenance.environment import decides
 from runner.provenance.image_list import first_other
 from runner.provenance.manifest import FileRecord, Manifest
 from runner.provenance.results import Step
-from runner.units import format_bytes, format_duration
 
 Group = Literal["record", "files", "versions", "settings", "rows", "losses", "results", "machine"]
 TRAINERS = (

@@ -1,7 +1,7 @@
 """sha256 of files and folders; of large files cached by (path, size, mtime, inode).
 
-Imports the standard library, runner.durable and runner.sources. Reads on, file by file, until it is
-told to give up; says how far it has come now and then.
+Imports the standard library, runner.common.durable and runner.plans.sources. Reads on, file by
+file, until it is told to give up; says how far it has come now and then.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runner import durable, terminal
-from runner.units import format_bytes
+from runner.common import durable, terminal
+from runner.common.units import format_bytes
 
 CACHED_BYTES = 8 << 20
 """A file smaller than this is read anew: that costs less than it would to keep its hash."""

@@ -1,7 +1,7 @@
 """The images of a training by hash: one digest over their list, and which of them is another.
 
-Imports the standard library, runner.durable and runner.provenance.hashes. The list lies beside the
-manifest; what was hashed before is kept in the cache, a file for each folder of images.
+Imports the standard library, runner.common.durable and runner.provenance.hashes. The list lies
+beside the manifest; what was hashed before is kept in the cache, a file for each folder of images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import durable
+from runner.common import durable
 from runner.provenance.hashes import SAY_SECONDS, SETTLED_SECONDS, Hasher
 from runner.provenance.images import Named
 

@@ -1,6 +1,6 @@
 """The images that a plan's rows name: which files they are. Reads the rows; no image is opened.
 
-Imports the plan and runner.engine.data (no training library; pyarrow for rows in Parquet).
+Imports the plan and runner.data (no training library; pyarrow for rows in Parquet).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from runner.engine.data.formats import image_names
-from runner.engine.data.read import read_rows
-from runner.engine.data.sources import image_root, reading_of, sources_of
-from runner.plan import Plan
+from runner.data.formats import image_names
+from runner.data.read import read_rows
+from runner.data.sources import image_root, reading_of, sources_of
+from runner.engines.sft.plan import Plan
 
 
 def first_root(training: Plan) -> Path | None:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from runner.plan import Plan, PlannedData, PlannedModel
-from runner.plan_base import PlanBase
-from runner.plan_mgm import MgmPlan
-from runner.plan_script import ScriptPlan
-from runner.provenance import images, places
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.script.plan import ScriptPlan
+from runner.engines.sft.plan import Plan, PlannedData, PlannedModel
+from runner.plans.base import PlanBase
+from runner.provenance import images
+from runner.provenance import input_paths as places
 from runner.provenance.hashes import Hasher
 from runner.provenance.image_list import ImageList, hash_images
 from runner.provenance.manifest import FileRecord

@@ -6,8 +6,8 @@ import os
 import platform
 from pathlib import Path
 
-from runner.facts import driver_version, list_gpus
-from runner.plan_base import PlanBase
+from runner.plans.base import PlanBase
+from runner.plans.facts import driver_version, list_gpus
 from runner.provenance.manifest import Card, Host
 
 

@@ -1,6 +1,7 @@
 """Manifest: what manifest.json says; its JSON Schema: `python -m runner.provenance.manifest`.
 
-Imports pydantic, the parts' common ground and runner.durable/errors. Holds no secret's value.
+Imports pydantic, the parts' common ground and runner.common.durable/errors. Holds no secret's
+value.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from runner import durable, terminal
-from runner.errors import RunnerError
-from runner.job_model import JobModel
+from runner.common import durable, terminal
+from runner.common.errors import RunnerError
+from runner.jobs.model import JobModel
 
 SCHEMA_VERSION = 1
 Plain = str | int | float | bool | None

@@ -15,24 +15,24 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from runner.container.cli import require_cli
-from runner.container.images import find_image
-from runner.errors import RefusedError, RunnerError, SpecError
-from runner.facts import HostFacts, gather_host
-from runner.folder import RunFolder
-from runner.job_base import JobBase, LaunchSettings
-from runner.origin import Origin, origin_of
-from runner.plan import Plan
-from runner.plan_base import PlanBase
-from runner.plan_kinds import PLANS
-from runner.plan_mgm import MgmPlan
+from runner.common.errors import RefusedError, RunnerError, SpecError
+from runner.containers.cli import require_cli
+from runner.containers.images import find_image
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.plan_kinds import PLANS
+from runner.engines.render import read_any_plan
+from runner.engines.sft.plan import Plan
+from runner.jobs.base import JobBase, LaunchSettings
+from runner.plans.base import PlanBase
+from runner.plans.facts import HostFacts, gather_host
+from runner.plans.resolve import planned_container
+from runner.plans.sources import cache_folder, find_data, find_model
 from runner.provenance import inputs
 from runner.provenance.hashes import Hasher
+from runner.provenance.input_paths import Part, is_here, parts, relocated
 from runner.provenance.manifest import FileRecord, Manifest
-from runner.provenance.places import Part, is_here, parts, relocated
-from runner.render import read_any_plan
-from runner.resolve_base import planned_container
-from runner.sources import cache_folder, find_data, find_model
+from runner.runs.folder import RunFolder
+from runner.runs.origin import Origin, origin_of
 
 On = Literal["local", "docker"]
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")

@@ -8,16 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import durable
-from runner.folder import RunFolder
-from runner.metrics import loss_lines
-from runner.outcome import Outcome
-from runner.plan import Plan
-from runner.plan_base import PlanBase
-from runner.plan_script import ScriptPlan
+from runner.common import durable
+from runner.engines.script.plan import ScriptPlan
+from runner.engines.sft.plan import Plan
+from runner.plans.base import PlanBase
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import FileRecord, Losses, Results, Rows
-from runner.recorded import RESULT, named_texts, object_at, told, whole
+from runner.runs.folder import RunFolder
+from runner.runs.metrics import loss_lines
+from runner.runs.outcome import Outcome
+from runner.runs.records import RESULT, named_texts, object_at, told, whole
 
 OUTPUT_BYTES = 4 << 30
 """What a script wrote is hashed up to this size, so that no verdict waits for minutes."""

@@ -16,13 +16,13 @@ import sys
 from pathlib import Path
 
 from runner import __version__
-from runner.container import context
-from runner.container.cli import require_cli
-from runner.container.images import Image, find_image, image_facts
-from runner.errors import RunnerError
-from runner.own_python import utf8_environment
-from runner.packaged import docker_folder
-from runner.plan_base import PlanBase
+from runner.common.errors import RunnerError
+from runner.common.own_python import utf8_environment
+from runner.common.packaged import docker_folder
+from runner.containers import context
+from runner.containers.cli import require_cli
+from runner.containers.images import Image, find_image, image_facts
+from runner.plans.base import PlanBase
 from runner.provenance.manifest import Code, ImageRecord, Interpreter, Lock
 
 ASK_SECONDS = 60.0

@@ -1,6 +1,6 @@
 """An evaluation in words, from its evaluation.json alone.
 
-Imports the standard library and runner.terminal, units only.
+Imports the standard library and runner.common.terminal, units only.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.terminal import clean_line, indented
-from runner.units import format_duration
+from runner.common.terminal import clean_line, indented
+from runner.common.units import format_duration
 
 Record = Mapping[str, Any]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.leases.records import Card, Claim
-from runner.leases.words import name_claim, name_process
-from runner.plan_base import PlannedBudget
-from runner.units import GIB, format_bytes
+from runner.common.units import GIB, format_bytes
+from runner.machine.leases.models import Card, Claim
+from runner.machine.leases.words import name_claim, name_process
+from runner.plans.base import PlannedBudget
 
 LIMITING_DRIVER = 615
 """The first driver that caps a container's GPU memory (docs/memory-budget.md)."""

@@ -1,7 +1,8 @@
 """A run in words, from its folder alone: what it was, how it ended and why.
 
-Imports runner.folder, runner.durable, runner.render and the checkpoints' files; no torch. A run
-whose supervisor is gone without a verdict is `lost`, and what can be told of it is told.
+Imports runner.runs.folder, runner.common.durable, runner.engines.render and the checkpoints' files;
+no torch. A run whose supervisor is gone without a verdict is `lost`, and what can be told of it is
+told.
 """
 
 from __future__ import annotations
@@ -13,26 +14,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runner import checkpoints, durable
-from runner.bundle.here import plan_here
-from runner.bundle.index import maker_beside
-from runner.errors import RunnerError
-from runner.folder import RunFolder
-from runner.liveness import living_engines
-from runner.metrics import is_loss_line, time_of
-from runner.outcome import SCHEMA_VERSION, Reason
-from runner.plan import Plan
-from runner.plan_base import PlanBase
-from runner.recorded import end_of, number, object_at, status_of, text, told, trouble, whole
-from runner.render import read_any_plan, summary
-from runner.report.going_on import going_on
-from runner.report.memory_report import attempts_lines, memory_lines, read_memory
-from runner.report.standing import kept_in, last_sign, still_alive
-from runner.state import BY_HAND, state_of
-from runner.survivors import living_processes
-from runner.terminal import indented
-from runner.trainings import in_words, planned_trainings, stage_now
-from runner.units import format_bytes, format_duration
+from runner.common import durable
+from runner.common.errors import RunnerError
+from runner.common.processes import living_engines
+from runner.common.terminal import indented
+from runner.common.units import format_bytes, format_duration
+from runner.engines.render import read_any_plan, summary
+from runner.engines.sft.plan import Plan
+from runner.engines.trainings import in_words, planned_trainings, stage_now
+from runner.plans.base import PlanBase
+from runner.provenance.bundle.index import maker_beside
+from runner.provenance.bundle.local_plan import plan_here
+from runner.report.memory import attempts_lines, memory_lines, read_memory
+from runner.report.run_table import kept_in, last_sign, still_alive
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder
+from runner.runs.metrics import is_loss_line, time_of
+from runner.runs.orphans import living_processes
+from runner.runs.outcome import SCHEMA_VERSION, Reason
+from runner.runs.records import end_of, number, object_at, status_of, text, told, trouble, whole
+from runner.runs.resume_command import going_on
+from runner.runs.state import BY_HAND, state_of
 
 _LABEL = 12
 EVENTS_BYTES = 16 << 20

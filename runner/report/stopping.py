@@ -1,16 +1,16 @@
 """What a stop does to a run at this moment, in words: whether a checkpoint is saved, what stays.
 
-Reads the run's records; imports runner.folder, recorded, trainings and the plans.
+Reads the run's records; imports runner.runs.folder, recorded, trainings and the plans.
 """
 
 from __future__ import annotations
 
-from runner.folder import RunFolder
-from runner.plan import Plan
-from runner.plan_base import PlanBase
-from runner.plan_mgm import MgmPlan
-from runner.recorded import status_of
-from runner.trainings import MGM, stage_now
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.sft.plan import Plan
+from runner.engines.trainings import MGM, stage_now
+from runner.plans.base import PlanBase
+from runner.runs.folder import RunFolder
+from runner.runs.records import status_of
 
 
 def stop_in_words(folder: RunFolder, plan: PlanBase) -> str:

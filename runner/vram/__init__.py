@@ -2,5 +2,5 @@
 
 `record`, `allocator`, `shards`, `calibration`, `ladder` are pure; `tracker`, `skeleton`, `stored`,
 `step`, `predict` and `fit` import torch, transformers, peft and trl. Asked in a process of its own:
-`python -m runner.vram REQUEST`.
+`python -m runner.engines.sft.inside.memory REQUEST`.
 """

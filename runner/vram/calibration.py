@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from runner import durable
-from runner.state_folder import state_folder
-from runner.vram.record import CONTEXT, LIBRARIES, Prediction, TrainingMemory
+from runner.common import durable
+from runner.common.state_folder import state_folder
+from runner.vram.prediction import CONTEXT, LIBRARIES, Prediction, TrainingMemory
 
 SMALL_BYTES = 1 << 30
 """Tensors below this say nothing about a ratio: what else is in the process is as large."""

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runner.bundle import tar, unpack
-from runner.bundle.contents import Contents, Item
-from runner.bundle.index import Index, Member, Placed, name_problem
-from runner.bundle.write import write
 from runner.cli.bundle import tidy_at_sigterm
-from runner.errors import RefusedError, UsageError
+from runner.common.errors import RefusedError, UsageError
+from runner.provenance.bundle import tar, unpack
+from runner.provenance.bundle.contents import Contents, Item
+from runner.provenance.bundle.index import Index, Member, Placed, name_problem
+from runner.provenance.bundle.write import write
 
 FILES = {"manifest.json": b"{}\n", "inputs/rows/a.jsonl": b'{"text": "a"}\n', "plan.yaml": b"#\n"}
 

@@ -11,28 +11,28 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from runner.bundle import unpack
-from runner.bundle.contents import contents
-from runner.bundle.here import placed_inputs
-from runner.bundle.index import Index
-from runner.bundle.index import Part as Asked
-from runner.bundle.write import write
-from runner.errors import RefusedError
-from runner.facts import gather
-from runner.folder import RunFolder, create
-from runner.jobfile import load_job
-from runner.outcome import Outcome, Reason
-from runner.plan import Plan, PlannedData
-from runner.plan_base import PlanBase
+from runner.common.errors import RefusedError
+from runner.engines.render import render
+from runner.engines.resolve import make_any_plan
+from runner.engines.sft.plan import Plan, PlannedData
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.base import PlanBase
+from runner.plans.facts import gather
+from runner.provenance.bundle import unpack
+from runner.provenance.bundle.contents import contents
+from runner.provenance.bundle.index import Index
+from runner.provenance.bundle.index import Part as Asked
+from runner.provenance.bundle.local_plan import placed_inputs
+from runner.provenance.bundle.write import write
 from runner.provenance.compare import Side, differences, first_of
 from runner.provenance.hashes import Hasher
-from runner.provenance.keeper import Keeper
+from runner.provenance.input_paths import parts, relocated
 from runner.provenance.manifest import Manifest, read_manifest
-from runner.provenance.places import parts, relocated
+from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of, wrong_inputs
-from runner.render import render
-from runner.resolve import make_plan
-from runner.resolve_kinds import make_any_plan
+from runner.runs.folder import RunFolder, create
+from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.test_any_plan import any_plan
 from tests.test_render import on_cpu

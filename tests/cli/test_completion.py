@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.folder import RunFolder, create
+from runner.runs.folder import RunFolder, create
 from tests.conftest import REPOSITORY
 
 RUNNER = Path(sys.executable).with_name("runner")

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from runner import cuda_builds
-from runner.container import build as building
-from runner.container import context, images, locks
-from runner.container.build import Request, build_arguments
-from runner.doctor.checks import package_check
-from runner.doctor.probes import Package
-from runner.errors import RefusedError, UsageError
+from runner.common import cuda_builds
+from runner.common.errors import RefusedError, UsageError
+from runner.containers import build as building
+from runner.containers import context, images, locks
+from runner.containers.build import Request, build_arguments
+from runner.machine.doctor.checks import package_check
+from runner.machine.doctor.probes import Package
 from tests.testbed import H100, REPOSITORY, FakeNvml, build_nvml
 
 LOCK = "cuda-toolkit==13.0.3.0 ; sys_platform == 'linux'\ntorch==2.13.0\n"
@@ -105,7 +105,7 @@ case "$*" in
   "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
   *"--index-url https://lacks"*) echo "ERROR: No matching distribution found" >&2; exit 1 ;;
   "-m pip"* | "-c "*) ;;
-  "-B -m runner.cuda_builds"*) exec "$REAL" "$@" ;;
+  "-B -m runner.common.cuda_builds"*) exec "$REAL" "$@" ;;
   *) echo "Python 3.12.3" ;;
 esac
 """

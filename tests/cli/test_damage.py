@@ -21,9 +21,9 @@ import pytest
 import typer.main
 
 import runner.cli
-from runner import checkpoints
-from runner.folder import RunFolder
-from runner.supervise.__main__ import main as supervisor_main
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder
+from runner.supervisor.__main__ import main as supervisor_main
 from tests.conftest import Answer, run_cli
 from tests.provenance.conftest import make_bench
 
@@ -135,8 +135,8 @@ def place(
     monkeypatch.setattr(runner.cli, "app", typer.main.get_command(runner.cli.app))
     reproduce = importlib.import_module("runner.cli.reproduce")
     monkeypatch.setattr(reproduce, "start_and_follow", lambda *_, **__: 0)
-    monkeypatch.setattr("runner.cli.until_over.START_SECONDS", 0.0)
-    monkeypatch.setattr("runner.cli.until_over.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("runner.launch.wait.START_SECONDS", 0.0)
+    monkeypatch.setattr("runner.launch.wait.POLL_SECONDS", 0.01)
     runs = tmp_path / "runs"
     found = (RunFolder(runs / each.path.relative_to(made.root)) for each in (made.one, made.other))
     return Place(runs, *found)

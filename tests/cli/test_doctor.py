@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from runner.doctor import checks, probes
-from runner.doctor.probes import Card, Disk, Gpus, Host, Memory, Torch
-from runner.units import GIB, MIB
+from runner.common.units import GIB, MIB
+from runner.machine.doctor import checks, probes
+from runner.machine.doctor.probes import Card, Disk, Gpus, Host, Memory, Torch
 from tests.testbed import H100, REPOSITORY, FakeNvml, build_nvml
 
 DOCKER_UP = """#!/bin/sh

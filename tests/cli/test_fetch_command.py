@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from runner.cli import preflight
-from runner.cli.output import Output
-from runner.cli.preflight import fetch_missing
-from runner.errors import RefusedError
-from runner.facts import gather
-from runner.jobfile import load_job
+from runner.common.errors import RefusedError
+from runner.common.output import Output
+from runner.jobs.load import load_job
+from runner.launch import preflight
+from runner.launch.preflight import fetch_missing
+from runner.plans.facts import gather
 from tests.conftest import Answer
 from tests.testbed.hub import FakeHub, Repository, serve, surroundings
 

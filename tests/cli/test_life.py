@@ -16,20 +16,20 @@ from typing import Any
 
 import pytest
 
-from runner import checkpoints
 from runner.cli.follow import Progress, seconds_a_step
-from runner.engine import best
-from runner.facts import gather
-from runner.folder import RunFolder, create
-from runner.jobfile import load_job
-from runner.liveness import boot_id, is_living, start_ticks
-from runner.outcome import Outcome, Reason
-from runner.plan import Plan
-from runner.removal import HIDDEN
-from runner.render import render
-from runner.report import standing
-from runner.resolve import make_plan
-from runner.state import state_of
+from runner.common.processes import boot_id, is_living, start_ticks
+from runner.engines.render import render
+from runner.engines.sft.inside.train import best
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import gather
+from runner.report import run_table as standing
+from runner.runs import checkpoints
+from runner.runs.delete import HIDDEN
+from runner.runs.folder import RunFolder, create
+from runner.runs.outcome import Outcome, Reason
+from runner.runs.state import state_of
 from tests.conftest import Answer
 
 Cli = Callable[..., Answer]
@@ -348,7 +348,7 @@ def test_waiting_for_what_is_removed_ends(cli: Cli, runs: Runs) -> None:
 def test_waiting_for_what_nobody_starts_is_refused(
     cli: Cli, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.cli.until_over.START_SECONDS", 0.3)
+    monkeypatch.setattr("runner.launch.wait.START_SECONDS", 0.3)
     answer = cli("wait", runs.make().name)
     assert (answer.code, "was never started" in answer.err) == (3, True)
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from runner import checkpoints
-from runner.cli.output import Output
-from runner.cli.resume import choose, latest_of
-from runner.errors import RefusedError
-from runner.facts import gather
-from runner.folder import RunFolder, create
-from runner.jobfile import load_job
-from runner.liveness import start_ticks
-from runner.plan import Plan
-from runner.render import render
-from runner.resolve import make_plan
+from runner.common.errors import RefusedError
+from runner.common.output import Output
+from runner.common.processes import start_ticks
+from runner.engines.render import render
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.launch.resume import choose, latest_of
+from runner.plans.facts import gather
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder, create
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.container.argv import Caller, launch_command, mount_text, passed_on, run_argv
-from runner.container.mounts import plan_mounts
-from runner.execute.docker import container_name
-from runner.folder import RunFolder
-from runner.plan_base import PlannedContainer, PlannedMount
-from runner.plan_script import ScriptPlan
+from runner.engines.script.plan import ScriptPlan
+from runner.plans.base import PlannedContainer, PlannedMount
+from runner.plans.container.argv import Caller, launch_command, mount_text, passed_on, run_argv
+from runner.plans.container.mounts import plan_mounts
+from runner.runs.folder import RunFolder
+from runner.supervisor.execute.docker import container_name
 from tests.engine.tiny import plan_of
 
 TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), min_size=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.container.images import Image
+from runner.containers.images import Image
 from tests.container.conftest import Bench
 from tests.testbed.docker import Daemon
 

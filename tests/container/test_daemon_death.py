@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.container.images import find_image
+from runner.containers.images import find_image
 from tests.container.conftest import Bench
 from tests.container.test_script_runs import ended, events, log, started, ticks, wait_until
 from tests.runs.conftest import Workplace, termination

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.container.private import dead_private
+from runner.containers.private import dead_private
 from tests.runs.conftest import Workplace
 
 FAKE = """#!{python}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.container.images import find_image
+from runner.containers.images import find_image
 from tests.container.conftest import Bench
 from tests.container.test_script_runs import ended, events, log, started, ticks, wait_until
 from tests.runs.conftest import Workplace, lines, termination
@@ -114,8 +114,8 @@ def test_without_a_way_to_hand_out_gpus_it_is_refused_before_the_start(
 
 
 def test_a_driver_too_old_for_the_image_is_refused(node: tuple[Bench, FakeNvml]) -> None:
-    from runner.container.ready import require_driver
-    from runner.errors import RefusedError
+    from runner.common.errors import RefusedError
+    from runner.containers.ready import require_driver
 
     with pytest.raises(RefusedError, match=r"driver"):
         require_driver("535.104.05", "13.0")

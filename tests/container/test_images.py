@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 import runner
-from runner.container import build as building
-from runner.container import context, images, locks
-from runner.container.build import Request, Step, build_arguments, parse_step
-from runner.container.cli import ContainerCli
-from runner.container.images import Image
-from runner.errors import RefusedError, RunnerError, UsageError
-from runner.packaged import docker_folder
+from runner.common.errors import RefusedError, RunnerError, UsageError
+from runner.common.packaged import docker_folder
+from runner.containers import build as building
+from runner.containers import context, images, locks
+from runner.containers.build import Request, Step, build_arguments, parse_step
+from runner.containers.cli import ContainerCli
+from runner.containers.images import Image
 from tests.conftest import Answer
 from tests.testbed import REPOSITORY
 
@@ -700,8 +700,8 @@ def test_a_wheel_brings_the_same_context(tmp_path: Path) -> None:
         [sys.executable, "-m", "zipfile", "-e", str(wheel), str(tmp_path / "site")], check=True
     )
     program = (
-        "import sys; from runner.container import context; of = context.recipe('train')\n"
-        "from runner.packaged import docker_folder\n"
+        "import sys; from runner.containers import context; of = context.recipe('train')\n"
+        "from runner.common.packaged import docker_folder\n"
         "print(docker_folder(), context.source_sha256(of), context.recipe_sha256(of))"
     )
     done = subprocess.run(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.container import context, images
-from runner.container.cli import ContainerCli
-from runner.container.images import Image, default_name
+from runner.containers import context, images
+from runner.containers.cli import ContainerCli
+from runner.containers.images import Image, default_name
 from tests.conftest import Answer
 from tests.testbed import REPOSITORY
 from tests.testbed.docker import BASE, UUIDS, Daemon, bring, build_base
@@ -80,7 +80,7 @@ def test_facts_are_asked_once(
 
 def test_any_user_can_run_it_on_a_read_only_root(docker_daemon: Daemon, train_image: Image) -> None:
     program = (
-        "import getpass, os, pathlib, sys, torch, runner.engine.train\n"
+        "import getpass, os, pathlib, sys, torch, runner.engines.sft.inside.train.train\n"
         "pathlib.Path.home().joinpath('written').write_text('x')\n"
         "print(os.getuid(), os.getgid(), getpass.getuser(), sys.executable, pathlib.Path.home())"
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.container.images import Image
-from runner.plan_script import ScriptPlan
+from runner.containers.images import Image
+from runner.engines.script.plan import ScriptPlan
 from tests.container.conftest import Bench
 from tests.provenance.test_manifest import validate
 

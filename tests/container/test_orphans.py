@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from runner.container import labels, orphans
-from runner.container.cli import ContainerCli
-from runner.container.labels import run_labels, supervisor_label
-from runner.errors import RefusedError
+from runner.common.errors import RefusedError
+from runner.containers import labels, orphans
+from runner.containers.cli import ContainerCli
+from runner.containers.labels import run_labels, supervisor_label
 from tests.testbed import H100, REPOSITORY, FakeNvml, build_nvml
 from tests.testbed.tiny_image import Testbed, build_tiny, require_daemon
 
@@ -348,7 +348,7 @@ def test_labels_that_would_lose_a_container_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("namespace", [["unshare", "--pid", "--fork"], ["unshare", "--uts", "sh"]])
 def test_pids_of_another_namespace_or_name_are_another_hosts(namespace: list[str]) -> None:
-    told = "from runner.container.labels import host_id; print(host_id())"
+    told = "from runner.containers.labels import host_id; print(host_id())"
     command = [*namespace, sys.executable, "-c", told]
     if "sh" in namespace:
         command = ["unshare", "--uts", "sh", "-c", 'hostname other && exec "$@"', "sh"]

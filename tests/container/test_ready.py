@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.container import ready
-from runner.container.cli import Answer, ContainerCli
-from runner.container.ready import Daemon, require_ready
-from runner.errors import RefusedError
-from runner.units import GIB
+from runner.common.errors import RefusedError
+from runner.common.units import GIB
+from runner.containers import ready
+from runner.containers.cli import Answer, ContainerCli
+from runner.containers.ready import Daemon, require_ready
 from tests.testbed.docker import make_bridge
 from tests.testbed.tiny_image import require_daemon
 
@@ -338,7 +338,8 @@ def test_the_way_out_names_a_cuda_that_the_driver_runs() -> None:
 
 def test_asking_imports_nothing_heavy() -> None:
     program = (
-        "import sys, runner.container.ready, runner.container.orphans, runner.container.refusals\n"
+        "import sys, runner.containers.ready, runner.containers.orphans\n"
+        "import runner.containers.refusals\n"
         "print([m for m in ('torch', 'pynvml', 'psutil', 'pydantic', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.container.cli import ContainerCli
-from runner.container.refusals import LONGEST, daemon_lost, discarded, explain_run, last_error
+from runner.containers.cli import ContainerCli
+from runner.containers.refusals import LONGEST, daemon_lost, discarded, explain_run, last_error
 from tests.testbed.tiny_image import IMAGE, build_tiny, require_daemon
 
 FIELDS = ("image", "memory", "shm_size", "pids", "ulimits", "network", "mounts", "arguments")
@@ -546,7 +546,7 @@ def test_pieces_of_real_messages_never_raise(pieces: list[str]) -> None:
 
 def test_an_endless_message_is_judged_at_once() -> None:
     program = (
-        "from runner.container.refusals import explain_run, discarded\n"
+        "from runner.containers.refusals import explain_run, discarded\n"
         "pieces = ('mounting \"', 'exec: \\\\\\\\', 'memory.max ', 'Get \"https://', ': ', '\\n')\n"
         "for piece in pieces:\n"
         "    explain_run('docker: ' + piece * 200_000, 125)\n"

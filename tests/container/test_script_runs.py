@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from runner.container.private import dead_private
+from runner.containers.private import dead_private
 from tests.conftest import REPOSITORY
 from tests.container.conftest import Bench
 from tests.runs.conftest import Finished, Workplace, termination

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.container.images import Image
+from runner.containers.images import Image
 from tests.container.conftest import Bench
 from tests.container.test_script_runs import ended, log, supervisor_of, wait_until
 from tests.runs.conftest import Workplace, lines, termination
@@ -135,11 +135,11 @@ def test_auto_takes_the_image_and_says_so(
 def test_what_fetches_in_the_image_gets_the_token_and_leaves_it_nowhere(
     house: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.container.inside import question
-    from runner.container.place import settle_place
-    from runner.facts import gather
-    from runner.jobfile import load_job
-    from runner.resolve_base import planned_container
+    from runner.jobs.load import load_job
+    from runner.plans.engine_command import question
+    from runner.plans.facts import gather
+    from runner.plans.placement import settle_place
+    from runner.plans.resolve import planned_container
 
     monkeypatch.setenv("HF_TOKEN", "canary-of-a-token")
     monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))

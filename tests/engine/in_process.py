@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner import durable
-from runner.engine.control import Control
-from runner.folder import RunFolder
-from runner.job import Job
-from runner.plan import Plan
-from runner.render import plan_yaml
+from runner.common import durable
+from runner.engines.render import plan_yaml
+from runner.engines.sft.inside.control import Control
+from runner.engines.sft.job import Job
+from runner.engines.sft.plan import Plan
+from runner.runs.folder import RunFolder
 
 WORDS = (
     "the",
@@ -156,8 +156,10 @@ class Ended:
 def run(
     plan: Plan, path: Path, *, resume: bool = False, meanwhile: Interruptions | None = None
 ) -> Ended:
-    """Train `plan` in the run folder `path`, as `python -m runner.engine` does in a process."""
-    from runner.engine.train import train
+    """Train `plan` in the run folder `path`, as `python -m runner.engines.sft.inside` does in a
+    process.
+    """
+    from runner.engines.sft.inside.train.train import train
 
     folder = ready(plan, path)
     control = Control(folder, int(os.environ.get("RANK", "0")))
@@ -192,8 +194,8 @@ def signals_put_back() -> Iterator[None]:
 
 @contextmanager
 def _watched(meanwhile: Interruptions, batches: list[tuple[int, ...]]) -> Iterator[None]:
-    from runner.engine import model as weights
-    from runner.engine.trainer import RunTrainer
+    from runner.engines.sft.inside.model import weights
+    from runner.engines.sft.inside.train.trainer import RunTrainer
 
     step, load = RunTrainer.training_step, weights.load_model
 

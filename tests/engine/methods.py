@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import durable
-from runner.folder import RunFolder
-from runner.job import Job
-from runner.plan import Plan
-from runner.render import plan_yaml
+from runner.common import durable
+from runner.engines.render import plan_yaml
+from runner.engines.sft.job import Job
+from runner.engines.sft.plan import Plan
+from runner.runs.folder import RunFolder
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"r": 4}},
@@ -108,9 +108,9 @@ def make_trainer(plan: Plan, folder: RunFolder) -> tuple[Any, Any]:
     from transformers import set_seed
     from trl import SFTConfig
 
-    from runner.engine.adapter import trainable_setup
-    from runner.engine.model import load_model, load_tokenizer
-    from runner.engine.trainer import RunTrainer
+    from runner.engines.sft.inside.model.adapter import trainable_setup
+    from runner.engines.sft.inside.model.weights import load_model, load_tokenizer
+    from runner.engines.sft.inside.train.trainer import RunTrainer
 
     set_seed(plan.training.seed)
     tokenizer, _ = load_tokenizer(plan)
@@ -148,7 +148,7 @@ def make_trainer(plan: Plan, folder: RunFolder) -> tuple[Any, Any]:
 
 def train(plan: Plan, path: Path) -> Trained:
     """Train a plan in `path` and save its result."""
-    from runner.engine.result import ready_to_train, save_result
+    from runner.engines.sft.inside.train.result import ready_to_train, save_result
 
     folder = RunFolder(path / "tiny" / "20260101-000000-0000000")
     folder.checkpoints.mkdir(parents=True)

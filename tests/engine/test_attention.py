@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runner.container.argv import PASSED_ON_PREFIXES
-from runner.engine import train
-from runner.engine.attention import AVOIDS_RECOMPILING, avoid_plan_building
-from runner.engine.stack import stack_record
+from runner.engines.sft.inside.model.attention import AVOIDS_RECOMPILING, avoid_plan_building
+from runner.engines.sft.inside.stack import stack_record
+from runner.engines.sft.inside.train import train
+from runner.plans.container.argv import PASSED_ON_PREFIXES
 from tests.engine.in_process import plan_of
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import checkpoints
-from runner.engine import best
-from runner.engine.best import Evaluation, Standing
-from runner.errors import RunnerError
+from runner.common.errors import RunnerError
+from runner.engines.sft.inside.train import best
+from runner.engines.sft.inside.train.best import Evaluation, Standing
+from runner.runs import checkpoints
 
 losses = st.lists(st.one_of(st.none(), st.floats(0, 20, allow_nan=False)), max_size=20)
 

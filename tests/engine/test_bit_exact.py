@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from runner import checkpoints, durable
-from runner.errors import RefusedError, RunnerError
-from runner.folder import RunFolder
+from runner.common import durable
+from runner.common.errors import RefusedError, RunnerError
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder
 from tests.engine import in_process
 from tests.engine.in_process import Ended, Interruptions, make_rows, plan_of, run
 
@@ -167,7 +168,7 @@ def test_the_order_of_rows_depends_on_seed_and_step_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from runner.engine import arguments
+    from runner.engines.sft.inside.train import arguments
 
     real = arguments.training_arguments
 
@@ -316,8 +317,8 @@ def test_an_operation_without_a_deterministic_kernel_is_named(
 ) -> None:
     import torch
 
-    from runner.engine import __main__ as engine
-    from runner.engine.trainer import RunTrainer
+    from runner.engines.sft.inside import __main__ as engine
+    from runner.engines.sft.inside.train.trainer import RunTrainer
 
     real = RunTrainer.compute_loss
 
@@ -346,7 +347,7 @@ def test_an_operation_without_a_deterministic_kernel_is_named(
 def test_on_a_gpu_cublas_has_to_be_told_before_it_starts(
     job: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.engine.determinism import lacking_kernel, make_deterministic
+    from runner.engines.sft.inside.determinism import lacking_kernel, make_deterministic
 
     plan = plan_of(*job, deterministic=True)
     plan = plan.model_copy(update={"launch": plan.launch.model_copy(update={"device": "cuda"})})

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from runner.engine import cap
-from runner.engine.cap import cap_fraction, outside_bytes, set_cap
-from runner.errors import RefusedError
-from runner.units import GIB, MIB
+from runner.common.errors import RefusedError
+from runner.common.units import GIB, MIB
+from runner.engines.sft.inside import memory_cap as cap
+from runner.engines.sft.inside.memory_cap import cap_fraction, outside_bytes, set_cap
 
 
 def test_at_least_512_mib_are_outside_of_torch_and_more_where_more_was_measured() -> None:

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from runner.engine import __main__ as engine
-from runner.engine.watch import NonFiniteLoss
+from runner.engines.sft.inside import __main__ as engine
+from runner.engines.sft.inside.train.loss_check import NonFiniteLoss
 
 # torch 2.x, c10/cuda/CUDACachingAllocator.cpp: the "allowed" part is there only under a cap
 CAPPED = (

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from runner.engine.fetch.files import RemoteFile, data_files, needed, weights
-from runner.engine.fetch.progress import FileProgress
-from runner.engine.fetch.refusals import said
-from runner.errors import RefusedError
-from runner.sources import fetched_rows, file_sha256, find_model
+from runner.common.errors import RefusedError
+from runner.fetch.files import RemoteFile, data_files, needed, weights
+from runner.fetch.progress import FileProgress
+from runner.fetch.refusals import said
+from runner.plans.sources import fetched_rows, file_sha256, find_model
 from tests.testbed.hub import RIGHT_TOKEN, FakeHub, Repository, serve, surroundings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def rows(source: str = "hub", **more: Any) -> dict[str, Any]:
 
 def start(*wanted: dict[str, Any]) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.engine.fetch"],
+        [sys.executable, "-m", "runner.fetch"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -374,7 +374,7 @@ def test_a_full_disk_is_foreseen(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) 
     import shutil
     from collections import namedtuple
 
-    from runner.engine.fetch import fetched
+    from runner.fetch import fetched
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, fetched.SPARE_BYTES + 10))
@@ -408,7 +408,7 @@ def test_a_model_from_modelscope_is_named_by_its_content(hub: FakeHub) -> None:
 def test_modelscope_without_its_client_says_what_to_install(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.engine.fetch import modelscope
+    from runner.fetch import modelscope
 
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     with pytest.raises(RefusedError) as caught:
@@ -428,7 +428,7 @@ def test_an_absent_repository_on_modelscope_is_said_to_be(hub: FakeHub) -> None:
 
 
 def read_parquet(path: str) -> list[dict[str, Any]]:
-    from runner.engine.data.read import read_rows
+    from runner.data.read import read_rows
 
     return [row for _, row in read_rows(Path(path))]
 

@@ -45,7 +45,7 @@ def test_lora_and_projector_of_the_real_llava_have_the_contracts_sizes(full_size
     from peft import LoraConfig, get_peft_model
     from transformers import CONFIG_MAPPING, LlavaConfig, LlavaForConditionalGeneration
 
-    from runner.engine.vision import (
+    from runner.engines.sft.inside.model.vision import (
         PROJECTOR,
         adapter_targets,
         image_tokens,

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from runner.engine import standin
-from runner.engine.limits import (
+from runner.common.errors import RunnerError, SpecError
+from runner.engines.sft.inside.model import standin
+from runner.engines.sft.inside.model.limits import (
     ModelLimits,
     dtype_notes,
     limits_of,
@@ -23,13 +24,12 @@ from runner.engine.limits import (
     stored_formats,
     unreached_lines,
 )
-from runner.engine.model import load_tokenizer
-from runner.engine.rows import prepare_rows
-from runner.errors import RunnerError, SpecError
-from runner.facts import gather
-from runner.jobfile import load_job
-from runner.plan import Plan
-from runner.resolve import make_plan
+from runner.engines.sft.inside.model.weights import load_tokenizer
+from runner.engines.sft.inside.rows import prepare_rows
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import gather
 
 Cli = Callable[..., Any]
 STORY = "Once upon a time there was a cat. "
@@ -314,7 +314,7 @@ def test_experts_that_no_adapter_reaches_are_told(place: Path) -> None:
 def test_target_modules_are_refused_for_the_true_reason(
     place: Path, target: str, reason: str
 ) -> None:
-    from runner.engine.count import count_parameters
+    from runner.engines.sft.inside.model.count import count_parameters
 
     folder = model(place, "tied", "llama", **LLAMA, tie_word_embeddings=True)
     plan = plan_for(place, folder, lora={"target_modules": [target]})
@@ -331,7 +331,7 @@ def test_target_modules_are_refused_for_the_true_reason(
 
 
 def test_memory_is_predicted_from_a_folder_without_the_rows(place: Path, tmp_path: Path) -> None:
-    from runner.vram.batches import batches_of
+    from runner.engines.sft.inside.memory.batches import batches_of
 
     folder = model(place, "llama", "llama", **LLAMA, max_position_embeddings=80)
     job = tmp_path / "job.yaml"

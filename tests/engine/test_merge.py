@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runner.errors import RefusedError, RunnerError
+from runner.common.errors import RefusedError, RunnerError
 from tests.engine.methods import METHODS, Trained, plan_of, train
 
 Get = Callable[[str], Trained]
@@ -45,7 +45,7 @@ def test_the_merged_model_is_base_and_adapter(name: str, trained: Get, tmp_path:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from runner.engine.merge import merge
+    from runner.engines.sft.inside.merge import merge
 
     run = trained(name)
     out = tmp_path / "new" / "merged"
@@ -79,7 +79,7 @@ def test_the_merged_model_is_base_and_adapter(name: str, trained: Get, tmp_path:
 def test_rounding_is_measured(trained: Get, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    from runner.engine.merge import merge
+    from runner.engines.sft.inside.merge import merge
 
     record = merge(trained("lora").folder, trained("lora").plan, tmp_path / "merged", "bf16")
     assert record["computed_in"] == "fp32"
@@ -94,7 +94,7 @@ def test_rounding_is_measured(trained: Get, tmp_path: Path) -> None:
 def test_a_merge_that_is_wrong_writes_nothing(
     trained: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.engine import merge as module
+    from runner.engines.sft.inside import merge as module
 
     run = trained("lora")
     real = module._reload
@@ -113,10 +113,10 @@ def test_a_merge_that_is_wrong_writes_nothing(
 def test_rows_that_are_gone_are_replaced_and_named(
     trained: Get, tmp_path: Path, shared: Path
 ) -> None:
-    from runner import durable
-    from runner.engine.merge import merge
-    from runner.folder import RunFolder
-    from runner.render import plan_yaml
+    from runner.common import durable
+    from runner.engines.render import plan_yaml
+    from runner.engines.sft.inside.merge import merge
+    from runner.runs.folder import RunFolder
 
     run = trained("lora")
     copy = RunFolder(tmp_path / "tiny" / run.folder.path.name)
@@ -132,7 +132,7 @@ def test_rows_that_are_gone_are_replaced_and_named(
 def test_too_little_disk_or_memory_is_refused_before_anything_is_loaded(
     trained: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.engine import merge as module
+    from runner.engines.sft.inside import merge as module
 
     run = trained("lora")
     with monkeypatch.context() as patch:
@@ -151,7 +151,7 @@ def test_too_little_disk_or_memory_is_refused_before_anything_is_loaded(
 def test_where_fp32_does_not_fit_the_written_format_computes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from runner.engine import merge as module
+    from runner.engines.sft.inside import merge as module
 
     memory = SimpleNamespace(available=12 << 30)
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
@@ -168,23 +168,23 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
     from transformers import AutoModelForImageTextToText, AutoTokenizer, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from runner import durable
-    from runner.engine import standin
-    from runner.engine.adapter import trainable_setup
-    from runner.engine.count import count_parameters, counted
-    from runner.engine.images import ImageTextCollator, for_trainer, image_processor
-    from runner.engine.merge import merge
-    from runner.engine.model import load_model, load_tokenizer
-    from runner.engine.result import ready_to_train, save_result
-    from runner.engine.rows import prepare_rows
-    from runner.engine.survey import image_tokens
-    from runner.engine.trained import reload_result
-    from runner.engine.vision import projector_parameters
-    from runner.facts import gather
-    from runner.folder import RunFolder
-    from runner.jobfile import load_job
-    from runner.render import plan_yaml
-    from runner.resolve import make_plan
+    from runner.common import durable
+    from runner.engines.render import plan_yaml
+    from runner.engines.sft.inside.images import ImageTextCollator, for_trainer, image_processor
+    from runner.engines.sft.inside.merge import merge
+    from runner.engines.sft.inside.model import standin
+    from runner.engines.sft.inside.model.adapter import trainable_setup
+    from runner.engines.sft.inside.model.count import count_parameters, counted
+    from runner.engines.sft.inside.model.trained import reload_result
+    from runner.engines.sft.inside.model.vision import projector_parameters
+    from runner.engines.sft.inside.model.weights import load_model, load_tokenizer
+    from runner.engines.sft.inside.rows import prepare_rows
+    from runner.engines.sft.inside.survey import image_tokens
+    from runner.engines.sft.inside.train.result import ready_to_train, save_result
+    from runner.engines.sft.resolve import make_plan
+    from runner.jobs.load import load_job
+    from runner.plans.facts import gather
+    from runner.runs.folder import RunFolder
     from tests.conftest import REPOSITORY
 
     monkeypatch.chdir(REPOSITORY)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runner.errors import RefusedError, RunnerError, SpecError
+from runner.common.errors import RefusedError, RunnerError, SpecError
 from tests.engine.methods import METHODS, Trained, plan_of, train
 
 Get = Callable[[str], Trained]
@@ -38,7 +38,7 @@ def trained(material: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_trains_and_reloads_as_it_is_in_memory(name: str, trained: Get) -> None:
-    from runner.engine.trained import reload_result
+    from runner.engines.sft.inside.model.trained import reload_result
 
     run = trained(name)
     assert len(run.losses) == 3
@@ -53,7 +53,7 @@ def test_it_trains_and_reloads_as_it_is_in_memory(name: str, trained: Get) -> No
 def test_counts_before_the_start_are_those_of_the_model_that_trains(
     name: str, trained: Get
 ) -> None:
-    from runner.engine.count import count_parameters, counted
+    from runner.engines.sft.inside.model.count import count_parameters, counted
 
     run = trained(name)
     before, real = count_parameters(run.plan), counted(run.trainer.model)
@@ -66,7 +66,7 @@ def test_counts_before_the_start_are_those_of_the_model_that_trains(
 
 
 def test_counts_are_right_by_hand(trained: Get) -> None:
-    from runner.engine.count import count_parameters
+    from runner.engines.sft.inside.model.count import count_parameters
 
     # 5 layers of q, o 64x64, k, v 64->32, gate, up 64->172, down 172->64; r (in + out) each
     lora = 4 * 5 * (2 * (64 + 64) + 2 * (64 + 32) + 2 * (64 + 172) + (172 + 64))
@@ -94,7 +94,7 @@ def test_counts_of_published_models_need_no_weights(
 ) -> None:
     from transformers import Qwen2Config
 
-    from runner.engine.count import count_parameters
+    from runner.engines.sft.inside.model.count import count_parameters
 
     shape = dict(shape)
     Qwen2Config(
@@ -130,8 +130,8 @@ def test_what_is_saved_says_what_it_is(name: str, trained: Get) -> None:
 
 
 def test_an_adapter_of_a_hub_model_names_it_with_its_revision(trained: Get, tmp_path: Path) -> None:
-    from runner.engine.result import publish_from
-    from runner.folder import RunFolder
+    from runner.engines.sft.inside.train.result import publish_from
+    from runner.runs.folder import RunFolder
 
     run = trained("lora")
     model = run.plan.model.model_copy(update={"kind": "hub", "id": "o/m", "revision": "abc123"})
@@ -145,8 +145,8 @@ def test_an_adapter_of_a_hub_model_names_it_with_its_revision(trained: Get, tmp_
 @pytest.mark.parametrize("name", ["lora", "nf4", "prefix", "projected prefix", "full"])
 def test_a_checkpoint_becomes_the_result(name: str, trained: Get, tmp_path: Path) -> None:
     """The last checkpoint holds what was saved at the end, so the files are the same."""
-    from runner.engine.result import publish_from
-    from runner.folder import RunFolder
+    from runner.engines.sft.inside.train.result import publish_from
+    from runner.runs.folder import RunFolder
 
     run = trained(name)
     saved = publish_from(
@@ -176,8 +176,8 @@ def test_a_training_that_changed_nothing_is_no_result(
 def test_weights_that_are_no_number_are_no_result(trained: Get, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from runner.engine.result import publish_from
-    from runner.folder import RunFolder
+    from runner.engines.sft.inside.train.result import publish_from
+    from runner.runs.folder import RunFolder
 
     run = trained("lora")
     checkpoint = tmp_path / "checkpoint-3"
@@ -228,8 +228,8 @@ def test_an_evaluation_leaves_quantized_weights_as_they_were(
     import torch
     from peft import get_peft_model
 
-    from runner.engine.adapter import trainable_setup
-    from runner.engine.model import load_model
+    from runner.engines.sft.inside.model.adapter import trainable_setup
+    from runner.engines.sft.inside.model.weights import load_model
 
     plan = plan_of(*material, **METHODS[name])
     model = load_model(plan)
@@ -261,8 +261,8 @@ def test_a_resumed_training_ends_where_the_undisturbed_one_did(
 ) -> None:
     import torch
 
-    from runner.engine.result import ready_to_train
-    from runner.folder import RunFolder
+    from runner.engines.sft.inside.train.result import ready_to_train
+    from runner.runs.folder import RunFolder
     from tests.engine.methods import make_trainer
 
     plan = plan_of(*material, **METHODS[name], training={"max_steps": 4, "save_steps": 2})
@@ -292,7 +292,7 @@ def test_a_resumed_training_ends_where_the_undisturbed_one_did(
 def test_target_modules_that_cannot_be_trained_are_refused(
     targets: list[str], told: str, material: tuple[Path, Path]
 ) -> None:
-    from runner.engine.count import count_parameters
+    from runner.engines.sft.inside.model.count import count_parameters
 
     plan = plan_of(*material, lora={"target_modules": targets})
     with pytest.raises(SpecError) as caught:
@@ -303,7 +303,7 @@ def test_target_modules_that_cannot_be_trained_are_refused(
 def test_gpt2s_conv1d_layers_are_targets_too(material: tuple[Path, Path], tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from runner.engine.adapter import linear_names, trainable_setup
+    from runner.engines.sft.inside.model.adapter import linear_names, trainable_setup
 
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=32))
     assert linear_names(model) == ["c_attn", "c_fc", "c_proj", "lm_head"]
@@ -319,8 +319,8 @@ def test_a_prefix_that_does_not_fit_the_model_is_refused(material: tuple[Path, P
     from peft import get_peft_model
     from transformers import FalconConfig, FalconForCausalLM
 
-    from runner.engine.adapter import trainable_setup
-    from runner.engine.result import ready_to_train
+    from runner.engines.sft.inside.model.adapter import trainable_setup
+    from runner.engines.sft.inside.train.result import ready_to_train
 
     plan = plan_of(*material, method="prefix")
     falcon = FalconForCausalLM(
@@ -333,7 +333,7 @@ def test_a_prefix_that_does_not_fit_the_model_is_refused(material: tuple[Path, P
 
 def test_a_prefix_under_zero3_is_refused_before_the_start(material: tuple[Path, Path]) -> None:
     """Its first checkpoint would wait for ever."""
-    from runner.engine.count import count_parameters
+    from runner.engines.sft.inside.model.count import count_parameters
 
     plan = plan_of(*material, method="prefix")
     launch = plan.launch.model_copy(update={"deepspeed": "zero3"})
@@ -346,7 +346,7 @@ def test_a_bitsandbytes_that_fails_is_a_refusal(
 ) -> None:
     import bitsandbytes
 
-    from runner.engine.model import load_model
+    from runner.engines.sft.inside.model.weights import load_model
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("libcudart.so.13: cannot open shared object file\nmore")
@@ -360,8 +360,8 @@ def test_a_bitsandbytes_that_fails_is_a_refusal(
 @pytest.mark.parametrize("name", ["lora", "nf4", "prefix", "projected prefix", "full"])
 def test_run_and_base_answer_side_by_side(name: str, trained: Get) -> None:
     """The base's answer is that of the base loaded on its own; each keeps its conversation."""
-    from runner.engine.chat import Talker
-    from runner.engine.model import load_model
+    from runner.engines.sft.inside.chat import Talker
+    from runner.engines.sft.inside.model.weights import load_model
 
     run = trained(name)
     talker = Talker(run.folder, run.plan, base=True, max_new_tokens=12)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.pace import Pace, percentile
+from runner.engines.sft.inside.train.throughput import Pace, percentile
 
 
 def test_a_second_is_counted_where_it_was_spent_and_once() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.multiprocessing as processes
 
-from runner.engine.records import Records, _fullest
-from runner.folder import RunFolder
+from runner.engines.sft.inside.train.metrics_callback import Records, _fullest
+from runner.runs.folder import RunFolder
 
 
 @pytest.fixture

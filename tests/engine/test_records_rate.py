@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from runner.engine.records import Records
-from runner.engine.schedule import learning_rate_at
+from runner.engines.sft.inside.train.metrics_callback import Records
+from runner.engines.sft.inside.train.schedule import learning_rate_at
 from tests.engine.tiny import plan_of, run_folder
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.schedule import (
+from runner.engines.sft.inside.train.schedule import (
     count_saves,
     has_best_candidate,
     kept_at_once,
@@ -19,7 +19,7 @@ from runner.engine.schedule import (
     warm_up_alone,
     warm_up_steps,
 )
-from runner.job_training import TrainingSettings
+from runner.jobs.training import TrainingSettings
 
 TWO = TrainingSettings.model_validate(
     {

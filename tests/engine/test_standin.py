@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from runner.engine import standin
-from runner.engine.data.masks import encode, end_of_turn_ids
-from runner.engine.data.read import ReadOptions
-from runner.engine.data.tables import TableOptions
-from runner.engine.vision import IMAGE_TOKEN
-from runner.errors import RefusedError, SpecError
+from runner.common.errors import RefusedError, SpecError
+from runner.data.masks import encode, end_of_turn_ids
+from runner.data.read import ReadOptions
+from runner.data.tables import TableOptions
+from runner.engines.sft.inside.model import standin
+from runner.engines.sft.inside.model.vision import IMAGE_TOKEN
 
 CONVERSATION: list[Any] = [
     {"role": "user", "content": "天气好吗?"},

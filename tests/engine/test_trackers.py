@@ -13,10 +13,16 @@ from typing import Any
 
 import pytest
 
-from runner import durable
-from runner.engine import trackers
-from runner.engine.trackers import Feed, State, Trackers, missing_trackers, open_trackers
-from runner.folder import RunFolder
+from runner.common import durable
+from runner.engines.sft.inside.train import trackers
+from runner.engines.sft.inside.train.trackers import (
+    Feed,
+    State,
+    Trackers,
+    missing_trackers,
+    open_trackers,
+)
+from runner.runs.folder import RunFolder
 from tests.engine.tiny import make_trainer, plan_of, run_folder
 
 pytest.importorskip("torch")

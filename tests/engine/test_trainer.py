@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from runner import checkpoints, durable
-from runner.engine.schedule import learning_rate_at
-from runner.errors import RefusedError, RunnerError
-from runner.folder import RunFolder
+from runner.common import durable
+from runner.common.errors import RefusedError, RunnerError
+from runner.engines.sft.inside.train.schedule import learning_rate_at
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder
 from tests.engine.tiny import make_trainer, plan_of, run_folder
 
 pytest.importorskip("torch")
@@ -75,7 +76,7 @@ def copy_of(folder: RunFolder, place: Path, *, until: int) -> RunFolder:
 @pytest.fixture
 def rigged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The eval losses that evaluations give, in order."""
-    from runner.engine.trainer import RunTrainer
+    from runner.engines.sft.inside.train.trainer import RunTrainer
 
     losses: list[float] = []
     real = RunTrainer.evaluation_loop
@@ -314,7 +315,7 @@ def test_a_rate_that_is_not_the_stages_is_refused_not_trained(tmp_path: Path) ->
 def test_a_stop_in_mid_evaluation_saves_where_training_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.engine.control import Control
+    from runner.engines.sft.inside.control import Control
 
     folder = run_folder(tmp_path / "run")
     control = Control(folder, 0)
@@ -339,7 +340,7 @@ def test_an_evaluation_that_was_broken_off_is_made_up_for_and_training_is_as_if_
     tmp_path: Path, settings: dict[str, Any], at: int
 ) -> None:
     """A supervisor was killed while its trainer evaluated: found by tests.runs.kills."""
-    from runner.engine.control import Control
+    from runner.engines.sft.inside.control import Control
 
     both = {"max_steps": 9, "eval_steps": 3, "save_steps": 3, "learning_rate": 0.5}
     plan = plan_of({**both, **settings})
@@ -399,7 +400,7 @@ def test_eight_bit_adamw_trains_or_is_refused_by_name(
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
     assert optimizer.param_groups[0]["eps"] == 1e-7
 
-    from runner.engine import arguments
+    from runner.engines.sft.inside.train import arguments
 
     monkeypatch.setattr(arguments.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(RefusedError, match="bitsandbytes is not installed"):

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from runner.engine import standin
-from runner.engine.data.masks import IGNORED_LABEL, encode
-from runner.engine.images import (
+from runner.common.errors import RefusedError, RunnerError, SpecError
+from runner.data.masks import IGNORED_LABEL, encode
+from runner.engines.sft.inside.images import (
     IMAGES,
     ImageTextCollator,
     for_trainer,
@@ -24,8 +24,8 @@ from runner.engine.images import (
     read_image,
     require_images,
 )
-from runner.engine.model import load_tokenizer
-from runner.engine.vision import (
+from runner.engines.sft.inside.model import standin
+from runner.engines.sft.inside.model.vision import (
     IMAGE_TOKEN,
     PROJECTOR,
     adapter_targets,
@@ -41,11 +41,11 @@ from runner.engine.vision import (
     save_projector,
     vision_model_on_meta,
 )
-from runner.errors import RefusedError, RunnerError, SpecError
-from runner.facts import gather
-from runner.jobfile import load_job
-from runner.plan import Plan
-from runner.resolve import make_plan
+from runner.engines.sft.inside.model.weights import load_tokenizer
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import gather
 
 PATCHES = 16
 # openai/clip-vit-large-patch14-336's own preprocessor_config.json, as old as its names, made small

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner.folder import RunFolder
-from runner.job import Job
-from runner.plan import Plan
+from runner.engines.sft.job import Job
+from runner.engines.sft.plan import Plan
+from runner.runs.folder import RunFolder
 
 
 def plan_of(
@@ -91,10 +91,10 @@ def make_trainer(
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-    from runner.engine.arguments import training_arguments
-    from runner.engine.records import Records
-    from runner.engine.requests import Requests
-    from runner.engine.trainer import RunTrainer
+    from runner.engines.sft.inside.train.arguments import training_arguments
+    from runner.engines.sft.inside.train.metrics_callback import Records
+    from runner.engines.sft.inside.train.signals import Requests
+    from runner.engines.sft.inside.train.trainer import RunTrainer
 
     vocabulary = {f"t{number}": number for number in range(30)} | {"<pad>": 30, "<eos>": 31}
     tokenizer = PreTrainedTokenizerFast(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.cores import cpu_quota, usable_cores
+from runner.machine.cores import cpu_quota, usable_cores
 
 
 def laid(folder: Path, cgroup: str, files: dict[str, str]) -> tuple[Path, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import own_python
+from runner.common import own_python
 from tests.conftest import REPOSITORY
 
 LATIN = {"PYTHONIOENCODING": "latin-1"}
@@ -98,7 +98,7 @@ def test_children_are_told_utf8_and_the_terminals_encoding(
 
 GUARDED = """
 import sys
-from runner import terminal
+from runner.common import terminal
 terminal.guard_streams({streams})
 terminal.say("\\u60c5 \\xe9")
 terminal.put_json({{"a": "\\u60c5 \\xe9"}})
@@ -124,7 +124,7 @@ def test_a_prompt_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     import io
 
     from runner.cli.chat import _standard_input
-    from runner.errors import UsageError
+    from runner.common.errors import UsageError
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("情".encode()), "ascii"))
     with pytest.raises(UsageError, match="not ascii"):
@@ -134,7 +134,7 @@ def test_a_prompt_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_json_is_json_on_any_terminal() -> None:
     import io
 
-    from runner import terminal
+    from runner.common import terminal
 
     for encoding in ("ascii", "latin-1", "utf-8", "gbk"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")

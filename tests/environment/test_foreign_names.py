@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from runner import terminal
-from runner.guard.records import MigDevice
-from runner.report import monitor_csv, monitor_metrics
-from runner.report.monitor_records import (
+from runner.common import terminal
+from runner.machine.readings import MigDevice
+from runner.report.monitor import csv as monitor_csv
+from runner.report.monitor import metrics as monitor_metrics
+from runner.report.monitor.snapshot import (
     CardShare,
     DeviceView,
     HostView,
@@ -19,7 +20,7 @@ from runner.report.monitor_records import (
     RunView,
     Snapshot,
 )
-from runner.report.monitor_view import render
+from runner.report.monitor.view import render
 from tests.security.hostile_runs import EVIL, unfit
 
 PROCESS = ProcessView(1, 1 << 30, f"python{EVIL}", f"run{EVIL}")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from runner import own_python
-from runner.jobfile import load_job
-from runner.launchers import is_of_launcher, of_launchers, without_launchers
-from runner.render import render
-from runner.resolve_kinds import make_any_plan
+from runner.common import own_python
+from runner.common.launchers import is_of_launcher, of_launchers, without_launchers
+from runner.engines.render import render
+from runner.engines.resolve import make_any_plan
+from runner.jobs.load import load_job
 from tests.conftest import REPOSITORY
 
 OUTSIDE = {  # a few of each launcher
@@ -185,7 +185,7 @@ def test_what_a_script_job_sets_itself_counts(tmp_path: Path) -> None:
 def test_a_command_that_asks_the_engine_names_them_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from runner.cli.left_out import say_left_out
+    from runner.launch.left_out import say_left_out
 
     for name in of_launchers(os.environ):
         monkeypatch.delenv(name)

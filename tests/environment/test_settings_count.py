@@ -18,18 +18,18 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 import yaml
 
-from runner.errors import RefusedError, SpecError
-from runner.facts import HostFacts
-from runner.job_fields import _members, all_fields, annotation_at, model_at
-from runner.job_mgm import MgmJob
-from runner.job_script import ScriptJob
-from runner.jobfile import load_job
-from runner.plan_base import PlanBase
-from runner.render import render
-from runner.resolve import make_plan
-from runner.resolve_kinds import gather, gather_host
-from runner.resolve_mgm import make_mgm_plan
-from runner.resolve_script import gather_script, make_script_plan
+from runner.common.errors import RefusedError, SpecError
+from runner.engines.mgm.job import MgmJob
+from runner.engines.mgm.resolve import make_mgm_plan
+from runner.engines.render import render
+from runner.engines.resolve import gather, gather_host
+from runner.engines.script.job import ScriptJob
+from runner.engines.script.resolve import gather_script, make_script_plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.fields import _members, all_fields, annotation_at, model_at
+from runner.jobs.load import load_job
+from runner.plans.base import PlanBase
+from runner.plans.facts import HostFacts
 from tests.conftest import REPOSITORY, Answer, run_cli
 from tests.test_render import BLOCKS, CHANGES, CHANGES_NOTHING, WITH_OTHERS, on_gpus
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.errors import RefusedError
-from runner.facts import Found, allowed_by_caller, list_gpus
-from runner.jobfile import load_job
-from runner.resolve_kinds import make_any_plan
-from runner.visible_devices import order_note, visible
+from runner.common.errors import RefusedError
+from runner.engines.resolve import make_any_plan
+from runner.jobs.load import load_job
+from runner.machine.visible_devices import order_note, visible
+from runner.plans.facts import Found, allowed_by_caller, list_gpus
 from tests.conftest import REPOSITORY
 
 UUIDS = ["GPU-aa00", "GPU-ab11", "GPU-bb22"]
@@ -142,7 +142,7 @@ class Nvml:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    from runner.guard import nvml
+    from runner.machine import nvml
 
     monkeypatch.setattr(nvml, "Nvml", Nvml)
     monkeypatch.setattr(nvml, "library_present", lambda: True)
@@ -203,7 +203,7 @@ def test_a_lost_gpu_keeps_its_number(machine: pytest.MonkeyPatch) -> None:
             reading.lost = index == 0
             return reading
 
-    from runner.guard import nvml
+    from runner.machine import nvml
 
     machine.setattr(nvml, "Nvml", Lost)
     machine.setenv("CUDA_VISIBLE_DEVICES", "0,1")

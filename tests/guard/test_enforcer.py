@@ -14,15 +14,15 @@ from typing import Any
 import psutil
 import pytest
 
-from runner.guard.enforcer import confirm_left_device
-from runner.guard.nvml import NvmlFailed
-from runner.guard.records import DeviceProcess, DeviceReading
+from runner.machine.nvml import NvmlFailed
+from runner.machine.process_tree import confirm_left_device
+from runner.machine.readings import DeviceProcess, DeviceReading
 from tests.testbed import REPOSITORY
 
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
 import psutil
-from runner.guard.enforcer import ProcessTree, become_subreaper
+from runner.machine.process_tree import ProcessTree, become_subreaper
 become_subreaper()
 tree = ProcessTree()
 def until(condition, seconds=10):
@@ -154,7 +154,7 @@ def test_who_is_watched_is_searched_for_now_and_then_and_a_member_told_at_once(
     try:
         told = supervise(
             f"""
-from runner.guard import enforcer
+from runner.machine import process_tree as enforcer
 {kernel_tells_children} or setattr(enforcer, "tells_children", lambda: False)
 tree, stranger = ProcessTree(), {stranger.pid}
 def pids(*seconds): return {{p.pid for p in tree.watched(*seconds)}}
@@ -218,7 +218,7 @@ print(json.dumps([len(text) > 4096, len(tree.watched()), len(tree.kill_all(20))]
 def test_the_processes_of_a_container_are_told_and_forgotten_as_they_end() -> None:
     told = supervise(
         """
-from runner.guard.container import ContainerTree
+from runner.machine.container_tree import ContainerTree
 main = subprocess.Popen(["bash", "-c", "sleep 30 & sleep 30 & wait"])
 stranger = subprocess.Popen(["sleep", "30"])
 container = ContainerTree()

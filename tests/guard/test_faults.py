@@ -20,8 +20,8 @@ BEFORE = GPU0.replace(" 20000 ", " 100 ")
 LOOP = """
 import os, pathlib, psutil
 from dataclasses import replace
-from runner.guard import policy
-from runner.guard.sampler import NvmlSampler, take_baseline
+from runner.supervisor.guard import policy
+from runner.machine.sampler import NvmlSampler, take_baseline
 
 state_file = pathlib.Path(os.environ["NVML_STUB"])
 def put(*lines):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.guard.nvml import unified_cgroup
+from runner.machine.nvml import unified_cgroup
 from tests.testbed import H100, REPOSITORY, FakeNvml
 
 MIB = 1024**2
@@ -245,7 +245,7 @@ def test_which_cgroup_a_limit_is_kept_under(text: str, found: str | None) -> Non
 
 
 HEALTH = """
-from runner.guard.health import XidWatch, read_health
+from runner.machine.health import XidWatch, read_health
 with Nvml() as nvml: tell(asdict(read_health(nvml, 0)))
 """
 NOTHING = {
@@ -352,7 +352,7 @@ def test_a_card_in_mig_mode_still_has_its_own_memory_and_no_utilization(
 
 XIDS = """
 import os, pathlib
-from runner.guard.health import XidWatch
+from runner.machine.health import XidWatch
 state = pathlib.Path(os.environ["NVML_STUB"])
 def happens(*lines): state.write_text(state.read_text() + "".join(line + chr(10) for line in lines))
 with Nvml() as nvml, XidWatch(nvml) as xids:
@@ -393,7 +393,7 @@ def test_a_failing_wait_loses_nothing_that_was_heard(fake_nvml: FakeNvml) -> Non
 
 def test_without_the_library_it_is_absent_and_not_fatal() -> None:
     program = (
-        "from runner.guard.nvml import Nvml, NvmlUnavailable, library_present\n"
+        "from runner.machine.nvml import Nvml, NvmlUnavailable, library_present\n"
         "import ctypes\n"
         "def missing(name, *a, **k): raise OSError(name)\n"
         "ctypes.CDLL = missing\n"
@@ -409,7 +409,7 @@ def test_without_the_library_it_is_absent_and_not_fatal() -> None:
 
 def test_importing_the_guard_imports_neither_pynvml_nor_psutil() -> None:
     program = (
-        "import sys, runner.guard, runner.guard.nvml, runner.guard.policy\n"
+        "import sys, runner.supervisor.guard, runner.machine.nvml, runner.supervisor.guard.policy\n"
         "print([name for name in ('pynvml', 'psutil', 'rich', 'pydantic') if name in sys.modules])"
     )
     done = subprocess.run(

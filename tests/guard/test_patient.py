@@ -12,8 +12,8 @@ GPU0 = f"gpu 0 GPU-0 {H100}"
 PRELUDE = """
 import os, time
 from pathlib import Path
-from runner.guard import patient
-from runner.guard.patient import PatientNvml
+from runner.machine import nvml_timeout as patient
+from runner.machine.nvml_timeout import PatientNvml
 patient.ANSWER_SECONDS = 0.3
 state = Path(os.environ["NVML_STUB"])
 text = state.read_text()

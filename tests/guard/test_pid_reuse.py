@@ -21,10 +21,10 @@ PRELUDE = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import psutil
-from runner.guard.container import ContainerTree
-from runner.guard.enforcer import ProcessTree, confirm_left_device, signal_process
-from runner.guard.nvml import Nvml
-from runner.guard.sampler import NvmlSampler, take_baseline
+from runner.machine.container_tree import ContainerTree
+from runner.machine.process_tree import ProcessTree, confirm_left_device, signal_process
+from runner.machine.nvml import Nvml
+from runner.machine.sampler import NvmlSampler, take_baseline
 
 def sleeper(pid=None, prelude=()):
     "A process with this very pid."

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.guard.policy import (
+from runner.machine.readings import Attribution
+from runner.supervisor.guard.policy import (
     Action,
     AskCheckpoint,
     Cause,
@@ -27,7 +28,6 @@ from runner.guard.policy import (
     initial,
     interval_seconds,
 )
-from runner.guard.records import Attribution
 
 BUDGET = 1000
 ROOMY = 10 * 1024**3

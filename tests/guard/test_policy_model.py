@@ -15,7 +15,9 @@ import psutil
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.guard.policy import (
+from runner.machine.readings import Attribution, DeviceProcess, DeviceReading
+from runner.machine.sampler import NvmlSampler
+from runner.supervisor.guard.policy import (
     Action,
     AskCheckpoint,
     Cause,
@@ -29,8 +31,6 @@ from runner.guard.policy import (
     advance,
     initial,
 )
-from runner.guard.records import Attribution, DeviceProcess, DeviceReading
-from runner.guard.sampler import NvmlSampler
 
 BUDGET = 1000
 ROOMY = 10 * 1024**3

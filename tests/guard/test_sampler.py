@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from runner.guard.nvml import NvmlFailed
-from runner.guard.records import Attribution, DeviceProcess, DeviceReading
-from runner.guard.sampler import (
+from runner.common.units import GIB, MIB
+from runner.machine.nvml import NvmlFailed
+from runner.machine.readings import Attribution, DeviceProcess, DeviceReading
+from runner.machine.sampler import (
     HostSampler,
     NvmlSampler,
     Reported,
@@ -24,7 +25,6 @@ from runner.guard.sampler import (
     in_container,
     take_baseline,
 )
-from runner.units import GIB, MIB
 from tests.testbed import H100, FakeNvml
 
 CONTAINER = "4f" * 32
@@ -253,7 +253,7 @@ def test_inside_a_container_where_no_pid_matches_nothing_is_attributed(
 
 def test_processes_in_the_runs_container_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "runner.guard.sampler.Path.read_text",
+        "runner.machine.sampler.Path.read_text",
         lambda path, **_: (
             f"0::/system.slice/docker-{CONTAINER}.scope\n"
             if path.parts[2] == str(STRANGER)
@@ -398,7 +398,7 @@ def test_a_card_without_a_figure_makes_the_sample_incomplete() -> None:
 
 def test_a_container_is_known_once_its_id_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "runner.guard.sampler.Path.read_text", lambda *_, **__: f"0::/docker/{CONTAINER}\n"
+        "runner.machine.sampler.Path.read_text", lambda *_, **__: f"0::/docker/{CONTAINER}\n"
     )
     told: list[str | None] = [None]
     cards = Cards(card(9 * GIB, (STRANGER, 7 * GIB)))
@@ -443,7 +443,7 @@ def test_on_the_stub_from_end_to_end(fake_nvml: FakeNvml) -> None:
     fake_nvml.set(idle)
     told = fake_nvml.probe(
         "import os, pathlib, psutil\n"
-        "from runner.guard.sampler import NvmlSampler, take_baseline\n"
+        "from runner.machine.sampler import NvmlSampler, take_baseline\n"
         "with Nvml() as nvml:\n"
         "    s = NvmlSampler(nvml, [0], lambda: [psutil.Process()], take_baseline(nvml, [0]))\n"
         "    first = s.sample()\n"

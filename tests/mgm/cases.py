@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from runner.engine.mgm.plan import PlannedMgm, plan_mgm
-from runner.engine.mgm.render import render_mgm
-from runner.job_mgm import MgmSettings
+from runner.engines.mgm.job import MgmSettings
+from runner.engines.mgm.plan import PlannedMgm, plan_mgm
+from runner.engines.mgm.render import render_mgm
 
-STAGES = Path(__file__).parents[2] / "runner" / "engine" / "mgm" / "stages"
+STAGES = Path(__file__).parents[2] / "runner" / "engines" / "mgm" / "stages"
 
 
 def settings(**changes: Any) -> MgmSettings:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from runner.engine.mgm.command import stage_flags
-from runner.engine.mgm.stages import convert, pictures, rows, steps
+from runner.engines.mgm.command import stage_flags
+from runner.engines.mgm.stages import convert, pictures, rows, steps
 from tests.mgm.cases import finetune_row, planned, pretrain_row, settings, write_rows
 
 # rows ---------------------------------------------------------------------------------------------

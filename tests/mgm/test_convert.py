@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.engine.mgm.stages import cap, convert
+from runner.engines.mgm.stages import cap, convert
 from tests.mgm.cases import run_stage, write_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

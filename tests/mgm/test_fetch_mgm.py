@@ -25,15 +25,15 @@ from typing import Any
 import pytest
 
 from runner.cli import fetch_mgm
-from runner.engine.fetch import mgm_archive
-from runner.engine.fetch.mgm_address import address
-from runner.engine.fetch.mgm_download import ContentError
-from runner.engine.fetch.mgm_rows import count_rows, missing_images
-from runner.engine.mgm.sources import SOURCES, MgmSource
-from runner.errors import RefusedError
-from runner.job_mgm import MgmJob
-from runner.jobfile import load_job
-from runner.resolve_mgm import absent, make_mgm_plan, placed
+from runner.common.errors import RefusedError
+from runner.engines.mgm.fetch import archive as mgm_archive
+from runner.engines.mgm.fetch.address import address
+from runner.engines.mgm.fetch.download import ContentError
+from runner.engines.mgm.fetch.rows import count_rows, missing_images
+from runner.engines.mgm.job import MgmJob
+from runner.engines.mgm.resolve import absent, make_mgm_plan, placed
+from runner.engines.mgm.sources import SOURCES, MgmSource
+from runner.jobs.load import load_job
 from tests.conftest import Answer
 from tests.testbed.hub import RIGHT_TOKEN, FakeHub, Repository, serve, surroundings
 
@@ -279,7 +279,7 @@ def items(answer: Answer) -> dict[str, dict[str, Any]]:
 def start(world: World, *names: str) -> subprocess.Popen[str]:
     """The process that fetches, by itself."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.engine.fetch.mgm"],
+        [sys.executable, "-m", "runner.engines.mgm.fetch.__main__"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -376,7 +376,7 @@ def test_json_says_what_was_verified_and_what_can_not_be(
 
 
 def test_the_plan_of_the_job_finds_all_that_was_fetched(cli: Cli, world: World) -> None:
-    from runner.facts import gather_host
+    from runner.plans.facts import gather_host
 
     loaded = load_job(JOB, [])
     assert len(absent(make_mgm_plan(loaded, gather_host(loaded.job)).mgm)) == 6
@@ -763,8 +763,8 @@ import json, os, sys
 from pathlib import Path
 def refuse(*_): raise OSError(18, "Invalid cross-device link")
 os.link = refuse
-from runner.engine.fetch import mgm_hub
-from runner.engine.mgm.sources import MgmSource
+from runner.engines.mgm.fetch import hub as mgm_hub
+from runner.engines.mgm.sources import MgmSource
 source = MgmSource(**json.loads(sys.argv[1]))
 record, _ = mgm_hub.fetch_hub(source, Path(sys.argv[2]), quiet=True, say=lambda _: None)
 print(len(record["files"]))

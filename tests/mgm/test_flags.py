@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from runner.engine.mgm.command import parser_problems, recorded_flags, stage_flags
+from runner.engines.mgm.command import parser_problems, recorded_flags, stage_flags
 from tests.mgm.cases import planned, rendered, settings
 
 # ../shared/docs/mgm-contract.md, "Flags of both ... calls"

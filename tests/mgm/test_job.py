@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from runner.cli.resume import latest_of
-from runner.cli.smoke_mgm import STAND_IN, checked_flags
-from runner.errors import RunnerError
-from runner.folder import create
-from runner.jobfile import load_job
-from runner.plan_mgm import MgmPlan
-from runner.render import read_any_plan, render
-from runner.resolve_kinds import make_any_plan
+from runner.common.errors import RunnerError
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.mgm.smoke import STAND_IN, checked_flags
+from runner.engines.render import read_any_plan, render
+from runner.engines.resolve import make_any_plan
+from runner.jobs.load import load_job
+from runner.launch.resume import latest_of
+from runner.runs.folder import create
 from tests.conftest import Answer
 from tests.runs.conftest import Workplace
 
@@ -96,7 +96,7 @@ def test_a_batch_that_can_not_be_the_baselines_is_refused(cli: Callable[..., Ans
 def test_a_flag_that_the_parser_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(variant="smoke")
     assert checked_flags(plan) > 60
-    from runner.cli import smoke_mgm
+    from runner.engines.mgm import smoke as smoke_mgm
 
     fewer = {name: flag for name, flag in smoke_mgm.recorded_flags().items() if name != "--lora_r"}
     monkeypatch.setattr(smoke_mgm, "recorded_flags", lambda: fewer)
@@ -137,7 +137,7 @@ def test_without_the_toolkits_image_the_smoke_stands_in_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With --on docker the train image may be there and the toolkit's not."""
-    from runner.cli.smoke_mgm import smoke_plan
+    from runner.engines.mgm.smoke import smoke_plan
 
     program = tmp_path / "docker"
     program.write_text("#!/bin/sh\necho 'Error: No such image: runner-mgm' >&2\nexit 1\n")
@@ -152,11 +152,11 @@ def test_without_the_toolkits_image_the_smoke_stands_in_too(
 def test_the_toolkit_of_the_image_serves_where_there_is_no_other(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from runner.container.cli import ContainerCli
-    from runner.container.images import Image, ImageFacts
-    from runner.container.place import Container, Place
-    from runner.facts import gather_host
-    from runner.resolve_mgm import IMAGE_TOOLKIT, absent, make_mgm_plan
+    from runner.containers.cli import ContainerCli
+    from runner.containers.images import Image, ImageFacts
+    from runner.engines.mgm.resolve import IMAGE_TOOLKIT, absent, make_mgm_plan
+    from runner.plans.facts import gather_host
+    from runner.plans.placement import Container, Place
 
     loaded = load_job(JOB)
     image = Image("runner-mgm:1", "sha256:" + "1" * 64, {"dev.runner.kind": "mgm"}, 1, "")

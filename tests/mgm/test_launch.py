@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.engine.mgm.plan import PlannedMgm
+from runner.engines.mgm.plan import PlannedMgm
 from tests.mgm.cases import planned, rendered, settings, write_rows, write_run
 
 # What stands for the toolkit's interpreter: the real one for the scripts that need no toolkit. The

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runner.engine.mgm.stages import merge
+from runner.engines.mgm.stages import merge
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from runner.cli.follow import Progress
-from runner.engine.mgm.stages.records import tell_stage
-from runner.folder import RunFolder, create
-from runner.guard import policy
-from runner.outcome import Outcome, Reason
-from runner.plan_mgm import MgmPlan
-from runner.render import render
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.mgm.stages.records import tell_stage
+from runner.engines.render import render
+from runner.engines.trainings import trainings_of
 from runner.report.run import read_report, report_lines
-from runner.report.standing import row, standing_of
+from runner.report.run_table import row, standing_of
 from runner.report.stopping import stop_in_words
-from runner.supervise.advice import advise
-from runner.supervise.record import Peak, Record
-from runner.supervise.verdict import reach_verdict
-from runner.trainings import trainings_of
+from runner.runs.folder import RunFolder, create
+from runner.runs.outcome import Outcome, Reason
+from runner.supervisor.advice import advise
+from runner.supervisor.event_log import Peak, Record
+from runner.supervisor.guard import policy
+from runner.supervisor.outcome import reach_verdict
 from tests.conftest import Answer
 from tests.mgm.test_job import plan_of
 
@@ -204,7 +204,7 @@ def test_over_its_budget_a_run_is_advised(tmp_path: Path) -> None:
 
 
 def test_on_a_card_rows_and_lengths_are_advised(tmp_path: Path) -> None:
-    from runner.supervise.advice_mgm import changes
+    from runner.supervisor.advice_mgm import changes
 
     plan = plan_of("profile=24GiB").mgm
     said = list(changes(plan, "gpu", "pretrain", 24 << 30, None))

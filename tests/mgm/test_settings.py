@@ -9,10 +9,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from runner.engine.mgm import sources
-from runner.engine.mgm.plan import PlannedMgm, plan_mgm
-from runner.errors import SpecError
-from runner.job_mgm import MgmSettings
+from runner.common.errors import SpecError
+from runner.engines.mgm import sources
+from runner.engines.mgm.job import MgmSettings
+from runner.engines.mgm.plan import PlannedMgm, plan_mgm
 from tests.mgm.cases import planned, rendered, settings
 
 JOB = Path(__file__).parents[2] / "jobs/mgm-10k-lora.yaml"

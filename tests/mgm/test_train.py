@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runner.engine.mgm.stages import train
+from runner.engines.mgm.stages import train
 
 pytest.importorskip("transformers")
 VOCABULARY = 256_000

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from runner.engine.mgm.command import stage_flags
-from runner.engine.mgm.render import zero2_offload
-from runner.engine.mgm.stages import attempt, infer, pictures, preflight, room, watch_loss
-from runner.errors import SpecError
+from runner.common.errors import SpecError
+from runner.engines.mgm.command import stage_flags
+from runner.engines.mgm.render import zero2_offload
+from runner.engines.mgm.stages import attempt, infer, pictures, preflight, room, watch_loss
 from tests.mgm.cases import planned, rendered, run_stage, settings
 from tests.mgm.test_launch import Case, make_case
 

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.facts import gather
-from runner.folder import create
-from runner.jobfile import load_job
-from runner.outcome import Outcome, Reason
-from runner.plan_base import PlanBase
+from runner.engines.render import render
+from runner.engines.resolve import make_any_plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.base import PlanBase
+from runner.plans.facts import gather
 from runner.provenance.compare import Side, differences, first_of, settings_of
 from runner.provenance.hashes import Hasher
-from runner.provenance.keeper import Keeper
 from runner.provenance.manifest import read_manifest
+from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of, wrong_inputs
-from runner.render import render
-from runner.resolve import make_plan
-from runner.resolve_kinds import make_any_plan
+from runner.runs.folder import create
+from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.test_manifest import validate
 from tests.test_render import JOBS, on_cpu, on_gpus

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from runner.cli.reproduce import _recovered
-from runner.facts import gather
-from runner.folder import RunFolder, create
-from runner.jobfile import load_job
-from runner.outcome import Outcome, Reason
-from runner.plan import Plan
-from runner.provenance.keeper import Keeper
+from runner.engines.render import render
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import gather
 from runner.provenance.manifest import read_manifest, sha256_of
+from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of
-from runner.render import render
-from runner.resolve import make_plan
-from runner.supervise import recovery
+from runner.runs.folder import RunFolder, create
+from runner.runs.outcome import Outcome, Reason
+from runner.supervisor import recovery
 
 JOB = """
 model: a/b

@@ -15,20 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.folder import RunFolder
-from runner.jobfile import load_job
-from runner.outcome import Outcome, Reason
-from runner.plan import Plan
+from runner.engines.render import render
+from runner.engines.sft.plan import Plan
+from runner.jobs.load import load_job
 from runner.provenance.compare import differences, first_of
 from runner.provenance.hashes import GaveUp, Hasher
 from runner.provenance.image_list import ImageList, _line, first_other, hash_images, read_hashes
 from runner.provenance.images import Named
 from runner.provenance.inputs import moving
-from runner.provenance.intact import changed_since, read_side
-from runner.provenance.keeper import Keeper
 from runner.provenance.manifest import FileRecord, Manifest, read_manifest
+from runner.provenance.recorder import Keeper
 from runner.provenance.replay import wrong_inputs
-from runner.render import render
+from runner.provenance.verify import changed_since, read_side
+from runner.runs.folder import RunFolder
+from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.conftest import small_manifest
 
@@ -102,8 +102,8 @@ def test_the_first_other_image_is_named() -> None:
 
 def vision_plan(root: Path) -> Plan:
     """Two trainings on rows that name images below `root`: all of them, and two."""
-    from runner.facts import gather
-    from runner.resolve import make_plan
+    from runner.engines.sft.resolve import make_plan
+    from runner.plans.facts import gather
 
     loaded = load_job(str(REPOSITORY / "jobs" / "llava-gemma-10k-lora.yaml"))
     plan = make_plan(loaded, replace(gather(loaded), gpus=(), gpu_absence="none"), "smoke")

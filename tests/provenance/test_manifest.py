@@ -16,14 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.folder import RunFolder
-from runner.outcome import Outcome, Reason
-from runner.packages import package_version
+from runner.common.packages import package_version
+from runner.common.yaml_text import to_yaml
+from runner.engines.render import read_any_plan
 from runner.provenance.hashes import Hasher
-from runner.provenance.keeper import Keeper
 from runner.provenance.manifest import json_schema
-from runner.render import read_any_plan
-from runner.yaml_text import to_yaml
+from runner.provenance.recorder import Keeper
+from runner.runs.folder import RunFolder
+from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.conftest import Bench, make_bench, manifest_of
 from tests.runs.conftest import termination

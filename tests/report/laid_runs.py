@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runner import liveness
-from runner.facts import Facts, Gpu
-from runner.folder import RunFolder, create
-from runner.jobfile import load_job
-from runner.render import render
-from runner.resolve import make_plan
-from runner.sources import DataSource, ModelSource
+from runner.common import processes as liveness
+from runner.engines.render import render
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import Facts, Gpu
+from runner.plans.sources import DataSource, ModelSource
+from runner.runs.folder import RunFolder, create
 
 GIB = 1024**3
 

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from runner.engine.evaluate import metrics
+from runner.engines.sft.inside.evaluate import metrics
 from runner.report.evaluation import evaluation_lines
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.folder import RunFolder
-from runner.metrics import is_loss_line, loss_lines, time_of
-from runner.report.memory_report import peak_step
+from runner.report.memory import peak_step
+from runner.runs.folder import RunFolder
+from runner.runs.metrics import is_loss_line, loss_lines, time_of
 
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
 LINES = st.dictionaries(st.sampled_from(["step", "loss", "time_unix_seconds"]), ANYTHING)

@@ -22,13 +22,13 @@ from typing import Any
 
 import pytest
 
-from runner import durable
 from runner.cli.monitor import _reports
-from runner.cli.output import Output
-from runner.folder import RunFolder
-from runner.guard.health import CLOCK_LIMITS
-from runner.report.monitor_csv import COLUMNS
-from runner.report.monitor_metrics import FAMILIES
+from runner.common import durable
+from runner.common.output import Output
+from runner.machine.health import CLOCK_LIMITS
+from runner.report.monitor.csv import COLUMNS
+from runner.report.monitor.metrics import FAMILIES
+from runner.runs.folder import RunFolder
 from tests.conftest import Answer
 from tests.report.laid_runs import GIB, guarded, lay_run, lives, measured, sleeping
 from tests.testbed import H100, FakeNvml

@@ -15,15 +15,15 @@ import psutil
 import pytest
 from rich.console import Console
 
-from runner.guard.nvml import NvmlFailed
-from runner.guard.records import DeviceHealth, DeviceProcess, DeviceReading, MigDevice
-from runner.report.monitor_bars import bar, pair, percent, shorten, sparkline, style_of
-from runner.report.monitor_processes import Owners, read_stat
-from runner.report.monitor_records import History, Snapshot, run_key
-from runner.report.monitor_runs import FIRST_READ_BYTES, LiveRuns
-from runner.report.monitor_view import render
-from runner.report.monitor_watch import Watch, sample_once, samples_in
-from runner.tail import Tail
+from runner.common.tail import Tail
+from runner.machine.nvml import NvmlFailed
+from runner.machine.readings import DeviceHealth, DeviceProcess, DeviceReading, MigDevice
+from runner.report.monitor.bars import bar, pair, percent, shorten, sparkline, style_of
+from runner.report.monitor.processes import Owners, read_stat
+from runner.report.monitor.runs import FIRST_READ_BYTES, LiveRuns
+from runner.report.monitor.snapshot import History, Snapshot, run_key
+from runner.report.monitor.view import render
+from runner.report.monitor.watch import Watch, sample_once, samples_in
 from tests.report.laid_runs import GIB, lay_run, lives, measured, sleeping
 from tests.testbed import REPOSITORY
 
@@ -411,8 +411,8 @@ def test_rich_and_the_exporter_are_imported_only_when_used() -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "import runner.cli.monitor\n"
-        "from runner.report.monitor_runs import LiveRuns\n"
-        "from runner.report.monitor_watch import Watch, sample_once\n"
+        "from runner.report.monitor.runs import LiveRuns\n"
+        "from runner.report.monitor.watch import Watch, sample_once\n"
         "sample_once(Watch(None, LiveRuns(Path('/nowhere')))).to_record()\n"
         "print([name in sys.modules for name in ('rich', 'pynvml', 'prometheus_client', 'yaml')])"
     )
@@ -430,7 +430,7 @@ def test_a_process_in_a_runs_container_is_the_runs(monkeypatch: pytest.MonkeyPat
         asked.append(text)
         return wanted == container
 
-    monkeypatch.setattr("runner.report.monitor_processes.in_container", in_container)
+    monkeypatch.setattr("runner.report.monitor.processes.in_container", in_container)
     owners = Owners()
     me = read_stat(os.getpid())
     assert me is not None and me.parent == os.getppid()

@@ -33,14 +33,15 @@ from typing import Any
 
 import psutil
 
-from runner import checkpoints, durable
 from runner.cli.train import prepare_folder
-from runner.facts import gather
-from runner.folder import RunFolder
-from runner.jobfile import load_job
-from runner.liveness import start_ticks
-from runner.plan import Plan
-from runner.resolve import make_plan
+from runner.common import durable
+from runner.common.processes import start_ticks
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import gather
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder
 
 KILLS_A_RUN = 6
 STEPS, SAVE_STEPS, EVAL_STEPS = 12, 3, 4
@@ -126,7 +127,7 @@ class Ground:
     def start(self, run: RunFolder, *, resume: bool) -> subprocess.Popen[bytes]:
         with run.supervisor_log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "runner.supervise", str(run.path)] + ["--resume"] * resume,
+                [sys.executable, "-m", "runner.supervisor", str(run.path)] + ["--resume"] * resume,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -249,7 +250,7 @@ def _has_result(run: RunFolder) -> bool:
 def _is_trainer(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         words = process.cmdline()
-        return "runner.engine" in words and "accelerate.commands.launch" not in words
+        return "runner.engines.sft.inside" in words and "accelerate.commands.launch" not in words
     return False
 
 

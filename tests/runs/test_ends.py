@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import checkpoints
+from runner.runs import checkpoints
 from tests.runs.conftest import Workplace, lines, processes_of, termination, wait_gone
 
 LONG = ["--set", "training.max_steps=4000"]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.folder import RunFolder
-from runner.survivors import living_processes
+from runner.runs.folder import RunFolder
+from runner.runs.orphans import living_processes
 from tests.conftest import Answer
 from tests.runs.conftest import Workplace
 

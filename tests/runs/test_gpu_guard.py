@@ -15,21 +15,22 @@ from typing import Any
 
 import pytest
 
-from runner.facts import Facts, Gpu
-from runner.folder import RunFolder, create
-from runner.jobfile import load_job
-from runner.render import render
-from runner.resolve import make_plan
-from runner.sources import DataSource, ModelSource
+from runner.engines.render import render
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import Facts, Gpu
+from runner.plans.sources import DataSource, ModelSource
+from runner.runs.folder import RunFolder, create
 from tests.runs.conftest import termination
 from tests.testbed import FakeNvml, build_nvml
 
 TRAINER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from runner import checkpoints, durable
-from runner.engine.control import Control, Stopped
-from runner.folder import RunFolder
+from runner.runs import checkpoints
+from runner.common import durable
+from runner.engines.sft.inside.control import Control, Stopped
+from runner.runs.folder import RunFolder
 
 folder, state, scenario = RunFolder(Path(sys.argv[1])), Path(os.environ["NVML_STUB"]), sys.argv[2]
 
@@ -172,7 +173,7 @@ def start(
     assert (plan.launch.device, plan.precision, plan.budget.kind) == ("cuda", "bf16", "gpu")
     folder = create(tmp_path / "runs", plan.job, plan.short_hash, plan.variant, render(plan))
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.supervise", str(folder.path)],
+        [sys.executable, "-m", "runner.supervisor", str(folder.path)],
         env=nvml.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

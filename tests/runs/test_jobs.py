@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from runner import checkpoints
-from runner.jobfile import list_jobs
+from runner.jobs.load import list_jobs
+from runner.runs import checkpoints
 from tests.runs.conftest import SHARED, Workplace, lines, processes_of, termination, wait_gone
 
 SEVEN = {

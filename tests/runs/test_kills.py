@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import checkpoints
+from runner.runs import checkpoints
 from tests.runs.conftest import SHARED
 from tests.runs.kills import Ground, bombard, left_over, settings, trained
 

@@ -26,16 +26,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.errors import RefusedError
-from runner.guard.records import DeviceReading
-from runner.leases.book import Book
-from runner.leases.decide import Blocked, Chosen, Never, decide
-from runner.leases.records import Card, CardProcess, Claim, foreign_bytes
-from runner.leases.turn import Turn, Wish
-from runner.plan_base import PlannedBudget
+from runner.common.errors import RefusedError
+from runner.common.units import GIB
+from runner.common.yaml_text import to_yaml
+from runner.machine.leases.models import Card, CardProcess, Claim, foreign_bytes
+from runner.machine.leases.schedule import Blocked, Chosen, Never, decide
+from runner.machine.leases.store import Book
+from runner.machine.leases.turn import Turn, Wish
+from runner.machine.readings import DeviceReading
+from runner.plans.base import PlannedBudget
 from runner.report.preflight import Preflight, preflight_line
-from runner.units import GIB
-from runner.yaml_text import to_yaml
 from tests.runs.conftest import Finished, Workplace, lines, termination
 from tests.runs.test_gpu_guard import supervise
 from tests.testbed import FakeNvml, build_nvml
@@ -370,7 +370,7 @@ def test_a_trainer_that_outlives_its_supervisor_keeps_the_card_before_it_has_any
     tmp_path: Path,
 ) -> None:
     """It may load weights still: NVML does not list it yet."""
-    from runner.liveness import boot_id, start_ticks
+    from runner.common.processes import boot_id, start_ticks
 
     book = tmp_path / "leases"
     (tmp_path / "run" / "engine").mkdir(parents=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.bundle.here import plan_here
 from runner.cli.merge import lines, merge_run
-from runner.errors import RefusedError, UsageError
-from runner.folder import RunFolder
+from runner.common.errors import RefusedError, UsageError
+from runner.provenance.bundle.local_plan import plan_here
+from runner.runs.folder import RunFolder
 from tests.engine.methods import METHODS, plan_of, train
 from tests.runs.conftest import Workplace
 

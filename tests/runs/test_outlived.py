@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.folder import RunFolder
-from runner.liveness import boot_id
-from runner.survivors import living_processes
+from runner.common.processes import boot_id
+from runner.runs.folder import RunFolder
+from runner.runs.orphans import living_processes
 from tests.conftest import Answer
 from tests.runs.conftest import Workplace
 
@@ -84,7 +84,7 @@ def test_what_outlived_the_supervisor_is_named_and_the_folder_stays(
         assert "nothing here falls under" in cli("prune", *rule, "--yes").out
     # nor does anybody go on with it beside them
     again = subprocess.run(
-        [sys.executable, "-m", "runner.supervise", str(run.path), "--resume"],
+        [sys.executable, "-m", "runner.supervisor", str(run.path), "--resume"],
         capture_output=True,
         text=True,
         timeout=30,

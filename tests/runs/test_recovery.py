@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import checkpoints
+from runner.runs import checkpoints
 from tests.runs.conftest import Workplace, lines, processes_of, termination, wait_gone
 
 STEPS = 5

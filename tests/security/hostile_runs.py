@@ -8,8 +8,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from runner import checkpoints
-from runner.folder import RunFolder
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder
 from tests.provenance.conftest import small_manifest
 from tests.report.laid_runs import lay_run
 

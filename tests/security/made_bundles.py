@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.bundle import tar
-from runner.bundle.contents import contents
-from runner.bundle.index import Index
-from runner.bundle.index import Part as Asked
-from runner.folder import RunFolder, create
-from runner.jobfile import load_job
-from runner.outcome import Outcome, Reason
-from runner.plan_base import PlanBase
+from runner.engines.render import render
+from runner.engines.resolve import make_any_plan
+from runner.jobs.load import load_job
+from runner.plans.base import PlanBase
+from runner.provenance.bundle import tar
+from runner.provenance.bundle.contents import contents
+from runner.provenance.bundle.index import Index
+from runner.provenance.bundle.index import Part as Asked
 from runner.provenance.hashes import Hasher
-from runner.provenance.keeper import Keeper
 from runner.provenance.manifest import Manifest, read_manifest, sha256_of
+from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of
-from runner.render import render
-from runner.resolve_kinds import make_any_plan
+from runner.runs.folder import RunFolder, create
+from runner.runs.outcome import Outcome, Reason
 
 END = Outcome(
     Reason.COMPLETED,

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from runner.bundle import bounded, unpack
-from runner.bundle.index import Index, Member, Placed
-from runner.errors import RefusedError, UsageError
-from runner.folder import RunFolder
-from runner.outcome import Reason
-from runner.plan_kinds import PLANS
+from runner.common.errors import RefusedError, UsageError
+from runner.engines.plan_kinds import PLANS
+from runner.provenance.bundle import bounded, unpack
+from runner.provenance.bundle.index import Index, Member, Placed
 from runner.provenance.manifest import read_manifest
+from runner.runs.folder import RunFolder
+from runner.runs.outcome import Reason
 from tests.conftest import REPOSITORY, Answer
 from tests.security.made_bundles import END, Made, as_earlier, bundled, lay, made_of, script_job
 
@@ -334,7 +334,7 @@ def test_the_largest_honest_index_opens(tmp_path: Path) -> None:
     assert 0.8 * bounded.MAX_BYTES < len(content) < bounded.MAX_BYTES
     (tmp_path / "index").write_bytes(content)
     code = (
-        "from runner.bundle.index import parse\n"
+        "from runner.provenance.bundle.index import parse\n"
         "with open('index', 'rb') as stream: content = stream.read()\n"
         "print(len(parse(content, 'b.tar').members))\n"
         "print(open('/proc/self/status').read())"

@@ -16,19 +16,19 @@ from typing import Any
 
 import pytest
 
-from runner import unfinished
-from runner.container import private
-from runner.container.argv import secret_names
-from runner.container.in_place import open_own, write_in_place
-from runner.container.inside import question
-from runner.container.mounts import plan_mounts
-from runner.container.overlays import fixed_above, make_places, run_overlays
-from runner.container.staged import staged_beside
-from runner.errors import RunnerError
-from runner.execute.docker import docker_argv
-from runner.folder import RunFolder
-from runner.plan_base import PlannedContainer, PlannedMount
-from runner.planted_links import remove_planted
+from runner.common.errors import RunnerError
+from runner.containers import private
+from runner.containers.in_place import open_own, write_in_place
+from runner.containers.staged import staged_beside
+from runner.plans.base import PlannedContainer, PlannedMount
+from runner.plans.container.argv import secret_names
+from runner.plans.container.mounts import plan_mounts
+from runner.plans.container.overlays import fixed_above, make_places, run_overlays
+from runner.plans.engine_command import question
+from runner.runs import recover as unfinished
+from runner.runs.folder import RunFolder
+from runner.runs.planted_links import remove_planted
+from runner.supervisor.execute.docker import docker_argv
 from tests.container.conftest import (  # noqa: F401 - fixtures
     Bench,
     bench,
@@ -224,7 +224,7 @@ def test_the_program_of_a_record_is_never_run(
     trap = tmp_path / "trap"
     trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/pwned\n")
     trap.chmod(0o755)
-    asked = question(box(program=str(trap)), ["runner.engine.chat"])
+    asked = question(box(program=str(trap)), ["runner.engines.sft.inside.chat"])
     assert asked.argv[0] == str(program)
     asked.abandon()
     run = RunFolder(tmp_path / "runs" / "x" / "1")
@@ -274,7 +274,7 @@ def test_a_questions_writable_run_folder_keeps_its_control_files(
     run.mkdir()
     for name in ("plan.yaml", "launch.sh", "origin.json"):
         (run / name).write_text("x")
-    found = mounts_of(question(box(), ["runner.engine.merge"], writes=[run]).argv)
+    found = mounts_of(question(box(), ["runner.engines.sft.inside.merge"], writes=[run]).argv)
     assert found[str(run)] is True
     assert [found[f"{run}/{name}"] for name in ("plan.yaml", "launch.sh", "origin.json")] == [
         *(False, False, False)
@@ -367,7 +367,7 @@ def test_no_secret_goes_where_none_is_named(program: Path, monkeypatch: pytest.M
     assert named.secrets is not None
     assert [p.name for p in (named.secrets / "secrets").iterdir()] == ["HF_TOKEN"]
     named.close()
-    from runner.container.images import default_name
+    from runner.containers.images import default_name
 
     own = question(box(image=default_name("train")), ["m"], online=True)
     assert own.secrets is not None
@@ -388,8 +388,8 @@ def test_a_records_variables_are_not_passed_on(
 
 MAKE = """
 import sys, time
-from runner.container.private import make_private
-from runner.container.secrets import write_secrets
+from runner.containers.private import make_private
+from runner.containers.secrets import write_secrets
 folder = make_private()
 write_secrets(folder / "secrets", ["HF_TOKEN"], {"HF_TOKEN": "canary"})
 print(folder, flush=True)

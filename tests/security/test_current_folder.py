@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from runner.container.inside import question
-from runner.facts import gather
-from runner.jobfile import load_job
-from runner.own_python import code_argv, module_argv, safe_environment
-from runner.render import render
-from runner.resolve import make_plan
+from runner.common.own_python import code_argv, module_argv, safe_environment
+from runner.engines.render import render
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.engine_command import question
+from runner.plans.facts import gather
 
 PLANTED = ("psutil", "yaml", "pydantic", "torch", "transformers", "accelerate", "runner", "json")
 
@@ -40,11 +40,11 @@ def run_in(folder: Path, argv: list[str]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "runner.supervise",
-        "runner.engine",
-        "runner.engine.chat",
-        "runner.engine.fetch.mgm_address",
-        "runner.doctor.hub",
+        "runner.supervisor",
+        "runner.engines.sft.inside",
+        "runner.engines.sft.inside.chat",
+        "runner.engines.mgm.fetch.address",
+        "runner.common.hub_address",
     ],
 )
 def test_processes_of_ours_take_none(trap: tuple[Path, Path], module: str) -> None:
@@ -55,13 +55,13 @@ def test_processes_of_ours_take_none(trap: tuple[Path, Path], module: str) -> No
 
 def test_without_it_they_would(trap: tuple[Path, Path]) -> None:
     folder, canary = trap
-    run_in(folder, [sys.executable, "-m", "runner.supervise", "--help"])
+    run_in(folder, [sys.executable, "-m", "runner.supervisor", "--help"])
     assert canary.exists()
 
 
 def test_a_question_on_this_machine_takes_none(trap: tuple[Path, Path]) -> None:
     folder, canary = trap
-    run_in(folder, question(None, ["runner.engine.survey", "--help"]).argv)
+    run_in(folder, question(None, ["runner.engines.sft.inside.survey", "--help"]).argv)
     run_in(folder, code_argv("import psutil, json"))
     assert not canary.exists()
     assert safe_environment({})["PYTHONSAFEPATH"] == "1"

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from runner.engine.fetch import stream
-from runner.engine.fetch.files import RemoteFile
-from runner.engine.fetch.mgm_address import address
-from runner.engine.fetch.secure import require_no_downgrade
-from runner.engine.fetch.stream import download, partial_file
-from runner.engine.mgm.sources import SOURCES
-from runner.errors import RefusedError
+from runner.common.errors import RefusedError
+from runner.engines.mgm.fetch.address import address
+from runner.engines.mgm.sources import SOURCES
+from runner.fetch import stream
+from runner.fetch.files import RemoteFile
+from runner.fetch.secure import require_no_downgrade
+from runner.fetch.stream import download, partial_file
 
 pytest.importorskip("huggingface_hub")
 KIB = 1024
@@ -245,7 +245,7 @@ def trusted(authority: tuple[Path, Path]) -> Iterator[None]:
 def test_a_redirect_from_https_to_http_is_not_followed(
     tmp_path: Path, server_tls: ssl.SSLContext
 ) -> None:
-    from runner.engine.fetch.mgm_download import _look
+    from runner.engines.mgm.fetch.download import _look
 
     plain = Served()
     with serving(plain), serving(Served(redirect=f"{plain.url}/x"), server_tls) as server:
@@ -272,7 +272,7 @@ def test_nor_does_the_hubs_own_client_follow_one(
 ) -> None:
     import huggingface_hub.constants
 
-    from runner.engine.fetch.hub import look_up
+    from runner.fetch.hub import look_up
 
     plain = Served(b"{}")
     with serving(plain), serving(Served(redirect=f"{plain.url}/x"), server_tls) as server:
@@ -287,7 +287,7 @@ def test_nor_does_modelscopes(
     server_tls: ssl.SSLContext, authority: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = pytest.importorskip("requests")
-    from runner.engine.fetch.secure import check_requests
+    from runner.fetch.secure import check_requests
 
     monkeypatch.setattr(
         requests.Session, "get_redirect_target", requests.Session.get_redirect_target
@@ -331,7 +331,7 @@ def test_what_is_a_downgrade(before: str, after: str, refused: bool) -> None:
 def test_modelscope_is_held_to_the_stated_size_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.engine.fetch import modelscope
+    from runner.fetch import modelscope
 
     written = tmp_path / "written"
 
@@ -373,7 +373,7 @@ def test_nothing_of_the_table_comes_in_the_clear_without_a_hash(
 
 
 def test_a_data_set_takes_no_file_from_elsewhere() -> None:
-    from runner.engine.fetch.rows import _require_inside
+    from runner.fetch.rows import _require_inside
 
     prefix = "hf://datasets/o/d@0123/"
     _require_inside([f"{prefix}a.parquet"], prefix, "o/d")

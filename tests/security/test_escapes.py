@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from runner import checkpoints
 from runner.cli.check import sample_lines
 from runner.cli.data import report_lines
 from runner.cli.follow import Progress, View
-from runner.cli.output import Output
-from runner.folder import RunFolder
-from runner.render import read_any_plan
-from runner.report.monitor_processes import read_stat
+from runner.common.output import Output
+from runner.engines.render import read_any_plan
+from runner.report.monitor.processes import read_stat
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder
 from tests.conftest import REPOSITORY, Answer
 from tests.report.laid_runs import lay_run, lives
 from tests.security.hostile_runs import EVIL, RECORDS, evil_in, lay_hostile, renamed, text_of, unfit
@@ -98,7 +98,7 @@ def test_no_command_prints_what_a_terminal_obeys(
     evil, other = place
     if not ended:
         evil.termination.unlink()
-    monkeypatch.setattr("runner.cli.until_over.START_SECONDS", 0.0)
+    monkeypatch.setattr("runner.launch.wait.START_SECONDS", 0.0)
     words = {"RUN": str(evil.path), "OTHER": other.name}
     answer = cli(*(words.get(word, word) for word in command.split()))
     assert unfit(answer.out) == [] and unfit(answer.err) == [], answer
@@ -271,7 +271,7 @@ def test_a_bundles_names_in_errors(cli: Callable[..., Answer], tmp_path: Path) -
 
 def test_an_answer_of_a_model_as_it_streams(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
-    from runner.engine.chat import answer_streamer
+    from runner.engines.sft.inside.chat import answer_streamer
 
     class Tokenizer:
         def decode(self, ids: list[int], **_: Any) -> str:

@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner import checkpoints
-from runner.cli.output import Output
-from runner.errors import RefusedError
-from runner.facts import gather
-from runner.folder import RunFolder, create
-from runner.jobfile import load_job
-from runner.origin import origin_of
-from runner.plan import Plan
-from runner.plan_base import PlannedContainer, PlannedMount
+from runner.common.errors import RefusedError
+from runner.common.output import Output
+from runner.engines.recorded_plan import require_code_allowed, take_plan
+from runner.engines.render import plan_yaml, render
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.base import PlannedContainer, PlannedMount
+from runner.plans.facts import gather
 from runner.provenance.replay import found_here
-from runner.recorded_plan import require_code_allowed, take_plan
-from runner.render import plan_yaml, render
-from runner.resolve import make_plan
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder, create
+from runner.runs.origin import origin_of
 from tests.provenance.conftest import Bench, make_bench
 from tests.runs.conftest import Finished, termination
 
@@ -117,14 +117,14 @@ def test_another_user_s_run_is_not_gone_on_with(failed: tuple[Bench, RunFolder, 
 def test_a_supervisor_starts_no_folder_on_its_own_word(
     failed: tuple[Bench, RunFolder, Path],
 ) -> None:
-    """By hand, as `python -m runner.supervise FOLDER`: only what carries this user's seal."""
+    """By hand, as `python -m runner.supervisor FOLDER`: only what carries this user's seal."""
     import subprocess
     import sys
 
     _, run, canary = failed
     edit_plan(run, on_end=f"touch '{canary}'")
     done = subprocess.run(
-        [sys.executable, "-m", "runner.supervise", str(run.path), "--resume"],
+        [sys.executable, "-m", "runner.supervisor", str(run.path), "--resume"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -135,8 +135,8 @@ def test_a_supervisor_starts_no_folder_on_its_own_word(
 
 def test_modules_beside_a_stage_script_are_moved_away(tmp_path: Path) -> None:
     """mgm/ is where Python looks first for what the toolkit's stages import."""
-    from runner.resolve_kinds import make_any_plan
-    from runner.supervise.rendered import render_anew
+    from runner.engines.resolve import make_any_plan
+    from runner.supervisor.rendered import render_anew
 
     plan, _ = make_any_plan(load_job("mgm-10k-lora", ["launch.on=local"]), "train")
     run = create(tmp_path, plan.job, plan.short_hash, "train", render(plan))
@@ -286,7 +286,7 @@ def test_a_manifest_that_opens_more_than_its_plan_is_foreign(tmp_path: Path) -> 
     canary = tmp_path / "canary"
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["plan"]["environment"]["BASH_ENV"] = str(canary)
-    from runner.plan_kinds import PLANS
+    from runner.engines.plan_kinds import PLANS
     from runner.provenance.manifest import Manifest
 
     manifest["plan_hash"] = PLANS["script"].model_validate(manifest["plan"]).hash
@@ -369,8 +369,8 @@ def test_a_recovered_run_is_gone_on_with_by_its_step_down(
     tmp_path: Path, boxed: tuple[RunFolder, Plan]
 ) -> None:
     """The settings that a recovery changes are the one thing taken from a folder."""
-    from runner.cli.resume import plan_for, write_plan
-    from runner.supervise.recovery import with_steps_down
+    from runner.launch.resume import plan_for, write_plan
+    from runner.supervisor.recovery import with_steps_down
 
     _, plan = boxed
     small = plan.training.model_copy(
@@ -394,7 +394,7 @@ def test_a_manifest_has_no_file_of_this_machine_hashed(tmp_path: Path) -> None:
     """Neither read nor told by its hash, whatever a manifest calls a rendered file."""
     from runner.provenance.compare import Side
     from runner.provenance.hashes import Hasher
-    from runner.provenance.intact import changed_since
+    from runner.provenance.verify import changed_since
     from tests.provenance.conftest import small_manifest
 
     secret = tmp_path / "secret"

@@ -26,10 +26,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import runner.cli
-from runner import liveness
-from runner.folder import RunFolder
-from runner.plan_kinds import PLANS as KINDS
-from runner.render import plan_yaml, read_any_plan
+from runner.common import processes as liveness
+from runner.engines.plan_kinds import PLANS as KINDS
+from runner.engines.render import plan_yaml, read_any_plan
+from runner.runs.folder import RunFolder
 from tests.conftest import run_cli
 from tests.security.hostile_runs import EVIL, NAMES, RECORDS, lay_hostile, text_of, unfit
 from tests.security.soak import examples

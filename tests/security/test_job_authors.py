@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.container.host_paths import Host, exposed
-from runner.container.options import HARMLESS, undoing_arguments
-from runner.container.unsafe import require_safe, seen_whole, undoing
-from runner.errors import SpecError
-from runner.job import Job
-from runner.job_script import ScriptJob
-from runner.job_warnings import job_warnings, unnamed_secrets
-from runner.plan_base import PlannedMount
+from runner.common.errors import SpecError
+from runner.containers.options import HARMLESS, undoing_arguments
+from runner.engines.script.job import ScriptJob
+from runner.engines.sft.job import Job
+from runner.jobs.risks import job_warnings, unnamed_secrets
+from runner.plans.base import PlannedMount
+from runner.plans.container.host_paths import Host, exposed
+from runner.plans.container.risks import require_safe, seen_whole, undoing
 from tests.container.test_argv import container, script_plan
 from tests.runs.conftest import Workplace
 

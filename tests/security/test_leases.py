@@ -24,20 +24,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.folder import RunFolder
-from runner.leases import book as book_module
-from runner.leases import look as look_module
-from runner.leases import turn as turn_module
-from runner.leases.book import Book
-from runner.leases.decide import Blocked, Chosen, decide
-from runner.leases.records import Claim
-from runner.leases.turn import Wish, look
-from runner.liveness import boot_id, pid_namespace, start_ticks
-from runner.packaged import templates_folder
-from runner.supervise import cards as cards_module
-from runner.supervise.cards import Cards
-from runner.supervise.record import Record
-from runner.units import GIB
+from runner.common.packaged import templates_folder
+from runner.common.processes import boot_id, pid_namespace, start_ticks
+from runner.common.units import GIB
+from runner.machine.leases import observe as look_module
+from runner.machine.leases import store as book_module
+from runner.machine.leases import turn as turn_module
+from runner.machine.leases.models import Claim
+from runner.machine.leases.schedule import Blocked, Chosen, decide
+from runner.machine.leases.store import Book
+from runner.machine.leases.turn import Wish, look
+from runner.runs.folder import RunFolder
+from runner.supervisor import gpu_lease as cards_module
+from runner.supervisor.event_log import Record
+from runner.supervisor.gpu_lease import Cards
 from tests.runs.conftest import lines
 from tests.runs.test_leases import Still, card, claim, contend, taken, turn
 from tests.security.other_user import NAME, UID, common_folder, other_user
@@ -359,7 +359,7 @@ def test_a_container_id_in_a_folder_makes_nobody_elses_process_the_claimants(
 def test_a_folder_that_never_answers_is_asked_once(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.leases import run_files
+    from runner.machine.leases import run_files
 
     monkeypatch.setattr(run_files, "_slow", {})
     monkeypatch.setattr(run_files, "_FOLDER_SECONDS", 0.3)
@@ -667,7 +667,7 @@ def test_whatever_is_in_the_folder_a_free_card_is_had_and_nothing_is_raised(
 
 
 def test_doctor_says_whose_the_folder_is_and_what_makes_it_roots(place: Path) -> None:
-    from runner.doctor.leases import Leases, describe, put_right
+    from runner.machine.doctor.leases import Leases, describe, put_right
 
     usual = Path("/run/lock/runner-leases")
     stranger = Leases(usual, False, True, UID, NAME, 0o1777, own=False)

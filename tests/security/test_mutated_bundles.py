@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import runner.cli
-from runner import liveness
-from runner.plan_kinds import PLANS
-from runner.render import plan_yaml
+from runner.common import processes as liveness
+from runner.engines.plan_kinds import PLANS
+from runner.engines.render import plan_yaml
 from tests.conftest import Answer, run_cli
 from tests.report.laid_runs import lay_run
 from tests.security.made_bundles import Made, as_earlier, bundled, lay, made_of, script_job
@@ -83,7 +83,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         patch.setenv("RUNNER_CACHE", str(base / "cache"))
         patch.setenv("PATH", "/nonexistent")  # nor docker, nor git
         patch.setattr(runner.cli, "app", typer.main.get_command(runner.cli.app))
-        patch.setattr("runner.cli.until_over.START_SECONDS", 0.0)
+        patch.setattr("runner.launch.wait.START_SECONDS", 0.0)
         yield Scene(base, bundles, script.path, process)
         process.kill()
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from runner import checkpoints, durable
-from runner.engine import pickles
-from runner.errors import RefusedError
-from runner.folder import RunFolder
+from runner.common import durable
+from runner.common.errors import RefusedError
+from runner.engines.sft.inside import pickles
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder
 from tests.engine.in_process import Interruptions, make_rows, plan_of, run
 from tests.security.soak import examples
 
@@ -112,7 +113,7 @@ def test_a_file_of_a_checkpoint_runs_nothing_and_is_refused_by_name_and_class(
     name: str,
     form: str,
 ) -> None:
-    from runner.render import read_plan
+    from runner.engines.render import read_plan
 
     folder = tmp_path / "run"
     shutil.copytree(stopped[method], folder)
@@ -133,7 +134,7 @@ def test_a_file_of_a_checkpoint_runs_nothing_and_is_refused_by_name_and_class(
 def test_what_is_loaded_nowhere_is_not_loaded(
     stopped: dict[str, Path], tmp_path: Path, canary: Path
 ) -> None:
-    from runner.render import read_plan
+    from runner.engines.render import read_plan
 
     folder = tmp_path / "run"
     shutil.copytree(stopped["lora"], folder)
@@ -143,7 +144,7 @@ def test_what_is_loaded_nowhere_is_not_loaded(
 
 
 def test_a_damaged_file_is_refused_by_name_too(stopped: dict[str, Path], tmp_path: Path) -> None:
-    from runner.render import read_plan
+    from runner.engines.render import read_plan
 
     folder = tmp_path / "run"
     shutil.copytree(stopped["lora"], folder)
@@ -157,7 +158,7 @@ def test_a_damaged_file_is_refused_by_name_too(stopped: dict[str, Path], tmp_pat
 def test_an_adapter_of_a_checkpoint_that_names_a_module_is_refused(
     stopped: dict[str, Path], tmp_path: Path
 ) -> None:
-    from runner.render import read_plan
+    from runner.engines.render import read_plan
 
     folder = tmp_path / "run"
     shutil.copytree(stopped["lora"], folder)
@@ -181,7 +182,7 @@ def test_every_load_of_a_process_builds_tensors_alone_whatever_a_library_asks_fo
     file = tmp_path / "checkpoint-1" / "optimizer.pt"
     poison(file, canary, "zip")
     code = (
-        "import sys, torch\nfrom runner.engine.pickles import load_tensors_only\n"
+        "import sys, torch\nfrom runner.engines.sft.inside.pickles import load_tensors_only\n"
         "load_tensors_only()\ntorch.load(sys.argv[1], weights_only=False)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -218,9 +219,9 @@ def sharded(
     """A run of four steps on two ranks with checkpoints at steps 2 and 4."""
     pytest.importorskip("deepspeed")
     from runner.cli.train import prepare_folder
-    from runner.facts import gather
-    from runner.jobfile import load_job
-    from runner.resolve import make_plan
+    from runner.engines.sft.resolve import make_plan
+    from runner.jobs.load import load_job
+    from runner.plans.facts import gather
 
     place = tmp_path_factory.mktemp(request.param)
     sets = [

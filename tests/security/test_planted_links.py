@@ -15,21 +15,22 @@ from pathlib import Path
 
 import pytest
 
-from runner import durable, unfinished
-from runner.errors import RunnerError
-from runner.execute.local import LocalExecutor
-from runner.folder import RunFolder, create
-from runner.jobfile import load_job
-from runner.outcome import Outcome, Reason
-from runner.own_python import module_argv, safe_environment
-from runner.plan_script import ScriptPlan
-from runner.removal import held, remove_checkpoints, sweep
-from runner.render import render
-from runner.resolve_script import gather_script, make_script_plan
-from runner.shared_folder import SharedFolder
-from runner.supervise import recovery
-from runner.supervise.last_word import LastWord
-from runner.supervise.record import Record
+from runner.common import durable
+from runner.common.errors import RunnerError
+from runner.common.own_python import module_argv, safe_environment
+from runner.common.shared_folder import SharedFolder
+from runner.engines.render import render
+from runner.engines.script.plan import ScriptPlan
+from runner.engines.script.resolve import gather_script, make_script_plan
+from runner.jobs.load import load_job
+from runner.runs import recover as unfinished
+from runner.runs.delete import held, remove_checkpoints, sweep
+from runner.runs.folder import RunFolder, create
+from runner.runs.outcome import Outcome, Reason
+from runner.supervisor import recovery
+from runner.supervisor.event_log import Record
+from runner.supervisor.execute.local import LocalExecutor
+from runner.supervisor.termination_file import LastWord
 from tests.conftest import Answer
 
 RECORDS = (
@@ -125,7 +126,7 @@ def supervise(folder: RunFolder, *words: str) -> int:
     """As `runner train` starts it."""
     with folder.open_log(folder.supervisor_log) as log:
         return subprocess.run(
-            module_argv("runner.supervise", str(folder.path), *words),
+            module_argv("runner.supervisor", str(folder.path), *words),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -214,7 +215,7 @@ def test_what_a_kill_left_is_looked_for_behind_no_link(tmp_path: Path, outside: 
 
 def test_no_evaluation_is_made_where_a_link_leads(tmp_path: Path, outside: Path) -> None:
     from runner.cli.evaluate import _make_folder
-    from runner.engine.evaluate.request import EvaluationFolder
+    from runner.engines.sft.inside.evaluate.request import EvaluationFolder
 
     folder = lay(tmp_path, script="true\n")
     folder.evaluations.symlink_to(outside)
@@ -246,7 +247,7 @@ def test_temporary_files_of_a_run_are_not_made_where_a_link_points(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = lay(tmp_path, script="true\n")
-    from runner import temporary
+    from runner.runs import tmpdir as temporary
 
     temporary.temporary_of(folder.path).symlink_to(outside)
     executor = LocalExecutor(folder, resume=False)

@@ -1,4 +1,4 @@
-"""Nothing in runner prints but runner.terminal, which cleans: read from the code itself.
+"""Nothing in runner prints but runner.common.terminal, which cleans: read from the code itself.
 
 Scripts that stand alone in a run folder (the toolkit's stages) print into that run's log.
 """
@@ -13,14 +13,14 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-SINKS = ("runner/terminal.py",)
-ALONE = "runner/engine/mgm/stages/"
+SINKS = ("runner/common/terminal.py",)
+ALONE = "runner/engines/mgm/stages/"
 STREAMS = {
-    "runner/engine/fetch/__main__.py": "what libraries print must not get between the answers",
-    "runner/engine/fetch/mgm.py": "what libraries print must not get between the answers",
-    "runner/engine/fetch/progress.py": "the stream that terminal.draw_line and put are given",
-    "runner/engine/evaluate/progress.py": "the stream that terminal.draw_line and put are given",
-    "runner/engine/__main__.py": "both are flushed at the end",
+    "runner/fetch/__main__.py": "what libraries print must not get between the answers",
+    "runner/engines/mgm/fetch/__main__.py": "what libraries print must not get between the answers",
+    "runner/fetch/progress.py": "the stream that terminal.draw_line and put are given",
+    "runner/engines/sft/inside/evaluate/progress.py": "the stream that terminal.put is given",
+    "runner/engines/sft/inside/__main__.py": "both are flushed at the end",
 }
 """Who may name a standard stream otherwise than to ask it something, and why."""
 ASKED = ("isatty", "fileno", "flush")
@@ -32,7 +32,7 @@ PRINTS = {
 
 
 def printing(source: str, name: str) -> Iterator[str]:
-    """Each place in a module that prints by another way than runner.terminal."""
+    """Each place in a module that prints by another way than runner.common.terminal."""
     tree = ast.parse(source)
     fine: set[ast.expr] = set()
     for node in ast.walk(tree):
@@ -85,7 +85,7 @@ def test_nothing_prints_but_the_one_place_that_cleans() -> None:
         for path in modules()
         for line in printing(path.read_text(), str(path.relative_to(REPOSITORY)))
     ]
-    assert found == [], "print by runner.terminal (say, put, put_json) or cli.output.Output"
+    assert found == [], "print by runner.common.terminal (say, put, put_json) or cli.output.Output"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner import checkpoints, durable
-from runner.tail import Tail
+from runner.common import durable
+from runner.common.tail import Tail
+from runner.runs import checkpoints
 from tests.conftest import Answer
 from tests.security.hostile_runs import lay_hostile
 from tests.security.soak import examples

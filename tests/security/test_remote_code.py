@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from runner.engine.adapter_config import require_plain_adapter
-from runner.errors import RefusedError, RunnerError
-from runner.plan import Plan, PlannedModel
+from runner.common.errors import RefusedError, RunnerError
+from runner.engines.sft.inside.model.adapter_config import require_plain_adapter
+from runner.engines.sft.plan import Plan, PlannedModel
 from tests.engine.in_process import make_rows, plan_of
 
 pytest.importorskip("torch")
@@ -65,49 +65,49 @@ def planned(model: Path, tmp_path: Path, **changes: Any) -> Plan:
 
 
 def of_model(plan: Plan) -> Any:
-    from runner.engine.model import load_model
+    from runner.engines.sft.inside.model.weights import load_model
 
     return load_model(plan)
 
 
 def of_whole(plan: Plan) -> Any:
-    from runner.engine.model import load_whole
+    from runner.engines.sft.inside.model.weights import load_whole
 
     return load_whole(plan, Path(str(plan.model.folder)))
 
 
 def of_tokenizer(plan: Plan) -> Any:
-    from runner.engine.model import load_tokenizer
+    from runner.engines.sft.inside.model.weights import load_tokenizer
 
     return load_tokenizer(plan)
 
 
 def of_count(plan: Plan) -> Any:
-    from runner.engine.count import count_parameters
+    from runner.engines.sft.inside.model.count import count_parameters
 
     return count_parameters(plan)
 
 
 def of_config(plan: Plan) -> Any:
-    from runner.engine.configs import model_config
+    from runner.engines.sft.inside.model.configs import model_config
 
     return model_config(plan.model, trust_remote_code=plan.trust_remote_code)
 
 
 def of_merge(plan: Plan) -> Any:
-    from runner.engine.merge import _own_dtype
+    from runner.engines.sft.inside.merge import _own_dtype
 
     return _own_dtype(plan)
 
 
 def of_tower(plan: Plan) -> Any:
-    from runner.engine.vision import _auto_config
+    from runner.engines.sft.inside.model.vision import _auto_config
 
     return _auto_config(plan, plan.model, "vision.model")
 
 
 def of_images(plan: Plan) -> Any:
-    from runner.engine import images
+    from runner.engines.sft.inside import images
 
     return images.image_processor(plan)
 
@@ -141,7 +141,7 @@ def test_python_files_of_a_model_are_not_run_and_it_is_told(
 def test_nobody_is_asked_on_the_terminal_whether_an_image_processors_code_may_run(
     model: Path, canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.engine import images
+    from runner.engines.sft.inside import images
 
     monkeypatch.setattr(images, "whole_or_tower", lambda plan: plan.model)
     with pytest.raises(RefusedError, match="Python files"):
@@ -223,7 +223,7 @@ def planted(tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_adapter_has_no_module_imported(
     adapter: Path, shared: Path, tmp_path: Path, canary: Path
 ) -> None:
-    from runner.engine.adapter import load_adapter
+    from runner.engines.sft.inside.model.adapter import load_adapter
 
     base = of_model(planned(shared / "models" / "stories260k", tmp_path))
     put(adapter, megatron_config={"a": 1}, megatron_core="megatron.evil")
@@ -280,7 +280,7 @@ def test_an_adapter_is_lora_or_a_prefix_and_nothing_else(
 def test_an_adapter_without_safetensors_is_refused_not_looked_for_elsewhere(
     adapter: Path, shared: Path, tmp_path: Path, canary: Path
 ) -> None:
-    from runner.engine.adapter import load_adapter
+    from runner.engines.sft.inside.model.adapter import load_adapter
 
     base = of_model(planned(shared / "models" / "stories260k", tmp_path))
     (adapter / "adapter_model.safetensors").unlink()
@@ -295,7 +295,7 @@ def test_an_adapter_without_safetensors_is_refused_not_looked_for_elsewhere(
 def test_one_that_does_not_fit_is_told_in_a_line(
     adapter: Path, shared: Path, tmp_path: Path
 ) -> None:
-    from runner.engine.adapter import load_adapter
+    from runner.engines.sft.inside.model.adapter import load_adapter
 
     base = of_model(planned(shared / "models" / "stories260k", tmp_path))
     put(adapter, r=64)

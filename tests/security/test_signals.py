@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.folder import RunFolder, create
-from runner.liveness import boot_id, living_engines, start_ticks
-from runner.supervisor_process import find_supervisor, signal_supervisor
-from runner.survivors import living_processes
+from runner.common.processes import boot_id, living_engines, start_ticks
+from runner.runs.folder import RunFolder, create
+from runner.runs.orphans import living_processes
+from runner.runs.supervisor_process import find_supervisor, signal_supervisor
 from tests.conftest import Answer
 
 Cli = Callable[..., Answer]
@@ -51,7 +51,7 @@ def a_supervisor(run: RunFolder) -> subprocess.Popen[bytes]:
     """A process with a supervisor's command line, that ends at the first SIGTERM."""
     code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(9)); print(); "
     process = subprocess.Popen(
-        [sys.executable, "-c", code + "time.sleep(600)", "runner.supervise", str(run.path)],
+        [sys.executable, "-c", code + "time.sleep(600)", "runner.supervisor", str(run.path)],
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None

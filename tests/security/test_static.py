@@ -229,9 +229,9 @@ def test_no_rule_finds_what_is_right(line: str) -> None:
 # The processes that may load a pickle
 
 OTHERS = {
-    "runner/engine/fetch/mgm_address.py": "standard library only",
+    "runner/engines/mgm/fetch/address.py": "standard library only",
 }
-UPSTREAM = "runner/engine/mgm/stages"
+UPSTREAM = "runner/engines/mgm/stages"
 """Scripts beside the toolkit's own code, in its environment; they stand alone."""
 
 

@@ -1,9 +1,9 @@
 """What holds by the source alone: where files are opened for writing, and how Python is started.
 
 A run's folder can be written by the code that runs in it, so what the host writes there goes
-through runner.shared_folder, which follows no link. Whoever writes by other means is listed here
-with the reason. runner's own Python is started by runner.own_python, which leaves the folder one
-stands in out of the modules' path.
+through runner.common.shared_folder, which follows no link. Whoever writes by other means is listed
+here with the reason. runner's own Python is started by runner.common.own_python, which leaves the
+folder one stands in out of the modules' path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "runner"
-ALONE = PACKAGE / "engine" / "mgm" / "stages"
+ALONE = PACKAGE / "engines" / "mgm" / "stages"
 """Scripts that stand alone in the run folder and import nothing of runner."""
 
 CACHE = "in the cache"
@@ -30,74 +30,74 @@ NAMED = "where its user said"
 TEMPORARY = "in a temporary folder of its own"
 
 WRITERS = {
-    "bundle/unpack.py": STAGED,
-    "bundle/write.py": NAMED,
-    "checkpoints.py": INSIDE,
+    "provenance/bundle/unpack.py": STAGED,
+    "provenance/bundle/write.py": NAMED,
+    "runs/checkpoints.py": INSIDE,
     "cli/__init__.py": "/dev/null in place of a terminal that is gone",
     "cli/data.py": TEMPORARY,
     "cli/doctor.py": NAMED,
     "cli/fit.py": NAMED,
-    "cli/preflight_mgm.py": TEMPORARY,
-    "cli/recorded_plan.py": TEMPORARY,
-    "cli/survey.py": TEMPORARY,
+    "engines/mgm/preflight.py": TEMPORARY,
+    "launch/recorded_plan.py": TEMPORARY,
+    "launch/survey.py": TEMPORARY,
     "cli/train.py": "removes the folder of a dry run, which nothing ran in",
-    "container/archive.py": NAMED,
-    "container/build.py": TEMPORARY,
-    "container/context.py": TEMPORARY,
-    "container/images.py": CACHE,
-    "container/in_place.py": "in place, for what is mounted over it in a container",
-    "container/inside.py": "removes a folder of secrets of its own making",
-    "container/overlays.py": "makes what is mounted over, by descriptors from the run's folder on",
-    "container/private.py": "a folder of secrets, outside of every run's",
-    "container/secrets.py": "a folder of secrets, outside of every run's",
-    "container/staged.py": STAGED,
-    "durable.py": "it is what the others write with",
-    "engine/best.py": INSIDE,
-    "engine/builtin.py": CACHE,
-    "engine/data/__main__.py": NAMED,
-    "engine/data/cache.py": CACHE,
-    "engine/data/image_files.py": CACHE,
-    "engine/data/prepare.py": CACHE,
-    "engine/data/prepared.py": STAGED,
-    "engine/evaluate/picture.py": INSIDE,
-    "engine/fetch/mgm.py": CACHE,
-    "engine/fetch/mgm_archive.py": CACHE,
-    "engine/fetch/mgm_download.py": CACHE,
-    "engine/fetch/mgm_git.py": CACHE,
-    "engine/fetch/mgm_hub.py": CACHE,
-    "engine/fetch/mgm_place.py": CACHE,
-    "engine/fetch/mgm_rows.py": CACHE,
-    "engine/fetch/modelscope.py": CACHE,
-    "engine/fetch/hub.py": CACHE,
-    "engine/fetch/rows.py": CACHE,
-    "engine/fetch/stream.py": CACHE,
-    "engine/merge.py": STAGED,
-    "engine/result.py": INSIDE,
-    "engine/rows.py": CACHE,
-    "engine/standin.py": CACHE,
-    "engine/trainer.py": INSIDE,
-    "engine/vision.py": INSIDE,
-    "errors.py": "a report of a bug, in a new temporary file",
-    "execute/docker.py": "its records and its log in a run's folder: to be led by shared_folder",
-    "folder.py": "removes the folder of a run that could not be made",
-    "leases/book.py": "the folder of leases, by rules of its own",
-    "leases/run_files.py": "opens for reading, with flags that it is given",
-    "leases/small_file.py": "opens for reading, with flags that it puts together",
-    "leases/turn.py": "touches its own lease, by its descriptor",
-    "origin.py": "the seal, whole, and the key in the user's state folder",
+    "containers/archive.py": NAMED,
+    "containers/build.py": TEMPORARY,
+    "containers/context.py": TEMPORARY,
+    "containers/images.py": CACHE,
+    "containers/in_place.py": "in place, for what is mounted over it in a container",
+    "plans/engine_command.py": "removes a folder of secrets of its own making",
+    "plans/container/overlays.py": "makes what is mounted over, by descriptors from the folder on",
+    "containers/private.py": "a folder of secrets, outside of every run's",
+    "containers/secrets.py": "a folder of secrets, outside of every run's",
+    "containers/staged.py": STAGED,
+    "common/durable.py": "it is what the others write with",
+    "engines/sft/inside/train/best.py": INSIDE,
+    "engines/sft/inside/builtin_model.py": CACHE,
+    "engines/sft/inside/prepare_rows.py": NAMED,
+    "data/cache.py": CACHE,
+    "data/image_files.py": CACHE,
+    "data/prepare.py": CACHE,
+    "data/prepared.py": STAGED,
+    "engines/sft/inside/evaluate/picture.py": INSIDE,
+    "engines/mgm/fetch/__main__.py": CACHE,
+    "engines/mgm/fetch/archive.py": CACHE,
+    "engines/mgm/fetch/download.py": CACHE,
+    "engines/mgm/fetch/git.py": CACHE,
+    "engines/mgm/fetch/hub.py": CACHE,
+    "engines/mgm/fetch/place.py": CACHE,
+    "engines/mgm/fetch/rows.py": CACHE,
+    "fetch/modelscope.py": CACHE,
+    "fetch/hub.py": CACHE,
+    "fetch/rows.py": CACHE,
+    "fetch/stream.py": CACHE,
+    "engines/sft/inside/merge.py": STAGED,
+    "engines/sft/inside/train/result.py": INSIDE,
+    "engines/sft/inside/rows.py": CACHE,
+    "engines/sft/inside/model/standin.py": CACHE,
+    "engines/sft/inside/train/trainer.py": INSIDE,
+    "engines/sft/inside/model/vision.py": INSIDE,
+    "common/errors.py": "a report of a bug, in a new temporary file",
+    "supervisor/execute/docker.py": "its records and its log in a run's folder: by shared_folder",
+    "runs/folder.py": "removes the folder of a run that could not be made",
+    "machine/leases/store.py": "the folder of leases, by rules of its own",
+    "machine/leases/run_files.py": "opens for reading, with flags that it is given",
+    "machine/leases/small_file.py": "opens for reading, with flags that it puts together",
+    "machine/leases/turn.py": "touches its own lease, by its descriptor",
+    "runs/origin.py": "the seal, whole, and the key in the user's state folder",
     "provenance/hashes.py": CACHE,
     "provenance/image_list.py": CACHE,
-    "report/monitor_metrics.py": NAMED,
-    "supervise/rendered.py": "removes byte code beside stage scripts, never through a link",
-    "shared_folder.py": "it is what writes in a run's folder",
-    "temporary.py": "a run's temporary folder, outside of its own",
-    "vram/ask.py": CACHE,
+    "report/monitor/metrics.py": NAMED,
+    "supervisor/rendered.py": "removes byte code beside stage scripts, never through a link",
+    "common/shared_folder.py": "it is what writes in a run's folder",
+    "runs/tmpdir.py": "a run's temporary folder, outside of its own",
+    "engines/sft/memory/ask.py": CACHE,
     "vram/calibration.py": "what was measured, in the user's state folder",
 }
-"""Modules that open for writing, copy or remove trees by other means than runner.shared_folder."""
+"""Modules that open for writing, copy or remove trees by other means than shared_folder."""
 
 STARTERS = {
-    "own_python.py": "the one place",
+    "common/own_python.py": "the one place",
     "provenance/software.py": "asks another Python, which may have no -P, in the folder /",
 }
 """Modules that may put sys.executable, or `-m runner...`, into a command line."""
@@ -184,7 +184,7 @@ def test_files_are_written_by_one_module_or_by_those_that_are_listed() -> None:
         for line, what in lines
     ]
     assert not wrong, (
-        "write in a run's folder with its own functions (runner/shared_folder.py); elsewhere, "
+        "write in a run's folder with its own functions (common/shared_folder.py); elsewhere, "
         "list the module with the reason:\n" + "\n".join(wrong)
     )
     idle = [name for name in WRITERS if not found.get(name)]
@@ -198,7 +198,7 @@ def test_own_python_is_started_in_one_place() -> None:
         if name not in STARTERS
         for line, what in starts_in(tree)
     ]
-    assert not wrong, "start it by runner/own_python.py:\n" + "\n".join(wrong)
+    assert not wrong, "start it by runner/common/own_python.py:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ def test_the_check_sees_no_write_where_there_is_none(code: str) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        'subprocess.run([sys.executable, "-m", "runner.engine"])',
-        'subprocess.run([python, "-m", "runner.engine", folder])',
+        'subprocess.run([sys.executable, "-m", "runner.engines.sft.inside"])',
+        'subprocess.run([python, "-m", "runner.engines.sft.inside", folder])',
         'argv = (python, "-P", "-m", f"runner.{name}")',
         'run(["python3", "-c", text])',
     ],

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner import terminal
 from runner.cli.logs import LINE_LETTERS, Lines
+from runner.common import terminal
 from tests.security.soak import examples
 
 UNFIT = [

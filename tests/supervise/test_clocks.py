@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from runner.cli.follow import Progress
-from runner.folder import RunFolder
-from runner.leases.decide import Blocked, Chosen
-from runner.supervise.cards import Cards
-from runner.supervise.engines import reported_bytes
-from runner.supervise.record import Record
+from runner.machine.leases.schedule import Blocked, Chosen
+from runner.runs.folder import RunFolder
+from runner.supervisor.event_log import Record
+from runner.supervisor.gpu_lease import Cards
+from runner.supervisor.ranks import reported_bytes
 from tests.runs.conftest import Workplace, lines, termination
 
 DAY = 86_400.0

@@ -12,14 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
-from runner import durable
-from runner.folder import RunFolder
-from runner.guard import policy
-from runner.liveness import pid_namespace, start_ticks
-from runner.supervise.engines import Engines, reported_bytes
-from runner.supervise.hand import Hand
-from runner.supervise.record import Record
-from runner.units import GIB, MIB
+from runner.common import durable
+from runner.common.processes import pid_namespace, start_ticks
+from runner.common.units import GIB, MIB
+from runner.runs.folder import RunFolder
+from runner.supervisor.actions import Hand
+from runner.supervisor.event_log import Record
+from runner.supervisor.guard import policy
+from runner.supervisor.ranks import Engines, reported_bytes
 
 
 class Tree:

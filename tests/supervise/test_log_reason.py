@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.outcome import Evidence, Reason, judge
-from runner.supervise.log_reason import LONGEST, log_reason, reason_of
+from runner.runs.outcome import Evidence, Reason, judge
+from runner.supervisor.log_reason import LONGEST, log_reason, reason_of
 
 TRACEBACK = """Loading
 Traceback (most recent call last):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.supervise.notify import run_command
+from runner.supervisor.notify import run_command
 
 
 def test_it_is_given_the_text_in_the_folder(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runner.guard.records import Attribution, Sample
-from runner.supervise.record import Peak
+from runner.machine.readings import Attribution, Sample
+from runner.supervisor.event_log import Peak
 
 
 def sample(own: int | None, attribution: Attribution) -> Sample:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.folder import RunFolder
+from runner.runs.folder import RunFolder
 from tests.guard.conftest import fake_nvml, nvml_library
 from tests.report.laid_runs import lay_run
 from tests.testbed import H100, FakeNvml
@@ -20,10 +20,10 @@ MISMATCH = ("init 18", f"gpu 0 GPU-0 {H100}")
 EARLIER = {"reason": "stopped", "exit_code": 130, "steps": 7}
 PATCHED = """
 import sys
-from runner.errors import RefusedError
-from runner.outcome import Outcome, Reason
-from runner.supervise import run
-from runner.supervise.__main__ import main
+from runner.common.errors import RefusedError
+from runner.runs.outcome import Outcome, Reason
+from runner.supervisor import run
+from runner.supervisor.__main__ import main
 started = []
 def attempt(folder, plan, *_, **__):
     started.append(plan)
@@ -42,7 +42,7 @@ def supervise(
     nvml: FakeNvml, folder: RunFolder, *arguments: str, program: tuple[str, ...] = ()
 ) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, *(program or ("-m", "runner.supervise")), str(folder.path), *arguments],
+        [sys.executable, *(program or ("-m", "runner.supervisor")), str(folder.path), *arguments],
         env=nvml.environment(),
         capture_output=True,
         text=True,

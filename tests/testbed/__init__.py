@@ -54,7 +54,7 @@ class FakeNvml:
         program = (
             "import json\n"
             "from dataclasses import asdict\n"
-            "from runner.guard.nvml import Nvml, NvmlFailed, NvmlUnavailable\n"
+            "from runner.machine.nvml import Nvml, NvmlFailed, NvmlUnavailable\n"
             "def tell(value): print(json.dumps(value))\n" + body
         )
         done = subprocess.run(

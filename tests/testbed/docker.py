@@ -24,10 +24,10 @@ from typing import Any
 
 import pytest
 
-from runner.container.build import Request, build
-from runner.container.cli import ContainerCli, find_cli
-from runner.container.images import Image, default_name, find_image
-from runner.errors import RunnerError
+from runner.common.errors import RunnerError
+from runner.containers.build import Request, build
+from runner.containers.cli import ContainerCli, find_cli
+from runner.containers.images import Image, default_name, find_image
 from tests.testbed import REPOSITORY
 
 FOLDER = Path(os.environ.get("RUNNER_TESTBED", "/var/tmp/runner-testbed"))

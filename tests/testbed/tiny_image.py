@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.container.cli import ContainerCli, find_cli
+from runner.containers.cli import ContainerCli, find_cli
 
 SOURCE = Path(__file__).with_name("tiny.c")
 IMAGE = f"runner-test-tiny:{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}"

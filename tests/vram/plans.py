@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.job import Job
-from runner.plan import Plan
+from runner.engines.sft.job import Job
+from runner.engines.sft.plan import Plan
 
 
 def gpu_plan(model: str = "Qwen/Qwen2.5-0.5B", *, device: str = "cuda", **settings: Any) -> Plan:

@@ -1,6 +1,6 @@
 """A small model with random weights: its plan, and real optimizer steps of it by our trainer.
 
-What torch really allocates is counted by torch's profiler, which knows nothing of runner.vram.
+What torch really allocates is counted by torch's profiler, which knows nothing of the prediction.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.plan import Plan
+from runner.engines.sft.plan import Plan
 from tests.engine import methods
 from tests.engine.tiny import run_folder
 
@@ -87,11 +87,11 @@ def make_trainer(
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 
-    from runner.engine.adapter import trainable_setup
-    from runner.engine.arguments import training_arguments
-    from runner.engine.model import precision_dtype
-    from runner.engine.result import ready_to_train
-    from runner.engine.trainer import RunTrainer
+    from runner.engines.sft.inside.model.adapter import trainable_setup
+    from runner.engines.sft.inside.model.weights import precision_dtype
+    from runner.engines.sft.inside.train.arguments import training_arguments
+    from runner.engines.sft.inside.train.result import ready_to_train
+    from runner.engines.sft.inside.train.trainer import RunTrainer
 
     folder = run_folder(path)
     tokenizer = PreTrainedTokenizerFast(
@@ -140,7 +140,7 @@ def measure(plan: Plan, path: Path, *, tokens: int = TOKENS) -> Measured:
     from torch.profiler import ProfilerActivity, profile, record_function
     from transformers import TrainerCallback
 
-    from runner.engine.memory import loss_chunks
+    from runner.engines.sft.inside.model.saving import loss_chunks
 
     torch.set_num_threads(plan.launch.threads_per_process)
 

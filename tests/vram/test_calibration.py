@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.vram import ask, calibration
+from runner.engines.sft.memory import ask
+from runner.vram import calibration
 from runner.vram.calibration import (
     NARROWEST_SHARE,
     Correction,
@@ -20,7 +21,7 @@ from runner.vram.calibration import (
     matching,
     read_records,
 )
-from runner.vram.record import CONTEXT, Prediction, TrainingMemory
+from runner.vram.prediction import CONTEXT, Prediction, TrainingMemory
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from runner.jobfile import load_job
-from runner.report.fit_view import ladder_lines
-from runner.units import parse_bytes
+from runner.common.units import parse_bytes
+from runner.jobs.load import load_job
+from runner.report.ladder import ladder_lines
 from tests.conftest import run_cli
 from tests.vram.tiny_job import write_job
 

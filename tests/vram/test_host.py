@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from runner.vram import footprint as measuring
+from runner.engines.sft.inside.memory import footprint as measuring
+from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint, footprint
+from runner.engines.sft.memory.process import held, packages_of
+from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_formats
 from runner.vram.allocator import LIBC_MAPPED_BYTES, LIBC_SHARE, libc_holds
 from runner.vram.calibration import Measured, apply, correction, matching
-from runner.vram.footprint import ASSUMED, Footprint, footprint
-from runner.vram.process import held, packages_of
-from runner.vram.record import LIBRARIES, Prediction, TrainingMemory
-from runner.vram.weights import maps_weights, shares_weights, stored_formats
+from runner.vram.prediction import LIBRARIES, Prediction, TrainingMemory
 from tests.vram.plans import gpu_plan
 
 MIB = 1 << 20

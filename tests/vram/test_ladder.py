@@ -10,10 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.jobfile import load_job
-from runner.plan import Plan
-from runner.vram.fit import Rung, _merged, _worth_showing
-from runner.vram.ladder import (
+from runner.common.yaml_text import to_yaml
+from runner.engines.sft.inside.memory.fit import Rung, _merged, _worth_showing
+from runner.engines.sft.memory.ladder import (
     SMALL_CHUNK,
     SMALLEST_RANK,
     Base,
@@ -26,7 +25,8 @@ from runner.vram.ladder import (
     with_base,
     with_choice,
 )
-from runner.yaml_text import to_yaml
+from runner.engines.sft.plan import Plan
+from runner.jobs.load import load_job
 from tests.vram.plans import gpu_plan
 
 LAYERS = 12

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from runner.engine.configs import TABLE, model_config
-from runner.plan import PlannedModel
-from runner.vram.step import Traced, trace
+from runner.engines.sft.inside.memory.step import Traced, trace
+from runner.engines.sft.inside.model.configs import TABLE, model_config
+from runner.engines.sft.plan import PlannedModel
 from tests.vram.plans import gpu_plan
 
 GIB = 2**30
@@ -82,7 +82,7 @@ def test_every_model_of_the_table_has_as_many_parameters_as_it_says(entry: dict[
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
 
-    from runner.engine.configs import bundled
+    from runner.engines.sft.inside.model.configs import bundled
 
     config, note = _config(entry["ids"][0])
     kind = AutoModel if config.model_type.startswith("clip") else AutoModelForCausalLM

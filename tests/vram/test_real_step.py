@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from runner.plan import Plan
-from runner.vram.step import trace
+from runner.engines.sft.inside.memory.step import trace
+from runner.engines.sft.plan import Plan
 from tests.vram.real import LLAMA, QWEN, TOKENS, make_trainer, measure, plan_of
 
 CHECKPOINTING = {"gradient_checkpointing": True}
@@ -80,7 +80,7 @@ class _Watch:
     def __init__(self, plan: Plan, path: Path, rows: int) -> None:
         from transformers import TrainerCallback
 
-        from runner.engine.memory import loss_chunks
+        from runner.engines.sft.inside.model.saving import loss_chunks
 
         watch = self
         self.calls: Counter[int] = Counter()

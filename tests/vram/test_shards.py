@@ -10,14 +10,15 @@ import psutil
 import pytest
 
 from runner.cli.vram import require_fits
-from runner.errors import RefusedError
-from runner.facts import Facts, Gpu
-from runner.job_training import TrainingSettings
-from runner.plan_base import PlannedLaunch
-from runner.sources import DataSource, ModelSource
-from runner.vram.predict import predict
-from runner.vram.record import HostMemory, Prediction, TrainingMemory
-from runner.vram.shards import (
+from runner.common.errors import RefusedError
+from runner.engines.sft.inside.memory.predict import predict
+from runner.engines.sft.inside.memory.step import trace
+from runner.jobs.training import TrainingSettings
+from runner.plans.base import PlannedLaunch
+from runner.plans.facts import Facts, Gpu
+from runner.plans.sources import DataSource, ModelSource
+from runner.vram.prediction import HostMemory, Prediction, TrainingMemory
+from runner.vram.sharding import (
     BUCKET_VALUES,
     PYTHON_BYTES,
     Sharded,
@@ -25,7 +26,6 @@ from runner.vram.shards import (
     shard,
     state_bytes,
 )
-from runner.vram.step import trace
 from tests.vram.plans import gpu_plan
 
 GIB = 1 << 30
@@ -237,7 +237,7 @@ def test_a_run_that_the_host_cannot_hold_is_refused(
 
 
 def test_the_prediction_says_what_the_host_needs() -> None:
-    from runner.vram.ask import Batch
+    from runner.engines.sft.memory.ask import Batch
 
     plan = tiny_plan(
         method="full",

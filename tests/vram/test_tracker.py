@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.engines.sft.inside.memory.tracker import Tracker
 from runner.vram.allocator import rounded
-from runner.vram.tracker import Tracker
 
 KIB = 1024
 

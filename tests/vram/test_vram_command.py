@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from runner.report.memory_view import WIDTH, bar, ordered, prediction_lines
-from runner.terminal import inked
-from runner.vram.ask import Batch
-from runner.vram.predict import predict
-from runner.vram.record import CONTEXT, HostMemory, Prediction, TrainingMemory
+from runner.common.terminal import inked
+from runner.engines.sft.inside.memory.predict import predict
+from runner.engines.sft.memory.ask import Batch
+from runner.report.prediction import WIDTH, bar, ordered, prediction_lines
+from runner.vram.prediction import CONTEXT, HostMemory, Prediction, TrainingMemory
 from tests.conftest import Answer, run_cli
 from tests.vram.plans import gpu_plan
 from tests.vram.real import LLAMA, plan_of
@@ -155,7 +155,7 @@ def test_a_model_that_cannot_be_traced_is_estimated_and_says_so(
 
 
 def test_an_adapter_that_does_not_fit_is_refused_and_not_estimated(tmp_path: Path) -> None:
-    from runner.errors import SpecError
+    from runner.common.errors import SpecError
 
     plan = plan_of(tmp_path, lora={"r": 8, "target_modules": ["q_prj"]})
     with pytest.raises(SpecError) as caught:
@@ -165,7 +165,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_not_estimated(tmp_path: Pat
 
 @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
 def test_states_in_8_bits_take_a_quarter(optim: str) -> None:
-    from runner.vram.step import trace
+    from runner.engines.sft.inside.memory.step import trace
 
     model = "HuggingFaceTB/SmolLM2-135M"
     plain, eight = (
@@ -177,7 +177,7 @@ def test_states_in_8_bits_take_a_quarter(optim: str) -> None:
 
 
 def test_a_stored_base_takes_what_bitsandbytes_stores() -> None:
-    from runner.vram.step import trace
+    from runner.engines.sft.inside.memory.step import trace
 
     model = "Qwen/Qwen2.5-0.5B"
     held = {

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runner.yaml_text import to_yaml
+from runner.common.yaml_text import to_yaml
 from tests.vram.real import LLAMA, write_model, write_tokenizer
 
 MODEL = {

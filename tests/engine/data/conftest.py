@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runner.sources import cache_folder
+from runner.plans.sources import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHARED = Path(os.environ.get("RUNNER_SHARED", REPOSITORY.parent / "shared"))
@@ -37,7 +37,7 @@ def _smollm2() -> Path:
     """The built-in demo model, fetched once into the user's cache where it is not there yet."""
     folder = cache_folder() / "models" / "smollm2-135m-instruct"
     if not (folder / "config.json").is_file():
-        command = [sys.executable, "-m", "runner.engine.builtin", str(folder)]
+        command = [sys.executable, "-m", "runner.engines.sft.inside.builtin_model", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         if done.returncode:
             pytest.skip(f"the demo model can't be fetched: {done.stderr.strip()[-200:]}")
@@ -55,7 +55,7 @@ def _load(name: str) -> Any:
     if name not in _LOADED:
         from transformers import AutoTokenizer
 
-        from runner.engine.data.masks import ensure_chat_template
+        from runner.data.masks import ensure_chat_template
 
         _LOADED[name] = AutoTokenizer.from_pretrained(str(path))
         ensure_chat_template(_LOADED[name])

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from runner.engine.data.audit import Audit, Tally, sample, sample_places
-from runner.engine.data.audit import audit as audit_of
-from runner.engine.data.formats import Converter, FormatOptions, Message, convert_rows
-from runner.engine.data.masks import Encoded, encode_rows
-from runner.engine.data.read import read_rows
+from runner.data.audit import Audit, Tally, sample, sample_places
+from runner.data.audit import audit as audit_of
+from runner.data.formats import Converter, FormatOptions, Message, convert_rows
+from runner.data.masks import Encoded, encode_rows
+from runner.data.read import read_rows
 
 Tokenizers = Callable[..., Any]  # a fixture that makes one
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.engine.data.cache import MANIFEST, is_whole, make_once
+from runner.data.cache import MANIFEST, is_whole, make_once
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -43,7 +43,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-from runner.engine.data.cache import make_once
+from runner.data.cache import make_once
 def fill(folder):
     (folder / "rows").write_text("some")
     print("making", flush=True)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from runner.engine.data.columns import renamed
-from runner.errors import Problem, SpecError
-from runner.job_data import DataSettings
+from runner.common.errors import Problem, SpecError
+from runner.data.columns import renamed
+from runner.jobs.data import DataSettings
 from tests.engine.data.test_prepare import cache, done, problem_of, prompts, write
 
 __all__ = ["cache"]

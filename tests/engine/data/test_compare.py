@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.data.compare import WORDS, comparable, match_keys, rule_words
+from runner.data.compare import WORDS, comparable, match_keys, rule_words
 
 RULES = [
     rule for size in range(len(WORDS) + 1) for rule in itertools.combinations(sorted(WORDS), size)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.engine.data.audit import Tally
-from runner.engine.data.control_tokens import Rendered, _any_of
-from runner.engine.data.formats import Converter, Format, FormatOptions
-from runner.engine.data.masks import IGNORED_LABEL, encode, prompt_ids, special_texts
-from runner.engine.data.template import TemplateSettings, fix_template, keep_special_token
-from runner.errors import SpecError
+from runner.common.errors import SpecError
+from runner.data.audit import Tally
+from runner.data.control_tokens import Rendered, _any_of
+from runner.data.formats import Converter, Format, FormatOptions
+from runner.data.masks import IGNORED_LABEL, encode, prompt_ids, special_texts
+from runner.data.template import TemplateSettings, fix_template, keep_special_token
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from runner.engine.data.formats import (
+from runner.common.errors import Problem, SpecError
+from runner.data.formats import (
     FORMATS,
     GENERAL_QUESTIONS,
     Conversation,
@@ -17,9 +18,8 @@ from runner.engine.data.formats import (
     convert_rows,
     detect,
 )
-from runner.engine.data.llava import read_questions
-from runner.engine.data.read import read_rows
-from runner.errors import Problem, SpecError
+from runner.data.llava import read_questions
+from runner.data.read import read_rows
 
 NONE = FormatOptions()
 VISION = FormatOptions(vision=True)

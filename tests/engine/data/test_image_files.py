@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runner.engine.data import image_files
-from runner.engine.data.image_files import NAMED
-from runner.engine.data.prepare import prepare
-from runner.engine.data.summary import cleaning_lines
-from runner.errors import SpecError
-from runner.plan import Plan, PlannedModel, PlannedVision
+from runner.common.errors import SpecError
+from runner.data import image_files
+from runner.data.image_files import NAMED
+from runner.data.prepare import prepare
+from runner.data.summary import cleaning_lines
+from runner.engines.sft.plan import Plan, PlannedModel, PlannedVision
 from tests.engine.tiny import plan_of
 
 
@@ -202,7 +202,7 @@ def test_the_background_is_no_part_of_the_rows_nor_of_an_old_plans_hash(tmp_path
 
 
 def test_the_stated_colour_is_checked(tmp_path: Path) -> None:
-    from runner.jobfile import load_job
+    from runner.jobs.load import load_job
 
     vision = "vision: {model: a/c}\n"
     (tmp_path / "job.yaml").write_text(f"model: a/b\n{vision}data: {{train: r.jsonl}}\n")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.engine.data.formats import Message
-from runner.engine.data.keys import KEY_BYTES, draw_numbers, normalised, row_keys
+from runner.data.formats import Message
+from runner.data.keys import KEY_BYTES, draw_numbers, normalised, row_keys
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -84,7 +84,7 @@ def test_seeds_draw_in_other_orders_that_look_random() -> None:
 
 def test_hash_randomization_changes_nothing() -> None:
     code = (
-        "from runner.engine.data.keys import row_keys, draw_numbers\n"
+        "from runner.data.keys import row_keys, draw_numbers\n"
         "k = row_keys([{'role': 'user', 'content': '你'}, {'role': 'assistant', 'content': 'a'}])\n"
         "print(k, draw_numbers(k, 42).tolist())"
     )

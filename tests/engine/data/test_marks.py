@@ -11,16 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.data.formats import (
-    Converter,
-    Format,
-    FormatOptions,
-    has_answer,
-    label_text,
-)
-from runner.engine.data.marks import kind_of, plain
-from runner.engine.data.read import read_rows
-from runner.errors import Problem, SpecError
+from runner.common.errors import Problem, SpecError
+from runner.data.formats import Converter, Format, FormatOptions, has_answer, label_text
+from runner.data.marks import kind_of, plain
+from runner.data.read import read_rows
 from tests.conftest import Answer
 
 NONE = FormatOptions()

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.engine.data.audit import Tally
-from runner.engine.data.formats import Converter, FormatOptions, Message, convert_rows, detect
-from runner.engine.data.masks import (
+from runner.common.errors import RefusedError, SpecError
+from runner.data.audit import Tally
+from runner.data.formats import Converter, FormatOptions, Message, convert_rows, detect
+from runner.data.masks import (
     IGNORED_LABEL,
     Encoded,
     encode,
@@ -21,8 +22,7 @@ from runner.engine.data.masks import (
     prompt_ids,
     segments,
 )
-from runner.engine.data.read import read_rows
-from runner.errors import RefusedError, SpecError
+from runner.data.read import read_rows
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 

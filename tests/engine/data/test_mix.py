@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.data.mix import Portion, portions
+from runner.data.mix import Portion, portions
 
 counts = st.lists(st.integers(1, 10_000), min_size=2, max_size=4)
 ratios = st.lists(st.sampled_from([0.1, 0.5, 1, 2, 3, 7.5]), min_size=4, max_size=4)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.engine.data import near
-from runner.engine.data.prepared import Prepared
-from runner.engine.data.summary import near_lines
+from runner.data import near
+from runner.data.prepared import Prepared
+from runner.data.summary import near_lines
 from tests.engine.data.test_prepare import adds_up, cache, done, write
 
 __all__ = ["cache"]

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from runner.engine.data import pixels
-from runner.engine.data.pixels import UnreadableImage, background_colour, decode
+from runner.data import pixels
+from runner.data.pixels import UnreadableImage, background_colour, decode
 
 GREY = numpy.tile(numpy.arange(0, 256, 4, dtype="uint8"), (16, 1))  # 16 x 64, a ramp
 COLOURS = numpy.stack([GREY, GREY[:, ::-1], numpy.full_like(GREY, 90)], axis=2)

@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runner.engine.data.prepare import prepare
-from runner.engine.data.prepared import SIDES, Overlap, Prepared, proves_disjoint
-from runner.engine.data.summary import cleaning_lines, leaks
-from runner.errors import Problem, RefusedError, SpecError
-from runner.job_data import DataSettings
-from runner.plan import PlannedData, PlannedRows
-from runner.sources import file_sha256
+from runner.common.errors import Problem, RefusedError, SpecError
+from runner.data.prepare import prepare
+from runner.data.prepared import SIDES, Overlap, Prepared, proves_disjoint
+from runner.data.summary import cleaning_lines, leaks
+from runner.engines.sft.plan import PlannedData, PlannedRows
+from runner.jobs.data import DataSettings
+from runner.plans.sources import file_sha256
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DROP = {"duplicates": "drop", "conflicts": "drop"}
@@ -438,7 +438,7 @@ def test_hub_rows_are_named_by_their_content(
         asked.append(what)
         yield from ((n + 1, {"instruction": f"q {n}", "output": word}) for n in range(4))
 
-    monkeypatch.setattr("runner.engine.data.sources.read_hub", read_hub)
+    monkeypatch.setattr("runner.data.sources.read_hub", read_hub)
     plan = plan_of(numbered(tmp_path / "t.jsonl", 1))
     plan.rows = PlannedRows(train=PlannedData(kind="hub", id="a/b", revision="main"))
     word = "a"
@@ -537,7 +537,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_prepare import done
-from runner.errors import RunnerError
+from runner.common.errors import RunnerError
 {before}
 try:
     print(done(Path({train!r}), split={{"eval": 0.1}}).counts)
@@ -577,7 +577,7 @@ def test_a_file_size_limit_is_told_and_leaves_nothing(tmp_path: Path, cache: Pat
 def test_a_killed_one_is_made_anew(tmp_path: Path, cache: Path) -> None:
     train = numbered(tmp_path / "t.jsonl", 30_000)
     wait = (
-        "from runner.engine.data import prepare as module\n"
+        "from runner.data import prepare as module\n"
         "import time\n"
         "module.Ledger.place = lambda *_: (print('there', flush=True), time.sleep(60))"
     )

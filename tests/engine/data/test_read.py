@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from runner.engine.data import json_rows
-from runner.engine.data.hub import read_hub
-from runner.engine.data.read import read_rows, shorten
-from runner.errors import Problem, RefusedError, SpecError
+from runner.common.errors import Problem, RefusedError, SpecError
+from runner.data import json_rows
+from runner.data.hub import read_hub
+from runner.data.read import read_rows, shorten
 
 ROWS = [{"text": '你好, "quoted"\nnext line', "label": "a"}, {"text": "b 🤖", "label": "c"}]
 

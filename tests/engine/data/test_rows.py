@@ -1,4 +1,4 @@
-"""Prepared rows as token ids on disk (runner.engine.rows; here for its tokenizers)."""
+"""Prepared rows as token ids on disk (runner.engines.sft.inside.rows; here for its tokenizers)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runner.engine.data.masks import IGNORED_LABEL, encode
-from runner.engine.rows import PreparedRows, prepare_rows
-from runner.errors import RefusedError, SpecError
-from runner.job_data import DataSettings
-from runner.plan import PlannedData, PlannedRows
-from runner.sources import file_sha256
+from runner.common.errors import RefusedError, SpecError
+from runner.data.masks import IGNORED_LABEL, encode
+from runner.engines.sft.inside.rows import PreparedRows, prepare_rows
+from runner.engines.sft.plan import PlannedData, PlannedRows
+from runner.jobs.data import DataSettings
+from runner.plans.sources import file_sha256
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 

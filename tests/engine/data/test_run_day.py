@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from runner import facts
-from runner.cli.resume import plan_for
-from runner.engine.data.template import settings_for
-from runner.folder import RunFolder
-from runner.jobfile import load_job
-from runner.plan import Plan
+from runner.data.template import settings_for
+from runner.engines.render import plan_yaml, read_plan
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.launch.resume import plan_for
+from runner.plans import facts
 from runner.provenance.compare import settings_of
-from runner.render import plan_yaml, read_plan
-from runner.resolve import make_plan
+from runner.runs.folder import RunFolder
 
 DAY = datetime.date(2026, 3, 5)
 NEXT = DAY + datetime.timedelta(days=1)

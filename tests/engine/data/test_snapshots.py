@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from runner.engine.data.audit import Tally
-from runner.engine.data.masks import IGNORED_LABEL, encode, prompt_ids, segments
-from runner.engine.data.template import TemplateSettings, fix_template
-from runner.errors import SpecError
+from runner.common.errors import SpecError
+from runner.data.audit import Tally
+from runner.data.masks import IGNORED_LABEL, encode, prompt_ids, segments
+from runner.data.template import TemplateSettings, fix_template
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.data.split import EVAL, TEST, allot, draw
+from runner.data.split import EVAL, TEST, allot, draw
 
 sizes = st.dictionaries(st.text(max_size=3), st.integers(1, 300), min_size=1, max_size=12)
 shares = st.tuples(st.integers(0, 60), st.integers(0, 39)).map(

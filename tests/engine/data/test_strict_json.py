@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.engine.data import json_rows
-from runner.engine.data.read import read_rows
-from runner.engine.data.strict_json import MOST_LEVELS, TOO_DEEP, DuplicateKeyError, cut_deep, loads
-from runner.errors import Problem, SpecError
+from runner.common.errors import Problem, SpecError
+from runner.data import json_rows
+from runner.data.read import read_rows
+from runner.data.strict_json import MOST_LEVELS, TOO_DEEP, DuplicateKeyError, cut_deep, loads
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just('\\"[{'),

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from runner.engine.data.read import ReadOptions, read_rows, table_record
-from runner.engine.data.summary import table_lines
-from runner.engine.data.tables import TableOptions
-from runner.errors import Problem, SpecError
+from runner.common.errors import Problem, SpecError
+from runner.data.read import ReadOptions, read_rows, table_record
+from runner.data.summary import table_lines
+from runner.data.tables import TableOptions
 
 WRITE = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

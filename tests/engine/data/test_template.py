@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from runner.engine.data.audit import Tally, audit
-from runner.engine.data.masks import encode, encode_rows, prompt_ids, segments
-from runner.engine.data.template import (
+from runner.common.errors import RefusedError, SpecError
+from runner.data.audit import Tally, audit
+from runner.data.masks import encode, encode_rows, prompt_ids, segments
+from runner.data.template import (
     TemplateSettings,
     fix_template,
     require_steady,
@@ -23,11 +24,10 @@ from runner.engine.data.template import (
     template_reads,
     template_record,
 )
-from runner.engine.rows import PreparedRows, prepare_rows
-from runner.errors import RefusedError, SpecError
-from runner.job_data import DataSettings
-from runner.plan import PlannedData, PlannedRows
-from runner.sources import file_sha256
+from runner.engines.sft.inside.rows import PreparedRows, prepare_rows
+from runner.engines.sft.plan import PlannedData, PlannedRows
+from runner.jobs.data import DataSettings
+from runner.plans.sources import file_sha256
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from runner.engine.data.audit import Tally
-from runner.engine.data.decoded import lost_characters
-from runner.engine.data.masks import encode, encode_rows
-from runner.engine.data.tokenizer_files import require_tokenizer_files
-from runner.engine.model import load_tokenizer as load_for_plan
-from runner.engine.rows import prepare_rows
-from runner.errors import SpecError
-from runner.job_data import DataSettings
-from runner.plan import PlannedData, PlannedRows
-from runner.sources import file_sha256
+from runner.common.errors import SpecError
+from runner.data.audit import Tally
+from runner.data.decoded import lost_characters
+from runner.data.masks import encode, encode_rows
+from runner.data.tokenizer_files import require_tokenizer_files
+from runner.engines.sft.inside.model.weights import load_tokenizer as load_for_plan
+from runner.engines.sft.inside.rows import prepare_rows
+from runner.engines.sft.plan import PlannedData, PlannedRows
+from runner.jobs.data import DataSettings
+from runner.plans.sources import file_sha256
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 

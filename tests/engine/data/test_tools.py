@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from runner.engine.data.formats import Converter, Format, FormatOptions
-from runner.engine.data.keys import row_keys
-from runner.engine.data.masks import segments
-from runner.engine.data.messages import Message
-from runner.engine.data.read import read_rows
-from runner.engine.data.template import as_templates_take
-from runner.errors import Problem, SpecError
+from runner.common.errors import Problem, SpecError
+from runner.data.formats import Converter, Format, FormatOptions
+from runner.data.keys import row_keys
+from runner.data.masks import segments
+from runner.data.messages import Message
+from runner.data.read import read_rows
+from runner.data.template import as_templates_take
 
 Tokenizers = Callable[[str], Any]
 NONE = FormatOptions()

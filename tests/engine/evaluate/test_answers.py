@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.data.keys import normalised
-from runner.engine.evaluate.answers import (
+from runner.common.errors import SpecError
+from runner.data.keys import normalised
+from runner.engines.sft.inside.evaluate.answers import (
     INVALID,
     answer_pattern,
     canonical_json,
@@ -22,7 +23,6 @@ from runner.engine.evaluate.answers import (
     parse_label,
     require_distinct,
 )
-from runner.errors import SpecError
 
 TWO = ["negative", "positive"]
 

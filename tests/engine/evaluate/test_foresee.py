@@ -10,14 +10,14 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from runner.engine.data.prepare import prepare
-from runner.engine.evaluate import foresee
-from runner.engine.evaluate.foresee import foresee_evaluation, foresee_merge
-from runner.errors import SpecError
-from runner.facts import gather
-from runner.jobfile import load_job
-from runner.plan import Plan
-from runner.resolve import make_plan
+from runner.common.errors import SpecError
+from runner.data.prepare import prepare
+from runner.engines.sft.inside.evaluate import foresee
+from runner.engines.sft.inside.evaluate.foresee import foresee_evaluation, foresee_merge
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import gather
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +111,8 @@ def test_what_merge_would_refuse_is_said(
     tmp_path: Path, changes: dict[str, Any], said: str | None
 ) -> None:
     from runner.cli.merge import require_mergeable
-    from runner.errors import RefusedError
-    from runner.folder import RunFolder
+    from runner.common.errors import RefusedError
+    from runner.runs.folder import RunFolder
 
     plan = plan_for(tmp_path, [asked(0, "x")], {"split": None}).model_copy(update=changes)
     lines = foresee_merge(plan)

@@ -13,21 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from runner.engine.data.masks import (  # noqa: E402
-    encode,
-    encode_rows,
-    ensure_chat_template,
-    prompt_ids,
-)
-from runner.engine.evaluate.generate import (  # noqa: E402
-    Greedy,
-    batches,
-    longest_sequence,
-)
-from runner.engine.evaluate.loss import answer_losses  # noqa: E402
-from runner.engine.evaluate.measure import measure, tokenize  # noqa: E402
-from runner.engine.evaluate.tasks import ExactMatch, Row  # noqa: E402
-from runner.engine.subjects import Subject  # noqa: E402
+from runner.data.masks import encode, encode_rows, ensure_chat_template, prompt_ids  # noqa: E402
+from runner.engines.sft.inside.evaluate.generate import Greedy, batches, longest_sequence  # noqa: E402
+from runner.engines.sft.inside.evaluate.loss import answer_losses  # noqa: E402
+from runner.engines.sft.inside.evaluate.measure import measure, tokenize  # noqa: E402
+from runner.engines.sft.inside.evaluate.tasks import ExactMatch, Row  # noqa: E402
+from runner.engines.sft.inside.subjects import Subject  # noqa: E402
 
 WORDS = [
     "the",

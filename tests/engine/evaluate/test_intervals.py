@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from runner.engine.evaluate.intervals import Figure, bootstrap, mcnemar, proportion, ratio
+from runner.engines.sft.inside.evaluate.intervals import (
+    Figure,
+    bootstrap,
+    mcnemar,
+    proportion,
+    ratio,
+)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
-from runner.engine.evaluate import metrics
-from runner.engine.evaluate.metrics import UNPARSEABLE
+from runner.engines.sft.inside.evaluate import metrics
+from runner.engines.sft.inside.evaluate.metrics import UNPARSEABLE
 from runner.report.evaluation import _counted
 
 LABELS = ["a", "b", "c"]

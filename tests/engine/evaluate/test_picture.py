@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runner.engine.evaluate import picture
+from runner.engines.sft.inside.evaluate import picture
 
 MATRIX = [[7, 1, 2], [3, 6, 0], [0, 0, 0]]
 

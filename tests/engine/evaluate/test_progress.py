@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from runner.engine.evaluate.progress import SECONDS_BETWEEN_LINES, Progress
+from runner.engines.sft.inside.evaluate.progress import SECONDS_BETWEEN_LINES, Progress
 
 
 class Clock:

@@ -11,19 +11,19 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from runner.engine import standin
-from runner.engine.evaluate.generate import Greedy
-from runner.engine.evaluate.measure import Answer, measure, tokenize
-from runner.engine.evaluate.sight import Sight, load_sight
-from runner.engine.evaluate.tasks import ExactMatch, Row
-from runner.engine.images import IMAGES, ImageTextCollator
-from runner.engine.model import load_tokenizer
-from runner.engine.subjects import load_subjects
-from runner.errors import RunnerError
-from runner.facts import gather
-from runner.jobfile import load_job
-from runner.plan import Plan
-from runner.resolve import make_plan
+from runner.common.errors import RunnerError
+from runner.engines.sft.inside.evaluate.generate import Greedy
+from runner.engines.sft.inside.evaluate.measure import Answer, measure, tokenize
+from runner.engines.sft.inside.evaluate.sight import Sight, load_sight
+from runner.engines.sft.inside.evaluate.tasks import ExactMatch, Row
+from runner.engines.sft.inside.images import IMAGES, ImageTextCollator
+from runner.engines.sft.inside.model import standin
+from runner.engines.sft.inside.model.weights import load_tokenizer
+from runner.engines.sft.inside.subjects import load_subjects
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import load_job
+from runner.plans.facts import gather
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from runner.engine.evaluate.tasks import (
+from runner.common.errors import SpecError
+from runner.engines.sft.inside.evaluate.tasks import (
     ExactMatch,
     Row,
     classification_for,
     json_for,
     multiple_choice_for,
 )
-from runner.errors import SpecError
 
 CHOICES = "Which?\n\nAnswer format: answer1/answer2"
 

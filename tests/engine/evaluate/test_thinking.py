@@ -13,20 +13,16 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from runner.engine.data.masks import encode, prompt_ids  # noqa: E402
-from runner.engine.data.messages import Message  # noqa: E402
-from runner.engine.evaluate import record  # noqa: E402
-from runner.engine.evaluate.expected import expected_as_read, thinking_notes  # noqa: E402
-from runner.engine.evaluate.generate import Greedy  # noqa: E402
-from runner.engine.evaluate.measure import Material, measure, tokenize  # noqa: E402
-from runner.engine.evaluate.rows import RowSet  # noqa: E402
-from runner.engine.evaluate.tasks import Classification, Row, classification_for  # noqa: E402
-from runner.engine.evaluate.thinking import (  # noqa: E402
-    ThinkMarks,
-    part_thinking,
-    think_marks,
-)
-from runner.engine.subjects import Subject  # noqa: E402
+from runner.data.masks import encode, prompt_ids  # noqa: E402
+from runner.data.messages import Message  # noqa: E402
+from runner.engines.sft.inside.evaluate import record  # noqa: E402
+from runner.engines.sft.inside.evaluate.expected import expected_as_read, thinking_notes  # noqa: E402
+from runner.engines.sft.inside.evaluate.generate import Greedy  # noqa: E402
+from runner.engines.sft.inside.evaluate.measure import Material, measure, tokenize  # noqa: E402
+from runner.engines.sft.inside.evaluate.rows import RowSet  # noqa: E402
+from runner.engines.sft.inside.evaluate.tasks import Classification, Row, classification_for  # noqa: E402
+from runner.engines.sft.inside.evaluate.thinking import ThinkMarks, part_thinking, think_marks  # noqa: E402
+from runner.engines.sft.inside.subjects import Subject  # noqa: E402
 
 COMMON = ThinkMarks()
 # A thinking template of our own, after the behaviour of Qwen3: the last answer begins with a think
@@ -252,7 +248,7 @@ def test_thoughts_in_a_rows_own_text_are_read_as_generated_ones(qwen: Any) -> No
 
 
 def test_chat_hides_a_block_while_it_streams(capsys: pytest.CaptureFixture[str], qwen: Any) -> None:
-    from runner.engine.chat import answer_streamer
+    from runner.engines.sft.inside.chat import answer_streamer
 
     pieces = ["<thi", "nk>\nhm ", "hm</thi", "nk>\n\n", "Yes", ", sure."]
     hidden = answer_streamer(qwen, ThinkMarks())

@@ -1,0 +1,285 @@
+"""From a plan's sources to prepared rows: read, clean, split, check for leaks, mix, write.
+
+Imports the standard library and this package; duckdb and pyarrow when rows are prepared. No torch
+and no tokenizer: what is prepared serves any model. Memory does not grow with the rows.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from runner.common import durable
+from runner.common.errors import Problem, SpecError
+from runner.data.account import (
+    MOST_STRATA,
+    labels_record,
+    lengths_record,
+    mix_record,
+    source_record,
+    split_record,
+)
+from runner.data.cache import MANIFEST, lock_of, make_once, no_room, tells_full
+from runner.data.formats import FormatOptions
+from runner.data.image_files import open_images
+from runner.data.ingest import Intake, Taken, take
+from runner.data.ledger import EVAL, TEST, TRAIN, Ledger
+from runner.data.llava import read_questions
+from runner.data.near import near_duplicates
+from runner.data.prepared import LEFT_OUT, REPORT, SIDES, Prepared, hashes_name
+from runner.data.settle import require_sides, settle_leaks, settle_mix
+from runner.data.sides import content_file, write_sides
+from runner.data.sources import Source, identity_of, image_root, rows_of, sources_of, table_of
+from runner.engines.sft.plan import Plan
+from runner.plans.sources import cache_folder
+
+PIPELINE_VERSION = 5
+"""Raised with every change that gives other rows, so that no cache of before is reused."""
+
+
+def prepare(plan: Plan, *, say: Callable[[str], None]) -> Prepared:
+    """The rows of a plan's (last) training, prepared; made once and then reused.
+
+    Args:
+        plan: a plan of one training (see Plan.trainings).
+        say: gets a line now and then while many rows are read.
+
+    Raises:
+        SpecError: unreadable rows, rows that don't fit their format, a side without rows, a leak
+            that the job refuses, images that can't be read.
+        RefusedError: rows that changed since the plan was made, a hub that can't be reached, a
+            cache folder that is full or can't be written.
+    """
+    sources = sources_of(plan)
+    root = cache_folder() / "prepared"
+    contents = [identity_of(plan, source) for source in sources]
+    try:
+        if None in contents:
+            return _with_images(plan, _prepare_unnamed(plan, sources, root, say), say)
+        folder = root / _key(plan, sources, contents)
+
+        def make(staging: Path) -> None:
+            _make(plan, sources, staging, say)
+
+        make_once(folder, make)
+    except OSError as error:
+        raise no_room(root, error) from error
+    # the same rows may have been prepared from another place
+    prepared = Prepared(folder, tuple(source.place for source in sources))
+    return _with_images(plan, prepared, say)
+
+
+def _with_images(plan: Plan, prepared: Prepared, say: Callable[[str], None]) -> Prepared:
+    """The rows with every image of theirs opened, where the model takes images."""
+    if plan.vision is None:
+        return prepared
+    cache = cache_folder() / "prepared"
+    return replace(prepared, images=open_images(prepared, plan.data.image_background, cache, say))
+
+
+def _key(plan: Plan, sources: list[Source], contents: list[list[Any] | None]) -> str:
+    settings = plan.data.model_dump(
+        mode="json",
+        exclude={
+            "train",
+            "eval",
+            "test",
+            "sample",
+            "questions",
+            "hub",
+            "image_folder",
+            "mix",
+            "image_background",
+            "special_tokens",  # of ids, not of rows
+        },
+    )
+    mix, questions = plan.data.mix, plan.rows.questions
+    record = {
+        "version": PIPELINE_VERSION,
+        "sources": [
+            [source.role, source.ratio, content]
+            for source, content in zip(sources, contents, strict=True)
+        ],
+        "settings": settings,
+        "mix": [mix.fit, mix.seed] if mix else None,
+        "questions": questions.sha256 or questions.path if questions else None,
+        "vision": plan.vision is not None,
+    }
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _prepare_unnamed(
+    plan: Plan, sources: list[Source], root: Path, say: Callable[[str], None]
+) -> Prepared:
+    """Prepare rows whose content no hash tells beforehand: they are named once they are read."""
+    reading = root / f"reading-{uuid.uuid4().hex}"
+    digests: list[str] = []
+
+    def make(staging: Path) -> None:
+        digests.extend(_make(plan, sources, staging, say))
+
+    def move(staging: Path) -> None:
+        for path in reading.iterdir():
+            if path.name != MANIFEST:
+                path.rename(staging / path.name)
+
+    try:
+        make_once(reading, make)
+        folder = root / _key(plan, sources, [[digest] for digest in digests])
+        make_once(folder, move)
+    finally:
+        shutil.rmtree(reading, ignore_errors=True)
+        lock_of(reading).unlink(missing_ok=True)
+    return Prepared(folder)
+
+
+def _make(plan: Plan, sources: list[Source], folder: Path, say: Callable[[str], None]) -> list[str]:
+    """Fill `folder`; the digest of each source's content."""
+    import duckdb
+    import pyarrow
+
+    work = folder / "work"
+    work.mkdir()
+    try:
+        with Ledger(work) as ledger:
+            return _run(plan, sources, folder, work, ledger, say)
+    except (duckdb.Error, pyarrow.ArrowException) as error:
+        # both say in words of their own that they found no room
+        if not tells_full(error, folder):
+            raise
+        raise OSError(errno.ENOSPC, str(error).splitlines()[0]) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(
+    plan: Plan,
+    sources: list[Source],
+    folder: Path,
+    work: Path,
+    ledger: Ledger,
+    say: Callable[[str], None],
+) -> list[str]:
+    started = time.monotonic()
+    settings = plan.data
+    taken = _take_all(plan, sources, work, ledger, say)
+    large = sum(one.read for one in taken) >= 1_000_000
+    tell = say if large else lambda _: None
+
+    tell("looking for duplicates and conflicts")
+    duplicates = ledger.leave_out_duplicates() if settings.clean.duplicates == "drop" else {}
+    conflicts = ledger.leave_out_conflicts() if settings.clean.conflicts == "drop" else {}
+    if settings.split is not None:
+        tell("splitting")
+        if settings.split.stratify and (number := ledger.strata()) > MOST_STRATA:
+            raise SpecError(
+                [
+                    Problem(
+                        sources[0].place,
+                        "data.split.stratify",
+                        f"the rows have {number:,} different values",
+                        settings.split.stratify,
+                        f"a key with few values, {MOST_STRATA:,} at most",
+                    )
+                ]
+            )
+        ledger.hold_out(settings.split.eval, settings.split.test)
+    ledger.place([source.side for source in sources])
+    leakage, leaked = settle_leaks(plan, sources, ledger)
+    places = [source.place for source in sources]
+    left_out = ledger.write_left_out(folder / LEFT_OUT, places)
+    counts = ledger.counts()
+    require_sides(plan, sources, taken, counts, [duplicates, conflicts, leaked])
+    drawn = settle_mix(plan, sources, counts)
+    record = {
+        "schema_version": 1,
+        "pipeline_version": PIPELINE_VERSION,
+        "sources": [
+            source_record(
+                source,
+                taken[index],
+                [one.get(index) for one in (duplicates, conflicts, leaked)],
+                {SIDES[side]: counts.get((index, side), 0) for side in (TRAIN, EVAL, TEST)},
+                drawn.get(index),
+                table_of(plan, source),
+            )
+            for index, source in enumerate(sources)
+        ],
+        "split": split_record(plan, ledger),
+        "compared": {"ignore": list(settings.clean.ignore), "rule": leakage["rule"]},
+        "left_out": {"rows": left_out, "file": LEFT_OUT},
+        "leakage": leakage,
+        "mix": mix_record(plan, drawn),
+        "labels": labels_record(ledger),
+        "characters": lengths_record(ledger),
+    }
+    ledger.decide({index: (portion.times, portion.more) for index, portion in drawn.items()})
+    tell("writing the prepared rows")
+    written = write_sides(folder, work, taken, ledger)
+    record["sides"] = written
+    for side, name in enumerate(SIDES):
+        ledger.write_hashes(side, folder / hashes_name(name))
+    record["near_duplicates"] = near_duplicates(Prepared(folder), written, tell)
+    record["seconds"] = round(time.monotonic() - started, 3)
+    durable.write_json(folder / REPORT, record)
+    return [one.digest for one in taken]
+
+
+def _take_all(
+    plan: Plan,
+    sources: list[Source],
+    work: Path,
+    ledger: Ledger,
+    say: Callable[[str], None],
+) -> list[Taken]:
+    data = plan.data
+    questions = None
+    if plan.rows.questions is not None and plan.rows.questions.path:
+        questions = read_questions(Path(plan.rows.questions.path))
+    options = FormatOptions(
+        data.system,
+        data.prompt,
+        data.labels,
+        data.placeholders,
+        vision=plan.vision is not None,
+        questions=questions,
+        ignored=frozenset(data.ignore_keys),
+    )
+    taken: list[Taken] = []
+    next_id = 0
+    for index, source in enumerate(sources):
+        splits = data.split if source.role == "train" else None
+        mixes = data.mix if source.side == TRAIN else None
+        read = frozenset([splits.stratify] if splits and splits.stratify else [])
+        intake = Intake(
+            index=index,
+            field=source.field,
+            place=source.place,
+            format=data.format,
+            options=replace(options, read_otherwise=read),
+            image_root=image_root(plan, source),
+            max_rows=data.max_rows,
+            stratify=splits.stratify if splits else None,
+            split_seed=splits.seed if splits else None,
+            mix_seed=mixes.seed if mixes else None,
+            ignore=tuple(data.clean.ignore),
+        )
+        rows = rows_of(plan, source)
+        one = take(intake, rows, content_file(work, index), ledger, next_id, say)
+        if one.empty + one.untrained == one.read:
+            text = f"all {one.read} rows have an empty prompt or answer"
+            if one.untrained:
+                text += f", or are marked as not trained ({one.untrained})"
+            raise SpecError([Problem(source.place, source.field, text)])
+        taken.append(one)
+        next_id = one.stop_id
+    return taken

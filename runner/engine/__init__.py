@@ -1,5 +1,0 @@
-"""What runs inside a run: `python -m runner.engine RUN_FOLDER`.
-
-Only here (and in runner.vram) may torch, transformers, peft, trl, deepspeed and datasets be
-imported, and only inside the modules that need them. The engine knows no Docker and no guard.
-"""

@@ -1,0 +1,1 @@
+"""What trains: one folder an engine, the protocol they speak, and the registry."""

@@ -1,0 +1,1 @@
+"""What a run of the MGM toolkit needs, brought into runner's cache. No torch."""

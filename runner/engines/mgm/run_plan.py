@@ -1,0 +1,40 @@
+"""MgmPlan: what a run of the MGM toolkit does, by the settings that its launch script is made of.
+
+Imports pydantic, runner.plans.base and runner.engines.mgm's plan. Made by
+runner.engines.mgm.resolve.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from runner.engines.mgm.plan import PlannedMgm
+from runner.plans.base import PlanBase, PlanHead
+
+
+class MgmPlanned(PlanHead):
+    """What only a plan of the toolkit has."""
+
+    engine: Literal["mgm"]
+    mgm: PlannedMgm
+    scripts_sha256: str = Field(description="Of the stage scripts that the run folder gets")
+
+
+class MgmPlan(PlanBase, MgmPlanned):
+    """Everything that decides what a run of the toolkit does; files count by their paths."""
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the outcome: not which card is taken, nor what was substituted twice."""
+        record = super().deciding()
+        for key in ("gpus", "python", "substitutions"):
+            record["mgm"].pop(key)
+        if not self.mgm.columns:  # as before there were any
+            record["mgm"].pop("columns")
+        return record
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Of a smoke, both trainings together; the rows decide otherwise."""
+        return None if self.mgm.max_steps is None else 2 * self.mgm.max_steps

@@ -1,0 +1,112 @@
+"""What of a recorded plan a command takes at its word (docs/security.md): pure.
+
+Imports the plans and runner.runs.origin. A plan that came with a run of somebody else's is data: of
+what would run programs, open this machine or send anything out, nothing is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runner.common.errors import RefusedError
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.script.plan import ScriptPlan
+from runner.engines.sft.plan import Plan
+from runner.plans.base import PlanBase
+from runner.runs.origin import Origin
+
+FLAG = "--trust-remote-code"
+
+
+@dataclass(frozen=True)
+class TakenPlan:
+    """A recorded plan as a command uses it."""
+
+    plan: PlanBase
+    left_off: tuple[str, ...] = ()
+    """What of it was not taken, in words."""
+
+
+def take_plan(
+    plan: PlanBase,
+    origin: Origin,
+    *,
+    program: str | None,
+    python: str,
+    code: bool,
+    whole: bool,
+) -> TakenPlan:
+    """The plan as far as its run's origin lets it be taken.
+
+    Args:
+        program: docker or podman of this machine, which starts any container.
+        python: the interpreter for a foreign run without a container.
+        code: this command says FLAG.
+        whole: the run is to be repeated: an own run keeps its mounts and arguments. A command that
+            only asks its result needs neither.
+    """
+    said: list[str] = []
+    changes: dict[str, object] = {"on_end": None}
+    box = plan.container
+    if box is not None:
+        keep = whole and origin.is_own
+        if whole and not keep:
+            said += [
+                f"container.{name}: {', '.join(values)}"
+                for name, values in (
+                    ("mounts", [f"{one.source} at {one.target}" for one in box.mounts]),
+                    ("arguments", box.arguments),
+                    ("environment", box.environment),
+                    ("secrets", box.secrets),
+                )
+                if values
+            ]
+            if box.network != "none":
+                said.append(f"container.network: {box.network}, it is none")
+        bare: dict[str, object] = {
+            "mounts": [],
+            "arguments": [],
+            "environment": [],
+            "secrets": [],
+            "network": "none",
+        }
+        changes["container"] = box.model_copy(
+            update={"program": program or box.program, **({} if keep else bare)}
+        )
+    if not origin.is_own:
+        if box is None and plan.python != python and not isinstance(plan, MgmPlan):
+            changes["python"] = python
+        if isinstance(plan, Plan):
+            if plan.trust_remote_code and not code:
+                changes["trust_remote_code"] = False
+                said.append(
+                    f"trust_remote_code: the Python files of {plan.model.id} are not run; {FLAG} "
+                    "runs them"
+                )
+            if whole and set(plan.tracking.report_to) - {"tensorboard"}:
+                names = ", ".join(plan.tracking.report_to)
+                said.append(f"tracking.report_to: {names}, no server is told")
+                changes["tracking"] = plan.tracking.model_copy(update={"report_to": []})
+    return TakenPlan(plan.model_copy(update=changes), tuple(said))
+
+
+def require_code_allowed(plan: PlanBase, origin: Origin, name: str, *, code: bool) -> None:
+    """Refuse to repeat a foreign run that is code itself, unless this command allows it.
+
+    Raises RefusedError.
+    """
+    if origin.is_own or code:
+        return
+    runs = None
+    if isinstance(plan, ScriptPlan):
+        runs = f"the script {plan.script.path}"
+    elif isinstance(plan, MgmPlan):
+        runs = f"the toolkit in {plan.mgm.toolkit}"
+    elif isinstance(plan, Plan) and plan.trust_remote_code:
+        runs = f"the Python files of its model {plan.model.id}"
+    if runs is not None:
+        where = "with all that you may" if plan.container is None else "in a container"
+        raise RefusedError(
+            f"{name} {origin.why}, and reproducing it runs {runs}, {where}",
+            f"read it first; {FLAG} then runs it",
+        )

@@ -1,0 +1,1 @@
+"""The native engine: LoRA and full fine-tuning on TRL. Only inside/ imports torch."""

@@ -1,0 +1,80 @@
+"""Predict a plan's memory, or fit it to a budget; print JSON: `python -m PACKAGE REQUEST`.
+
+REQUEST is a JSON file: {"plan": path of a plan.yaml, "batches": null or a list of {tokens, images,
+because}, "fit": null or what `fit` asks for, "cheapest": null or a limit to find changes for,
+"mgm": null or stages of the toolkit's trainings}.
+Lines on stderr that start with "runner: " are for people.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from runner.common import terminal
+from runner.common.errors import RunnerError, bug
+from runner.common.packages import package_version
+from runner.engines.render import read_plan
+from runner.engines.sft.inside.pickles import load_tensors_only
+from runner.engines.sft.memory.ask import PACKAGES, Batch, predicted
+
+
+def main() -> int:
+    """Exit code 0, or that of the refusal, whose lines are in the JSON."""
+    load_tensors_only()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    code = 0
+    try:
+        record = _answer(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    except RunnerError as error:
+        record, code = {"error": error.lines()}, error.exit_code
+    except Exception as error:
+        record, code = {"error": bug(error).lines()}, 1
+    terminal.put_json(record)
+    return code
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    plan = read_plan(Path(request["plan"]))
+    if plan.model.folder is not None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if request.get("mgm") is not None:
+        from runner.engines.sft.inside.memory.mgm import answer
+
+        return answer(plan, request["mgm"])
+    from runner.engines.sft.inside.model.limits import require_plain_weights
+
+    for part in plan.trainings:
+        require_plain_weights(part)
+    versions = {name: package_version(name) for name in PACKAGES}
+    given = request.get("batches")
+    if given is None:
+        from runner.engines.sft.inside.memory.batches import batches_of
+
+        batches = batches_of(plan)
+    else:
+        batches = [Batch(**one) for one in given]
+    if request.get("cheapest") is not None:
+        from runner.engines.sft.inside.memory.fit import cheapest
+
+        return {"changes": cheapest(plan, batches, versions, request["cheapest"])}
+    if request.get("fit") is not None:
+        from runner.engines.sft.inside.memory.fit import fit
+
+        return fit(plan, batches, versions, request["fit"])
+    return predicted(plan, batches, versions, _predict).model_dump(mode="json")
+
+
+def _predict(plan: Any, batches: Any, versions: dict[str, str | None]) -> Any:
+    from runner.engines.sft.inside.memory.predict import predict
+
+    shown = ", ".join(f"{one.tokens} tokens" for one in batches)
+    terminal.say(f"runner: tracing a step of {shown} without weights")
+    return predict(plan, batches, versions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The model of a plan: weights, adapters, image tower, limits, stand-ins."""

@@ -1,0 +1,280 @@
+"""What a plan comes to, told before it starts.
+
+`python -m runner.engines.sft.inside.survey PLAN SAMPLES`.
+
+Prepares and encodes the rows (both are cached for the run), counts parameters exactly without
+loading weights, works out steps, checkpoints and the disk they take, and names settings that the
+rows contradict. Prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.common import terminal
+from runner.common.errors import Problem, RunnerError, SpecError, bug
+from runner.engines.render import read_plan
+from runner.engines.sft.inside.pickles import load_tensors_only
+from runner.engines.sft.inside.train.arguments import require_optimizer
+from runner.engines.sft.inside.train.schedule import (
+    count_saves,
+    has_best_candidate,
+    kept_at_once,
+    warm_up_alone,
+    warm_up_steps,
+)
+from runner.engines.sft.memory.ask import Batch
+from runner.engines.sft.plan import Plan
+from runner.jobs.training import TrainingSettings, beyond_the_end
+
+MANY_PASSES = 10
+RECORDS_BYTES = 64 * 1024
+"""Random states, trainer_state.json and the seal of one checkpoint, about."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long one training is, in optimizer steps and passes over its rows."""
+
+    phase: str
+    rows: int
+    eval_rows: int
+    global_batch: int
+    steps_an_epoch: int
+    steps: int
+    passes: float
+    saves: int
+    """Checkpoints written, kept or not."""
+    kept: int
+    """Checkpoints that lie there at once, the one being written included."""
+
+    def arithmetic(self, training: TrainingSettings) -> str:
+        """How the steps come about, for an error."""
+        if training.max_steps is not None:
+            return f"{self.steps:,} steps, as training.max_steps says"
+        return (
+            f"{self.rows:,} rows / {self.global_batch:,} a step = {self.steps_an_epoch:,} steps a "
+            f"pass, x {training.num_train_epochs:g} = {self.steps:,}"
+        )
+
+
+def length_of(plan: Plan, rows: int, eval_rows: int) -> Length:
+    """Steps and checkpoints of one training over `rows` rows, as transformers' Trainer counts."""
+    training, processes = plan.training, plan.launch.num_processes
+    forward = training.per_device_train_batch_size * processes
+    accumulated = training.gradient_accumulation_steps
+    an_epoch = max(1, math.ceil(math.ceil(rows / forward) / accumulated))
+    steps = (
+        training.max_steps
+        if training.max_steps is not None
+        else math.ceil(training.num_train_epochs * an_epoch)
+    )
+    return Length(
+        phase=plan.phase,
+        rows=rows,
+        eval_rows=eval_rows,
+        global_batch=forward * accumulated,
+        steps_an_epoch=an_epoch,
+        steps=steps,
+        passes=steps / an_epoch,
+        saves=count_saves(training, steps),
+        kept=kept_at_once(training, steps),
+    )
+
+
+def contradictions(training: TrainingSettings, length: Length) -> tuple[list[Problem], list[str]]:
+    """What the rows make impossible, and what they make unlikely to be meant."""
+    problems: list[Problem] = []
+    warnings: list[str] = []
+    place = f"{length.phase}: " if length.phase else ""
+    warmup, told = warm_up_steps(training, length.steps)
+    if why := warm_up_alone(length.steps, warmup, told):
+        field = "stages.0.warmup_steps" if training.stages else "warmup_ratio"
+        value = training.stages[0].warmup_steps if training.stages else training.warmup_ratio
+        problems.append(
+            Problem(
+                f"{place}{length.arithmetic(training)}",
+                f"training.{field}",
+                why,
+                f"{value:g}",
+                f"more steps, or no warm-up: --set training.{field}=0",
+            )
+        )
+    elif warmup >= length.steps:
+        warnings.append(
+            f"{place}the learning rate never reaches its peak: the warm-up takes {warmup:,} "
+            f"({told}) of {length.steps:,} steps"
+        )
+    if length.passes > MANY_PASSES and training.max_steps is not None:
+        warnings.append(
+            f"{place}{length.steps} steps x {length.global_batch} rows are {length.passes:.0f} "
+            f"passes over the {length.rows} training rows"
+        )
+    if length.global_batch > length.rows:
+        warnings.append(
+            f"{place}one step takes {length.global_batch} rows, there are {length.rows}: every "
+            "step is a whole pass, with fewer rows than the batch says"
+        )
+    every = training.eval_steps
+    if training.load_best_model_at_end and every is not None and every > length.steps:
+        problems.append(
+            Problem(
+                "the rows",
+                "training.eval_steps",
+                "never comes, so there is no best checkpoint to end with",
+                str(every),
+                f"at most {length.steps}, the steps of this training",
+            )
+        )
+    elif training.load_best_model_at_end and not has_best_candidate(training, length.steps):
+        problems.append(
+            Problem(
+                "the stages",
+                "training.load_best_model_at_end",
+                "no step is both evaluated and saved, so none can be the best",
+                "true",
+                "stages that save at multiples of eval_steps",
+            )
+        )
+    elif training.max_steps is None:  # of a stated length the plan has said it
+        warnings += [place + line for line in beyond_the_end(training, length.steps)]
+    return problems, warnings
+
+
+def checkpoint_bytes(plan: Plan, trainable: int, total: int, tokenizer_bytes: int) -> int:
+    """About what one checkpoint takes on disk, in bytes.
+
+    Adapters are saved in fp32 (a quantized base's in bf16 at the least; fp32 is taken), all weights
+    in the plan's precision; AdamW keeps two fp32 numbers for each trained parameter, the 8-bit
+    kind two bytes and a little for the scales.
+    """
+    state = 8 if plan.training.optim == "adamw_torch" else 2.1
+    if plan.method == "full" and "adapter" in plan.trains:
+        weights = total * (4 if plan.precision == "fp32" else 2)
+    else:
+        weights = trainable * 4
+    return int(weights + trainable * state) + tokenizer_bytes + RECORDS_BYTES
+
+
+def survey(plan: Plan, samples: int) -> dict[str, Any]:
+    """The document that `main` prints.
+
+    Raises RunnerError as the run itself would, before it starts.
+    """
+    from runner.engines.sft.inside.evaluate.foresee import foresee_evaluation, foresee_merge
+    from runner.engines.sft.inside.images import image_processor
+    from runner.engines.sft.inside.memory.batches import of_rows
+    from runner.engines.sft.inside.model.count import count_parameters
+    from runner.engines.sft.inside.model.limits import (
+        dtype_notes,
+        require_plain_weights,
+        require_within,
+    )
+    from runner.engines.sft.inside.model.weights import load_tokenizer
+    from runner.engines.sft.inside.rows import prepare_rows
+
+    batches: list[Batch] = []
+    record: dict[str, Any] = {"notes": [], "warnings": [], "trainings": []}
+    problems: list[Problem] = []
+    written = 0
+    for number, part in enumerate(plan.trainings, start=1):
+        require_optimizer(part)
+        require_plain_weights(part)
+        tokenizer, notes = load_tokenizer(part)
+        if part.vision is not None:
+            image_processor(part)
+        rows = prepare_rows(part, tokenizer, samples=samples, image_tokens=image_tokens(part))
+        near = require_within(part, tokenizer, rows)
+        notes += dtype_notes(part)
+        count = count_parameters(part)
+        length = length_of(part, len(rows.train), len(rows.eval))
+        wrong, unlikely = contradictions(part.training, length)
+        problems += wrong
+        size = checkpoint_bytes(part, count.trainable, count.total, _tokenizer_bytes(part))
+        written += size * length.kept
+        batches.append(of_rows(part, rows))
+        record["notes"] += [note for note in notes if note not in record["notes"]]
+        record["warnings"] += [line for line in near if line not in record["warnings"]] + unlikely
+        record["trainings"].append(
+            {
+                **asdict(length),
+                "data": rows.report(),
+                "lines": rows.lines(),
+                "parameters": {
+                    "trainable": count.trainable,
+                    "total": count.total,
+                    "percent": round(count.percent, 4),
+                },
+                "checkpoint_bytes": size,
+            }
+        )
+        if number == len(plan.trainings):  # what is evaluated and merged is the last one's
+            said = foresee_evaluation(part, tokenizer, rows.prepared, _say)
+            record["notes"] += [*said, *foresee_merge(part)]
+    if problems:
+        raise SpecError(problems)
+    record["memory"] = _memory(plan, batches, record["notes"])
+    record["disk_bytes"] = written + record["trainings"][-1]["checkpoint_bytes"]  # and the result
+    return record
+
+
+def _memory(plan: Plan, batches: list[Batch], notes: list[str]) -> dict[str, Any] | None:
+    """The plan's predicted memory (runner.vram.prediction), or None and a note."""
+    from runner.common.packages import package_version
+    from runner.engines.sft.inside.memory.predict import predict
+    from runner.engines.sft.memory.ask import PACKAGES, predicted
+
+    versions = {name: package_version(name) for name in PACKAGES}
+    try:
+        return predicted(plan, batches, versions, predict).model_dump(mode="json")
+    except RunnerError as error:
+        notes.append(f"the memory could not be predicted: {error.message}")
+        return None
+
+
+def _say(line: str) -> None:
+    terminal.say(f"runner: {line}")
+
+
+def image_tokens(plan: Plan) -> int:
+    """Tokens that one image takes; 0 for a text model."""
+    if plan.vision is None:
+        return 0
+    from runner.engines.sft.inside.model.vision import image_tokens_of
+
+    return image_tokens_of(plan)
+
+
+def _tokenizer_bytes(plan: Plan) -> int:
+    folder = Path(plan.model.folder) if plan.model.folder else None
+    files = [folder / name for name in TOKENIZER_FILES] if folder else []
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def main() -> int:
+    """Exit code 0, or that of the first refusal, whose lines are in the JSON."""
+    load_tensors_only()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    plan = read_plan(Path(sys.argv[1]))
+    if plan.model.folder is not None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    code = 0
+    try:
+        record = survey(plan, int(sys.argv[2]))
+    except RunnerError as error:
+        record = {"error": error.lines(), "spec": isinstance(error, SpecError)}
+        code = error.exit_code
+    except Exception as error:
+        record, code = {"error": bug(error).lines(), "spec": False}, 1
+    terminal.put_json(record)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The training itself: TRL's trainer by our plan, its callbacks and its result."""

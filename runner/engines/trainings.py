@@ -1,0 +1,114 @@
+"""Each training of a run by itself: its steps and losses, from the run's records.
+
+A run may have several (phases; the stages of the MGM toolkit), whose steps count on in
+metrics.jsonl. Reads records; imports runner.runs.folder, metrics, recorded and the plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.sft.plan import Plan
+from runner.plans.base import PlanBase
+from runner.runs.folder import RunFolder
+from runner.runs.records import number, object_at, text, texts, told, whole
+
+MGM = ("pretrain", "finetune")
+"""The toolkit's trainings, in order."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a run; None is what is not known."""
+
+    name: str
+    steps: int
+    """Done of it, as last logged."""
+    max_steps: int | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    @property
+    def count(self) -> str:
+        """ "3/39"."""
+        return f"{self.steps}/{self.max_steps}" if self.max_steps else f"{self.steps}"
+
+
+@dataclass(frozen=True)
+class StageNow:
+    """Where a run of the toolkit stands, as its stages say (engine/stages.json)."""
+
+    name: str | None = None
+    steps: Mapping[str, int] | None = None
+    """Of each training, from its rows or from its trainer."""
+    saves: bool = False
+    """Whether a stop saves a checkpoint of the training that runs."""
+    warnings: tuple[str, ...] = ()
+
+
+def stage_now(folder: RunFolder) -> StageNow:
+    """What the stages last said; nothing of it where they said nothing."""
+    said = object_at(folder.engine_stages)
+    found = told(said, {"stage": text, "warnings": texts})
+    steps = said.get("trainings")
+    counts = steps if isinstance(steps, dict) else {}
+    return StageNow(
+        name=found.get("stage"),
+        steps={name: counts[name] for name in MGM if whole(counts.get(name))},
+        saves=said.get("saves") is True,
+        warnings=tuple(found.get("warnings", ())),
+    )
+
+
+def planned_trainings(folder: RunFolder, plan: PlanBase) -> dict[str, int | None]:
+    """Name -> optimizer steps of each training, in order; empty where a run has but one."""
+    if isinstance(plan, MgmPlan):
+        known = stage_now(folder).steps or {}
+        return {name: known.get(name, plan.mgm.max_steps) for name in MGM}
+    if isinstance(plan, Plan) and len(plan.trainings) > 1:
+        return {str(one.phase): one.training.max_steps for one in plan.trainings}
+    return {}
+
+
+def trainings_of(
+    lines: Iterable[Mapping[str, Any]], planned: Mapping[str, int | None]
+) -> list[Training]:
+    """Each planned training, by the lines of metrics.jsonl, of which those of others don't count.
+
+    A line's step counts on from the training before, whose last logged step is taken off.
+    """
+    last: dict[str, int] = {}
+    losses: dict[str, list[float | None]] = {}
+    for line in lines:
+        name = str(line.get("phase"))
+        if name in planned:
+            last[name] = max(line["step"], last.get(name, 0))
+            loss = line["loss"] if number(line["loss"]) else None
+            losses.setdefault(name, [loss, loss])[1] = loss
+    found, before = [], 0
+    for name, steps in planned.items():
+        done = max(0, last.get(name, before) - before)
+        first, latest = losses.get(name, (None, None))
+        found.append(Training(name, done, steps, first, latest))
+        before = last.get(name, before)
+    return found
+
+
+def in_words(trainings: Iterable[Mapping[str, Any]], figure: Any) -> str:
+    """ "pretrain 39 of 39, loss 6.93 → 4.2 · finetune 3 of 93, loss 4.1 → 4"; "" of none.
+
+    `figure` turns a loss into text. What was not begun has no loss.
+    """
+    parts = []
+    for one in trainings:
+        most = f" of {one['max_steps']}" if one.get("max_steps") else ""
+        loss = f", loss {figure(one.get('first_loss'))} → {figure(one.get('last_loss'))}"
+        parts.append(f"{one['name']} {one['steps']}{most}" + (loss if one["steps"] else ""))
+    return " · ".join(parts)

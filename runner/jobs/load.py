@@ -1,0 +1,225 @@
+"""From a name or a path to a validated Job, with overrides and the source of each value.
+
+Imports pydantic and the modules that read YAML and word the problems. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from runner.common.errors import Problem, SpecError, UsageError, nearest
+from runner.common.packaged import jobs_folder
+from runner.common.yaml_text import FieldPath, dotted_name, parse, read_mapping, shown_path
+from runner.engines.job_kinds import KINDS, kind_of
+from runner.engines.sft.job import Job
+from runner.jobs.base import JobBase
+from runner.jobs.fields import possible_types, without_empty_nulls
+from runner.jobs.validation_errors import problems_of
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """A valid job with where it came from."""
+
+    name: str
+    path: Path
+    job: JobBase
+    """Of the kind that its `engine` says."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Dotted field -> "jobs/x.yaml:12" or "--set"; a field not in it has its default."""
+    sha256: str | None = None
+    """Of the file's bytes."""
+    overridden: frozenset[str] = frozenset()
+    """Dotted fields given by --set: their relative paths are meant from the current folder."""
+
+
+def sft_job(loaded: LoadedJob) -> Job:
+    """The job, which has to be one of the native engine.
+
+    Raises:
+        UsageError: another engine trains it, of which rows and weights are not known.
+    """
+    if not isinstance(loaded.job, Job):
+        raise UsageError(
+            f"{loaded.name} is a job of another engine than sft, which this is for",
+            "runner train and runner smoke take jobs of any engine",
+        )
+    return loaded.job
+
+
+def list_jobs(folder: Path | None = None) -> dict[str, Path]:
+    """Name -> file of every job in `folder` (default ./jobs) and of the packaged ones."""
+    found: dict[str, Path] = {}
+    for place in (jobs_folder(), folder or Path("jobs")):
+        for path in sorted([*place.glob("*.yaml"), *place.glob("*.yml")]):
+            if path.is_file():  # a pipe there would be waited for
+                found[path.stem] = path
+    return dict(sorted(found.items()))
+
+
+def find_job(name: str) -> Path:
+    """The file of a JOB argument: a path to a YAML file, or a name in jobs/.
+
+    Raises UsageError naming the jobs that exist and the nearest of them.
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name)
+        if path.is_file():
+            return path
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
+        raise UsageError(
+            f"no job file {name!r}" + (" (it is a folder)" if path.is_dir() else ""),
+            f"nearest in that folder: {path.parent / near}" if near else None,
+        )
+    jobs = list_jobs()
+    if name in jobs:
+        return jobs[name]
+    near = nearest(name, jobs)
+    raise UsageError(
+        f"no job named {name!r}; there are: {', '.join(jobs) or 'none'}",
+        f"nearest: {near}" if near else "runner jobs lists them",
+    )
+
+
+def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
+    """Read, override and validate a job.
+
+    Args:
+        name: a JOB as on the command line.
+        overrides: texts of the form "training.learning_rate=2e-4", values in YAML.
+
+    Raises:
+        UsageError: no such job. SpecError: every problem of the file and the overrides.
+    """
+    path = find_job(name)
+    raw, lines = read_mapping(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    shown = shown_path(path)
+    sources = {dotted_name(key): f"{shown}:{line}" for key, line in lines.items() if key}
+    given: dict[FieldPath, str] = {}
+    kind = _kind(raw, overrides)
+    for text in overrides:
+        key, value = _parse_override(text, kind)
+        key = _put(raw, key, value, text)
+        dotted = dotted_name(key)
+        for known in [s for s in sources if s == dotted or s.startswith(dotted + ".")]:
+            del sources[known]
+        sources |= dict.fromkeys(_leaves(dotted, value), f"--set {dotted}")
+        lines = {known: line for known, line in lines.items() if known[: len(key)] != key}
+        given = {known: told for known, told in given.items() if known[: len(key)] != key}
+        given[key] = text
+    try:
+        job = kind.model_validate(without_empty_nulls(raw, kind))
+    except ValidationError as error:
+        problems = problems_of(error, raw, shown, lines, given, kind)
+        raise SpecError([_with_engines(problem) for problem in problems]) from None
+    overridden = frozenset(name for name, source in sources.items() if source.startswith("--set"))
+    return LoadedJob(path.stem, path.resolve(), job, sources, digest, overridden)
+
+
+def _leaves(dotted: str, value: object) -> list[str]:
+    """The field itself and, where `value` is a block, every field that it says."""
+    inner = value.items() if isinstance(value, dict) else ()
+    return [dotted, *(leaf for name, part in inner for leaf in _leaves(f"{dotted}.{name}", part))]
+
+
+def _kind(raw: Mapping[str, Any], overrides: Sequence[str]) -> type[JobBase]:
+    """The kind of job that the file, or the last --set of it, says."""
+    engine = raw.get("engine")
+    for text in overrides:
+        name, _, value = text.partition("=")
+        if name.strip() == "engine":
+            engine = value.strip()
+    return kind_of(engine)
+
+
+def _with_engines(problem: Problem) -> Problem:
+    """An unknown engine is told all there are, not just that of the job it was taken for."""
+    if problem.field != "engine":
+        return problem
+    near = nearest(problem.value or "", KINDS)
+    return replace(problem, expected=" or ".join(KINDS), nearest=near)
+
+
+def _parse_override(text: str, kind: type[JobBase]) -> tuple[FieldPath, Any]:
+    name, equals, value = text.partition("=")
+    key: FieldPath = tuple(name.strip().split("."))
+    if not equals or not all(key) or not _is_utf8(text):
+        raise UsageError(
+            f"--set {text!r} is not FIELD=VALUE in UTF-8",
+            "for example --set training.learning_rate=2e-4",
+        )
+    try:
+        parsed, _ = parse(value, "--set")
+    except SpecError:
+        parsed = value  # a path such as "*x" is taken as text
+    takes = possible_types(key, kind)
+    if str in takes and not isinstance(parsed, str) and (parsed is not None or None not in takes):
+        parsed = value  # --set model=123 names a folder
+    return key, parsed
+
+
+def _is_utf8(text: str) -> bool:
+    """False for the surrogates by which Python carries a command line's other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _put(raw: dict[str, Any], key: FieldPath, value: Any, text: str) -> FieldPath:
+    """Set the field; its key, with numbers where it leads through lists."""
+    place: Any = raw
+    real: FieldPath = ()
+    for depth, part in enumerate(key[:-1]):
+        if isinstance(place, list):
+            place = _entry(place, key, depth, text)
+            real = (*real, int(part))
+            continue
+        real = (*real, part)
+        inner = place.get(part)
+        if inner is None:
+            inner = place[part] = {}
+        if not isinstance(inner, dict | list):
+            raise SpecError(
+                [
+                    Problem(
+                        f"--set {text}",
+                        dotted_name(key),
+                        f"{dotted_name(key[: depth + 1])} has no fields of its own",
+                    )
+                ]
+            )
+        place = inner
+    if isinstance(place, list):
+        _entry(place, key, len(key) - 1, text)
+        place[int(key[-1])] = value
+        return (*real, int(key[-1]))
+    place[key[-1]] = value
+    return (*real, key[-1])
+
+
+def _entry(entries: list[Any], key: FieldPath, depth: int, text: str) -> Any:
+    """The entry that a number in a dotted name means; SpecError where there is none."""
+    part = str(key[depth])
+    if not part.isdigit() or int(part) >= len(entries):
+        name = dotted_name(key[:depth])
+        expected = f"{name}.0 to {name}.{len(entries) - 1}" if entries else "a field that has some"
+        raise SpecError(
+            [
+                Problem(
+                    f"--set {text}",
+                    dotted_name(key),
+                    f"{name} has no entry {part!r}; it has {len(entries)}",
+                    expected=expected,
+                )
+            ]
+        )
+    return entries[int(part)]

@@ -1,0 +1,1 @@
+"""The use cases: plain functions that check, start, follow and measure runs."""

@@ -1,0 +1,87 @@
+"""The plan of a RUN for a command that asks its result: chat, evaluate, merge. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.common import durable
+from runner.common.errors import UsageError
+from runner.common.output import Output, field
+from runner.containers.cli import require_cli
+from runner.engines.mgm.command import merged_folder
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.recorded_plan import take_plan
+from runner.engines.render import plan_yaml, read_any_plan
+from runner.engines.script.plan import ScriptPlan
+from runner.engines.sft.plan import Plan
+from runner.plans.base import PlannedMount
+from runner.plans.container.mounts import plan_mounts
+from runner.plans.sources import cache_folder
+from runner.report.run import require_plan
+from runner.runs.folder import RunFolder
+from runner.runs.origin import origin_of
+
+
+def plan_to_ask(folder: RunFolder, out: Output, *, trust_code: bool) -> Plan:
+    """The plan by which a run's model is loaded, with all left off that is not to be taken; said.
+
+    Raises RefusedError where it ran in a container and there is no docker; RunnerError where it
+    can't be read.
+    """
+    require_native(folder)
+    recorded, origin = require_plan(folder), origin_of(folder.path)
+    program = None if recorded.container is None else require_cli().program
+    taken = take_plan(
+        recorded, origin, program=program, python=sys.executable, code=trust_code, whole=False
+    )
+    for line in taken.left_off:
+        out.say(field("LEFT OFF", f"{folder.name} {origin.why}: {line}"))
+    assert isinstance(taken.plan, Plan)  # noqa: S101 - of the same kind
+    return taken.plan
+
+
+def require_native(folder: RunFolder) -> None:
+    """Refuse a run of another engine by what it left: its model is not loaded here.
+
+    Raises UsageError; RunnerError where the plan can't be read.
+    """
+    plan = read_any_plan(folder.plan)
+    if isinstance(plan, MgmPlan):
+        merged = folder.path / merged_folder(plan.mgm)
+        told = (
+            f"its merged model is {merged}; the toolkit loads it (mgm.model.builder, mgm.serve.cli)"
+            if durable.is_folder(merged)
+            else f"its merged model will be {merged}, once its stage merge is done"
+        )
+        raise UsageError(
+            f"{folder.name} is a run of the MGM toolkit, whose model runner can't load", told
+        )
+    if isinstance(plan, ScriptPlan):
+        raise UsageError(
+            f"{folder.name} is a run of a script, of whose model runner knows nothing",
+            f"what it wrote is in {folder.output}",
+        )
+
+
+def result_mounts(plan: Plan, folder: RunFolder) -> list[PlannedMount]:
+    """What a container sees that a run's result is asked in; the run's folder to read only."""
+    cache = cache_folder()
+    return plan_mounts(plan, folder.path, cache, run_writable=False, own_mounts=False)
+
+
+def mount_of(path: Path) -> PlannedMount:
+    """A file or folder, to be read at the same path."""
+    return PlannedMount(source=str(path), target=str(path))
+
+
+@contextlib.contextmanager
+def plan_file(plan: Plan) -> Iterator[Path]:
+    """A file that holds the plan, for a process that is handed it."""
+    with tempfile.TemporaryDirectory(prefix="runner-plan-") as name:
+        path = Path(name) / "plan.yaml"
+        path.write_text(plan_yaml(plan), encoding="utf-8")
+        yield path

@@ -1,0 +1,1 @@
+"""This machine: devices, memory, processes, leases, the doctor. Knows no job and no plan."""

@@ -1,0 +1,92 @@
+"""Whose the folder of leases is, and what that means. The probe is the edge; the check is pure."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from runner.common.packaged import templates_folder
+from runner.machine.leases.store import FOLDER_VARIABLE, Book, user_name
+
+TMPFILES = "runner.tmpfiles.conf"
+_MODE = 0o1777
+_USUAL = Path("/run/lock/runner-leases")
+"""The folder that the packaged line for systemd-tmpfiles makes."""
+
+
+@dataclass(frozen=True)
+class Leases:
+    """The folder of leases as it is."""
+
+    folder: Path
+    given: bool
+    """By $RUNNER_LEASES, not the one for all users of the machine."""
+    is_folder: bool | None
+    """None where there is nothing yet."""
+    uid: int | None
+    user: str
+    mode: int | None
+    own: bool
+    """It belongs to the user who asks."""
+    notes: tuple[str, ...] = ()
+    """What could not be read in it."""
+
+
+def leases() -> Leases:
+    """Look at the folder; nothing is made."""
+    book = Book()
+    given = FOLDER_VARIABLE in os.environ
+    try:
+        about = book.folder.lstat()
+    except OSError:
+        return Leases(book.folder, given, None, None, "", None, own=False)
+    book.claims()
+    return Leases(
+        folder=book.folder,
+        given=given,
+        is_folder=stat.S_ISDIR(about.st_mode),
+        uid=about.st_uid,
+        user=user_name(about.st_uid),
+        mode=stat.S_IMODE(about.st_mode),
+        own=about.st_uid == os.geteuid(),
+        notes=book.notes,
+    )
+
+
+def put_right(found: Leases) -> str:
+    """The command that makes the folder root's with mode 1777, for an administrator."""
+    if found.given or found.folder.parent != _USUAL.parent:
+        folder = shlex.quote(str(found.folder))
+        make = "" if found.is_folder else f"sudo mkdir -p {folder} && "
+        return f"{make}sudo chown -h root: {folder} && sudo chmod 1777 {folder}"
+    source, target = shlex.quote(str(templates_folder() / TMPFILES)), "/etc/tmpfiles.d/runner.conf"
+    return f"sudo install -m 644 {source} {target} && sudo systemd-tmpfiles --create {target}"
+
+
+def describe(found: Leases) -> tuple[Literal["ok", "warning", "problem"], str, str | None]:
+    """Status, what was found, and what to do, as in runner.machine.doctor.checks.Check."""
+    told, fix = "; ".join([str(found.folder), *found.notes]), put_right(found)
+    if found.is_folder is None:
+        text = f"{told} is made by the first GPU run, whose user then owns it"
+        return "ok", text, f"so that nobody but root does: {fix}"
+    if not found.is_folder or found.mode is None:
+        return "problem", f"{told} is not a folder: GPU runs are refused", f"remove it; {fix}"
+    if found.mode & 0o022 and not found.mode & stat.S_ISVTX:
+        text = (
+            f"{told} has mode {found.mode:04o}: anybody could remove leases; GPU runs are refused"
+        )
+        return "problem", text, fix
+    if found.uid == 0:
+        if found.mode == _MODE:
+            return "ok", f"{told} belongs to root: leases are removed by who wrote them alone", None
+        text = f"{told} has mode {found.mode:04o}: other users can't start GPU runs"
+        return "warning", text, fix
+    who = "you" if found.own else found.user
+    text = f"{told} belongs to {who}, who could remove the leases of others"
+    if found.mode != _MODE:
+        text += f"; its mode is {found.mode:04o}: other users can't start GPU runs"
+    return ("ok" if found.own and found.mode == _MODE else "warning"), text, fix

@@ -1,0 +1,30 @@
+"""A plan on other cards: pure, and its hash stays, since cards decide no outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.machine.leases.models import Card
+from runner.plans.base import PlanBase
+
+
+def on_cards(plan: PlanBase, cards: Sequence[Card], *, share: bool | None = None) -> PlanBase:
+    """The same plan on these cards; `share` in place of its own word where it is given.
+
+    The same object where nothing differs. The cards' order is NVML's, whichever came first.
+    """
+    ordered = sorted(cards, key=lambda card: card.index)
+    launch = plan.launch.model_copy(
+        update={
+            "gpu_indices": [card.index for card in ordered],
+            "gpu_uuids": [card.uuid for card in ordered],
+            "share": plan.launch.share if share is None else share,
+        }
+    )
+    if launch == plan.launch:
+        return plan
+    changed: dict[str, object] = {"launch": launch}
+    if isinstance(plan, MgmPlan):
+        changed["mgm"] = plan.mgm.model_copy(update={"gpus": type(plan.mgm.gpus)(launch.gpu_uuids)})
+    return plan.model_copy(update=changed)

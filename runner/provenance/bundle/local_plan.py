@@ -1,0 +1,50 @@
+"""The plan of a run that came in a bundle, with its inputs where they lie on this machine.
+
+Imports plans, runner.provenance and this package; no training library. Of a run that was made here
+the plan is as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from runner.common import durable
+from runner.common.errors import UsageError
+from runner.engines.render import read_plan
+from runner.engines.sft.plan import Plan
+from runner.plans.base import PlanBase
+from runner.provenance.bundle.index import read_beside
+from runner.provenance.input_paths import parts, relocated
+from runner.provenance.replay import found_here
+from runner.runs.folder import RunFolder
+
+
+def plan_here(folder: RunFolder) -> Plan:
+    """The plan of a native run, for what loads its model or rows again.
+
+    Raises RunnerError where it can't be read.
+    """
+    plan = read_plan(folder.plan)
+    if not durable.is_there(folder.bundle):
+        return plan
+    moved = placed_inputs(folder, plan, {})
+    assert isinstance(moved, Plan)  # noqa: S101 - of the same engine
+    return moved
+
+
+def placed_inputs(original: RunFolder, plan: PlanBase, given: Mapping[str, str]) -> PlanBase:
+    """The plan with its inputs where `given` says, else in the run's own folder, else in caches.
+
+    Raises UsageError where bundle.json is damaged or names what is no part of the plan.
+    """
+    index = read_beside(original.bundle)
+    bundled = {
+        what: str(original.path / at.path) for what, at in (index.places if index else {}).items()
+    }
+    unknown = sorted(set(bundled) - {part.what for part in parts(plan)})
+    if unknown:
+        raise UsageError(
+            f"{original.bundle} has {unknown[0]}, which is no part of the plan beside it",
+            "it is no bundle that runner made",
+        )
+    return found_here(relocated(plan, {**bundled, **given}))

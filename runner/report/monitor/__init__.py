@@ -1,0 +1,1 @@
+"""`runner monitor`: what it watches, and how that is shown."""

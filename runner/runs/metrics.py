@@ -1,0 +1,49 @@
+"""The lines of metrics.jsonl that say a step's loss.
+
+Standard library and runner.common.durable only.
+
+The engine writes them, and so may a script of the user's own, which writes what it likes: what is
+no such line is passed over by every reader alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.common import durable
+
+_LARGEST = 2**63
+_LATEST = 253_000_000_000  # unix seconds that a clock can show
+
+
+def is_loss_line(record: Mapping[str, Any]) -> bool:
+    """Whether a record has a step, and a loss that is a number or None (not finite)."""
+    step, loss = record.get("step"), record.get("loss")
+    return (
+        "loss" in record
+        and type(step) is int
+        and abs(step) < _LARGEST
+        and (loss is None or type(loss) is float or (type(loss) is int and abs(loss) < _LARGEST))
+    )
+
+
+def loss_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics.jsonl that say a step's loss; none where there is no file.
+
+    A loss that is not a number (JSON has no NaN, but Python writes one) is None.
+    """
+    for record in durable.read_jsonl(path):
+        if is_loss_line(record):
+            loss = record["loss"]
+            yield record if loss is None or math.isfinite(loss) else {**record, "loss": None}
+
+
+def time_of(record: Mapping[str, Any]) -> float | None:
+    """When a record was written, in unix seconds; None where it doesn't say."""
+    when = record.get("time_unix_seconds")
+    if not isinstance(when, int | float) or not 0 <= when < _LATEST:
+        return None
+    return float(when)

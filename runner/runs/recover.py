@@ -1,0 +1,70 @@
+"""What a kill left half made in a run folder: cleared before the next start, or put back.
+
+Imports the standard library and runner.runs.folder. Called where nobody else writes in the folder.
+What a user's script or a tracker keeps there is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from runner.runs.folder import RunFolder
+
+_PATTERNS = (".*.tmp", ".staging-*", ".*-staging", ".*.staging", ".*.replaced", ".reserve*")
+REPLACED = ".replaced"
+"""Ends the name that a finished folder has while a newer one takes its place."""
+
+
+def clear(folder: RunFolder) -> list[str]:
+    """Remove temporary files and staging folders; the names of those removed, within the run.
+
+    What had been moved out of the way for a successor that never took its place is moved back
+    first. Nothing is looked for behind a link. Raises OSError where the disk refuses.
+    """
+    for old in _replaced(folder):
+        final = _place_of(old, folder)
+        if not folder.is_there(final):
+            folder.move(old, final)
+    removed = []
+    for path in sorted(set(_half_made(folder))):
+        folder.remove(path)
+        removed.append(str(path.relative_to(folder.path)))
+    return removed
+
+
+def staging_of(final: Path) -> Path:
+    """Where a run's result is written before it takes its place at `final`."""
+    return final.with_name(f".{final.name}-staging")
+
+
+def replaced_of(final: Path) -> Path:
+    """Where what stood at `final` lies for the instant in which another takes its place."""
+    return final.with_name(f".{final.name}{REPLACED}")
+
+
+def _replaced(folder: RunFolder) -> list[Path]:
+    found = []
+    for staging in _named(folder, folder.checkpoints, ".staging-*"):
+        found += _named(folder, staging, f"*{REPLACED}")
+    return [*found, *_named(folder, folder.path, f".*{REPLACED}")]
+
+
+def _place_of(old: Path, folder: RunFolder) -> Path:
+    name = old.name.removesuffix(REPLACED)
+    if old.parent == folder.path:
+        return folder.path / name.removeprefix(".")
+    return folder.checkpoints / name
+
+
+def _half_made(folder: RunFolder) -> Iterator[Path]:
+    for place in (folder.path, folder.engine, folder.checkpoints, folder.logs, folder.row_hashes):
+        for pattern in _PATTERNS:
+            yield from _named(folder, place, pattern)
+    for place in (folder.phases, folder.attempts):
+        yield from _named(folder, place, ".*")
+
+
+def _named(folder: RunFolder, place: Path, pattern: str) -> list[Path]:
+    return [place / name for name in folder.names(place) if fnmatchcase(name, pattern)]

@@ -1,0 +1,165 @@
+"""From what a run left behind to its Outcome. Reads files; decides by runner.runs.outcome.judge."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from runner.common.terminal import clean_line
+from runner.engines.mgm.command import merged_folder
+from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.script.plan import ScriptPlan
+from runner.engines.sft.memory.ask import read_prediction
+from runner.engines.sft.plan import Plan
+from runner.engines.trainings import Training, planned_trainings, stage_now, trainings_of
+from runner.plans.base import PlanBase
+from runner.provenance.environment import secret_values, without_secrets
+from runner.runs import checkpoints
+from runner.runs.folder import RunFolder
+from runner.runs.metrics import loss_lines
+from runner.runs.outcome import Evidence, Outcome, Reason, judge
+from runner.runs.records import ADAPTER, FAILURE, RESULT, object_at, status_of, told
+from runner.supervisor.event_log import Peak, Record
+from runner.supervisor.guard import policy
+from runner.supervisor.log_reason import log_reason
+
+TORCH_RESERVED = "torch_max_reserved"
+TORCH_ALLOCATED = "torch_max_allocated"
+TORCH_PEAKS = (("peak_reserved_bytes", TORCH_RESERVED), ("peak_allocated_bytes", TORCH_ALLOCATED))
+
+
+def reach_verdict(
+    folder: RunFolder,
+    plan: PlanBase,
+    *,
+    exit_code: int | None,
+    start_failure: tuple[str, str] | None,
+    cause: policy.Cause | None,
+    interrupted: bool,
+    oom_kills: int,
+    peak: Peak,
+    record: Record,
+    log_start: int = 0,
+) -> Outcome:
+    """The outcome, without what only the supervisor knows (times, signals, enforcement).
+
+    `exit_code` is the launch script's, None where it was lost; `start_failure` says why nothing
+    came to run; `oom_kills` counts the kernel's since the start; `log_start` is how many bytes of
+    the log are of earlier starts.
+    """
+    result = object_at(folder.engine_result)
+    said = told(result, RESULT)
+    checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
+    for line in skipped:
+        record.event("warning", line)
+    losses = list(loss_lines(folder.metrics))
+    if plan.launch.device == "cuda":
+        for metrics in losses:
+            _offer_torch(peak, metrics)
+        for field, source in TORCH_PEAKS:  # after the last line, too: evaluation, saving
+            size = result.get(field)
+            if isinstance(size, int) and size > 0:
+                peak.offer(size, source)
+    reason, code, message = judge(
+        Evidence(
+            exit_code=exit_code,
+            engine_failure=told(object_at(folder.engine_failure), FAILURE) or None,
+            engine_phase=status_of(folder).get("phase"),
+            engine_completed=bool(said.get("completed")),
+            cause=cause.value if cause else None,
+            checkpoint=checkpoint.name if checkpoint else None,
+            host_oom_kills=oom_kills,
+            interrupted=interrupted,
+            dry_run=plan.variant == "dry_run",
+            start_failure=start_failure,
+            by_exit_code=not isinstance(plan, Plan),
+            log_reason=_log_reason(folder, plan, log_start) if exit_code else None,
+        )
+    )
+    trainings = trainings_of(losses, planned_trainings(folder, plan))
+    for line in stage_now(folder).warnings if isinstance(plan, MgmPlan) else ():
+        record.warnings.append(clean_line(line))
+    if record.dropped:
+        record.warnings.append(f"{record.dropped} lines of the records were lost (disk full?)")
+    adapter = told(result.get("adapter"), ADAPTER) if reason is Reason.COMPLETED else {}
+    predicted = read_prediction(folder.prediction)
+    return Outcome(
+        reason=reason,
+        exit_code=code,
+        message=message,
+        budget_bytes=plan.budget.limit_bytes,
+        peak_bytes=peak.value,
+        peak_source=peak.source,
+        predicted_bytes=predicted.process_bytes if predicted else None,
+        peaks=peak.by_source,
+        peak_step=peak.steps,
+        checkpoint=f"checkpoints/{checkpoint.name}" if checkpoint else None,
+        steps=said.get("steps") or (losses[-1]["step"] if losses else 0),
+        max_steps=said.get("max_steps") or plan.planned_steps or _all_steps(trainings),
+        first_loss=losses[0]["loss"] if losses else None,
+        last_loss=losses[-1]["loss"] if losses else None,
+        eval_loss=said.get("eval_loss"),
+        trainings=tuple(one.to_record() for one in trainings),
+        result=_result(folder, plan, reason, adapter),
+        adapter_sha256=adapter.get("sha256"),
+        adapter_bytes=adapter.get("size_bytes"),
+        trainer_exit_code=exit_code,
+        substitutions=tuple(plan.substitutions),
+        warnings=tuple(record.warnings),
+    )
+
+
+def _all_steps(trainings: list[Training]) -> int | None:
+    """Steps of all together, where each one's are known."""
+    counts = [one.max_steps for one in trainings]
+    return sum(count or 0 for count in counts) if counts and None not in counts else None
+
+
+def _log_reason(folder: RunFolder, plan: PlanBase, start: int) -> str | None:
+    """What the log says of the end, without secrets; of the toolkit's runs, in which stage."""
+    names = plan.container.secrets if plan.container else []
+    found = log_reason(folder.train_log, start)
+    told = [] if found is None else [without_secrets(found, secret_values(os.environ, names))]
+    stage = stage_now(folder).name if isinstance(plan, MgmPlan) else None
+    if stage is not None:
+        told.insert(0, f"in stage {clean_line(stage)}")
+    return ": ".join(told) or None
+
+
+def _offer_torch(peak: Peak, metrics: dict[str, Any]) -> None:
+    """A line's figures of torch's allocator: the most within its window of steps.
+
+    A user's own script can write anything here.
+    """
+    if metrics.get("memory_source") != TORCH_RESERVED:
+        return
+    step = metrics.get("step")
+    for field, source in (("memory_bytes", TORCH_RESERVED), ("allocated_bytes", TORCH_ALLOCATED)):
+        size = metrics.get(field)
+        if isinstance(size, int) and size > 0:
+            peak.offer(size, source, step if isinstance(step, int) else None)
+
+
+def _result(
+    folder: RunFolder, plan: PlanBase, reason: Reason, adapter: dict[str, Any]
+) -> str | None:
+    """The folder that holds what was trained, in the run's; None where nothing did."""
+    if isinstance(plan, ScriptPlan):
+        wrote = folder.output.is_dir() and any(folder.output.iterdir())
+        return folder.output.name if wrote and reason is Reason.COMPLETED else None
+    if isinstance(plan, MgmPlan):
+        merged = str(merged_folder(plan.mgm))
+        return merged if (folder.path / merged).is_dir() and reason is Reason.COMPLETED else None
+    return adapter.get("folder")
+
+
+def kernel_oom_kills() -> int:
+    """Processes the kernel has killed for memory since boot (/proc/vmstat, Linux 4.13)."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except (OSError, ValueError):
+        return 0
+    return 0

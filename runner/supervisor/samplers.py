@@ -1,0 +1,154 @@
+"""What measures a run's memory, chosen by its plan, and how strongly its budget is enforced."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from runner.common.errors import RefusedError
+from runner.common.units import format_bytes
+from runner.engines.sft.plan import Plan
+from runner.machine.nvml import NvmlFailed, NvmlUnavailable, unified_cgroup
+from runner.machine.nvml_timeout import PatientNvml
+from runner.machine.process_tree import confirm_left_device
+from runner.machine.readings import DeviceReading, DeviceSource, Sample
+from runner.machine.sampler import HostSampler, NvmlSampler, take_baseline
+from runner.plans.base import PlanBase
+from runner.runs.folder import RunFolder
+from runner.supervisor.event_log import Peak, Record
+from runner.supervisor.execute import Executor
+from runner.supervisor.guard import policy
+from runner.supervisor.ranks import reported_bytes
+
+STUCK_CONTEXT_SECONDS = 5.0
+# What a card lists is looked up by itself, however new it is: the others are counted only.
+SEARCH_SECONDS = 5.0
+
+
+class Sampler(Protocol):
+    """HostSampler or NvmlSampler."""
+
+    def sample(self) -> Sample: ...
+
+
+def choose_sampler(
+    plan: PlanBase,
+    executor: Executor,
+    folder: RunFolder,
+    record: Record,
+    stack: contextlib.ExitStack,
+) -> tuple[Sampler, PatientNvml | None, str]:
+    """What measures this run, and the level of enforcement in words.
+
+    Raises RefusedError where there is a driver that does not work: training would not, either.
+    """
+    budget = plan.budget
+    limit = f"budget {format_bytes(budget.limit_bytes)}" if budget.limit_bytes else "no budget"
+    if plan.launch.device == "cpu":
+        return HostSampler(executor.tree.watched), None, f"host memory of the process tree, {limit}"
+    capped = isinstance(plan, Plan) and budget.limit_bytes is not None  # by engine/cap.py
+    nvml: PatientNvml | None = None
+    source: DeviceSource
+    try:
+        source = nvml = stack.enter_context(PatientNvml())
+        enforcement = ("torch's cap and the" if capped else "the") + f" NVML watchdog, {limit}"
+    except NvmlUnavailable as error:
+        if error.fatal:
+            raise RefusedError(
+                f"the NVIDIA driver does not work: {error}",
+                "where it was updated while it ran: restart the machine, or reload the driver's "
+                "modules; runner doctor says more",
+            ) from error
+        record.event(
+            "warning",
+            f"NVML can't be used ({error}): the budget is NOT enforced by the "
+            "guard" + ("; torch's own cap stays" if capped else ""),
+        )
+        source = NoNvml(str(error))
+        enforcement = f"unenforced but for what the trainer says (no NVML), {limit}"
+    began = time.monotonic()
+    baseline = take_baseline(source, plan.launch.gpu_indices)
+    for index, reading in baseline.items():
+        for process in reading.processes or ():
+            record.event(
+                "notice",
+                f"GPU {index} is shared: pid {process.pid} holds "
+                f"{format_bytes(process.used_bytes)}",
+            )
+    sampler = NvmlSampler(
+        source,
+        plan.launch.gpu_indices,
+        lambda: executor.tree.watched(SEARCH_SECONDS),
+        baseline,
+        container_id=lambda: executor.container_id,
+        reported=lambda: reported_bytes(folder, time.time() - (time.monotonic() - began)),
+        member=executor.tree.member,
+    )
+    return sampler, nvml, enforcement
+
+
+class NoNvml:
+    """A DeviceSource that knows nothing: of the ladder only the trainer's own figures are left, and
+    host memory never stands in for a card's.
+    """
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def devices(self) -> list[tuple[int, str | None]]:
+        """None can be counted. Raises NvmlFailed."""
+        raise NvmlFailed(self._why)
+
+    def read(self, index: int) -> DeviceReading:
+        """Nothing can be read. Raises NvmlFailed."""
+        raise NvmlFailed(f"GPU {index}: {self._why}")
+
+
+def with_driver_limit(
+    enforcement: str, plan: PlanBase, nvml: PatientNvml | None, executor: Executor
+) -> str:
+    """The level of enforcement; the driver's own limit counts only where it is read back."""
+    members = executor.tree.members()
+    if nvml is None or plan.container is None or plan.budget.limit_bytes is None or not members:
+        return enforcement
+    try:
+        cgroup = unified_cgroup(Path(f"/proc/{members[0].pid}/cgroup").read_text())
+        limit = nvml.limit_in_force(plan.launch.gpu_indices, cgroup) if cgroup else None
+    except (OSError, NvmlFailed):
+        return enforcement
+    if limit is None or limit > plan.budget.limit_bytes:
+        return enforcement
+    return f"driver limit {format_bytes(limit)} (read back), {enforcement}"
+
+
+def with_blindness(enforcement: str, state: policy.State) -> str:
+    """The level of enforcement, with what it was at the end where the guard saw nothing then."""
+    return f"unenforced at the end, {enforcement}" if state.unenforced else enforcement
+
+
+def take_leave(
+    sampler: Sampler,
+    nvml: PatientNvml | None,
+    indices: Iterable[int],
+    peak: Peak,
+    record: Record,
+) -> None:
+    """Once the run's processes are gone: see that the cards know it, and what the driver has kept.
+
+    A pid that stays on a card is a stuck context, which only an administrator can clear.
+    """
+    if nvml is None or not isinstance(sampler, NvmlSampler) or not sampler.seen:
+        return
+    indices = tuple(indices)
+    stuck = confirm_left_device(nvml, sampler.seen, STUCK_CONTEXT_SECONDS, indices)
+    if stuck:
+        record.event("warning", f"pids {stuck} still hold GPU memory: a stuck context")
+    elif stuck is None:
+        record.event("notice", "NVML does not say whether the run has left its cards")
+    for index in indices:
+        with contextlib.suppress(NvmlFailed):
+            kept = [nvml.accounting_peak(index, pid) for pid in sampler.seen]
+            peak.account([size for size in kept if size is not None])
