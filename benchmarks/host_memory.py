@@ -236,11 +236,12 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
     """Run one case to its end; its record, as the guard would have measured it."""
     import psutil
 
-    from runner.engines.render import plan_yaml, render
+    from runner.engines.load import load_job
+    from runner.engines.render import render
+    from runner.engines.sft.facts import gather
     from runner.engines.sft.resolve import make_plan
-    from runner.jobs.load import load_job
     from runner.machine.sampler import HostSampler, Schedule
-    from runner.plans.facts import gather
+    from runner.plans.plan_file import plan_yaml
     from runner.runs.folder import RunFolder, create
 
     loaded = load_job(str(make_job(case, work)), case.settings())

@@ -91,9 +91,9 @@ def compared(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def ready(folder: Path, asked: argparse.Namespace) -> None:
     """A run folder with its plan and launch script."""
     from runner.common import durable
+    from runner.engines.load import load_job
     from runner.engines.render import render
     from runner.engines.resolve import make_any_plan
-    from runner.jobs.load import load_job
     from runner.runs.folder import RunFolder
 
     sets = [

@@ -21,11 +21,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runner.common.caches import file_sha256
 from runner.data.prepare import prepare
 from runner.data.prepared import Prepared
-from runner.engines.sft.plan import PlannedData, PlannedRows
 from runner.jobs.data import DataSettings
-from runner.plans.sources import file_sha256
+from runner.plans.rows import PlannedData, PlannedRows
 
 GIB = 1 << 30
 LABELS = ("positive", "negative", "neutral")

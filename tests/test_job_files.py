@@ -25,9 +25,10 @@ from runner.common.packages import package_version
 from runner.common.units import GIB
 from runner.common.yaml_text import to_yaml
 from runner.engines.job_kinds import json_schema
+from runner.engines.load import load_job
 from runner.engines.sft.job import Job
 from runner.jobs.fields import all_fields
-from runner.jobs.load import LoadedJob, load_job
+from runner.jobs.load import LoadedJob
 from tests.conftest import REPOSITORY, Answer, run_cli
 
 JOBS = REPOSITORY / "jobs"
@@ -881,7 +882,7 @@ def test_a_later_override_wins_and_is_the_source(tmp_path: Path) -> None:
 def test_a_file_given_by_set_is_meant_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.plans.facts import gather
+    from runner.engines.sft.facts import gather
 
     for name in ("there", "here"):
         (tmp_path / name).mkdir()

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from runner.common.errors import RefusedError
 from runner.common.units import GIB
+from runner.engines.load import load_job
+from runner.engines.sft.facts import gather
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan, shrunk
-from runner.jobs.load import LoadedJob, load_job
-from runner.plans.facts import Gpu, gather
+from runner.jobs.load import LoadedJob
+from runner.plans.facts import Gpu
 from tests.conftest import REPOSITORY
 
 OLD_CARD = Gpu(0, "GPU-0", "Tesla V100", 32 * GIB, 7.0)

@@ -23,16 +23,18 @@ from hypothesis import strategies as st
 
 from runner.common.errors import RefusedError, RunnerError
 from runner.common.units import GIB
+from runner.engines.load import load_job
 from runner.engines.render import read_plan, render
+from runner.engines.sft.facts import Facts, gather
 from runner.engines.sft.job import Job
 from runner.engines.sft.memory.ask import Batch, key
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.data import CleanSettings, DataSettings, TableSettings
 from runner.jobs.fields import all_fields
-from runner.jobs.load import LoadedJob, load_job
+from runner.jobs.load import LoadedJob
 from runner.jobs.method import LoraSettings
-from runner.plans.facts import Facts, Gpu, gather
+from runner.plans.facts import Gpu
 from runner.plans.render import comment
 from runner.plans.sources import DataSource, ModelSource
 from tests.conftest import REPOSITORY, Answer

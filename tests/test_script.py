@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from runner.common.errors import RefusedError, SpecError
 from runner.common.yaml_text import to_yaml
+from runner.engines.load import load_job
 from runner.engines.render import read_any_plan, render
 from runner.engines.script.plan import ScriptPlan
 from runner.engines.script.resolve import gather_script, make_script_plan
-from runner.jobs.load import load_job
 from tests.conftest import REPOSITORY, Answer
 from tests.runs.conftest import Workplace, termination
 

@@ -11,8 +11,8 @@ import yaml
 
 from runner.common.errors import SpecError
 from runner.engines.job_kinds import KINDS
+from runner.engines.load import load_job
 from runner.jobs.fields import all_fields, annotation_at, example_of, possible_types
-from runner.jobs.load import load_job
 
 Cli = Callable[..., Any]
 PLAIN = "model: a/b\ndata: {train: r.jsonl}\n"

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.common.caches import file_sha256
 from runner.common.errors import SpecError
+from runner.engines.sft.facts import hub_parts, row_fields
 from runner.engines.sft.job import Job
-from runner.plans.facts import hub_parts, row_fields
 from runner.plans.sources import (
     MANIFEST,
     fetched_rows,
-    file_sha256,
     find_data,
     find_model,
     modelscope_folder,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runner.common.yaml_edit import NotEdited, set_fields
 from runner.common.yaml_text import parse, to_yaml
-from runner.jobs.load import load_job
+from runner.engines.load import load_job
 from tests.conftest import REPOSITORY
 
 JOBS = sorted((REPOSITORY / "jobs").glob("*.yaml"))

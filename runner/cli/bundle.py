@@ -10,11 +10,11 @@ from typing import Any
 
 from runner import __version__
 from runner.cli.verify import manifest_folder
+from runner.common.caches import cache_folder
 from runner.common.copy_progress import LiveLine
 from runner.common.errors import RefusedError, UsageError, nearest
 from runner.common.output import Output, field
 from runner.common.units import format_bytes
-from runner.plans.sources import cache_folder
 from runner.provenance.bundle import write
 from runner.provenance.bundle.contents import ASKED, Contents, contents
 from runner.provenance.bundle.index import Index, Lacking

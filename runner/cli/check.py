@@ -11,21 +11,22 @@ from typing import Any
 from runner.cli.vram import require_fits
 from runner.common import terminal
 from runner.common.output import Output, colour, field
+from runner.engines.load import load_job
 from runner.engines.mgm.preflight import require_preflight
 from runner.engines.mgm.resolve import require_mgm
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.render import summary
 from runner.engines.resolve import make_any_plan
-from runner.engines.sft.job import Job
+from runner.engines.sft.facts import gather, require_data
+from runner.engines.sft.job import Job, sft_job
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import LoadedJob, load_job, sft_job
+from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import EngineRefused
 from runner.launch.calibrate import corrected_survey, memory_line
 from runner.launch.gpus import preflight, with_free_cards
 from runner.launch.preflight import fetch_missing, place_line, require_place, require_training_stack
 from runner.launch.risks import all_warnings
 from runner.launch.survey import require_disk, survey, survey_lines
-from runner.plans.facts import gather, require_data
 from runner.runs.folder import default_root
 
 _GREEN, _PLAIN = terminal.ink("30;42"), terminal.ink("0")

@@ -14,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import terminal
+from runner.common.caches import cache_folder
 from runner.common.errors import EXIT_INTERRUPTED, RefusedError
 from runner.common.output import Output, field, table
 from runner.common.own_python import safe_environment
 from runner.data.summary import OLD_RULE, cleaning_lines, leaks, name_of
-from runner.engines.render import plan_yaml
+from runner.engines.load import load_job
+from runner.engines.mounts import plan_mounts
+from runner.engines.sft.facts import Facts, gather, require_data
+from runner.engines.sft.job import sft_job
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import LoadedJob, load_job, sft_job
+from runner.jobs.load import LoadedJob
 from runner.launch.fetch import fetch, lacking
 from runner.launch.preflight import refuse_unreachable, require_packages
-from runner.plans.container.mounts import PREPARED, plan_mounts
+from runner.plans.container.mounts import PREPARED
 from runner.plans.engine_command import question
-from runner.plans.facts import Facts, gather, require_data
+from runner.plans.plan_file import plan_yaml
 from runner.plans.resolve import planned_container
-from runner.plans.sources import cache_folder
 
 _PACKAGES = ("duckdb", "pyarrow")
 _STEPS = ("empty", "untrained", "duplicates", "conflicts", "leaked")

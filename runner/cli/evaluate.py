@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from runner.common import durable
+from runner.common.caches import cache_folder
 from runner.common.errors import (
     EXIT_INTERRUPTED,
     Problem,
@@ -27,7 +28,9 @@ from runner.common.output import Output
 from runner.common.own_python import safe_environment
 from runner.common.shared_folder import SharedFolder
 from runner.common.yaml_text import parse
-from runner.engines.render import plan_yaml
+from runner.engines.load import load_job
+from runner.engines.mounts import plan_mounts
+from runner.engines.sft.facts import gather, require_data
 from runner.engines.sft.inside.evaluate.request import (
     PACKAGES,
     EvaluationFolder,
@@ -37,15 +40,13 @@ from runner.engines.sft.inside.evaluate.request import (
 from runner.engines.sft.inside.model.trained import require_result
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
 from runner.jobs.training import EvaluationSettings
 from runner.launch.left_out import say_left_out
 from runner.launch.preflight import answering_gpu, fetch_missing, require_run_stack
 from runner.launch.recorded_plan import mount_of, plan_to_ask, result_mounts
-from runner.plans.container.mounts import PREPARED, plan_mounts
+from runner.plans.container.mounts import PREPARED
 from runner.plans.engine_command import question
-from runner.plans.facts import gather, require_data
-from runner.plans.sources import cache_folder
+from runner.plans.plan_file import plan_yaml
 from runner.report.evaluation import evaluation_lines
 from runner.runs.folder import RunFolder, default_root, find_run
 from runner.runs.job_folders import job_folder

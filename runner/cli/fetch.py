@@ -11,13 +11,14 @@ from runner.common import durable, terminal
 from runner.common.errors import EXIT_BAD_SPEC, EXIT_REFUSED, RunnerError
 from runner.common.output import Output, field, table
 from runner.common.units import format_bytes
+from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
+from runner.engines.sft.facts import gather, said_by
 from runner.fetch.fetched import weights_sha256
 from runner.fetch.files import RemoteFile
-from runner.jobs.load import LoadedJob, load_job
+from runner.jobs.load import LoadedJob
 from runner.launch.fetch import Need, fetch, needs, place
 from runner.launch.preflight import refuse_unreachable
-from runner.plans.facts import gather, said_by
 from runner.plans.resolve import planned_container
 from runner.plans.sources import MANIFEST, DataSource, ModelSource, missing_data
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import terminal
+from runner.common.caches import cache_folder
 from runner.common.errors import (
     EXIT_BAD_SPEC,
     EXIT_REFUSED,
@@ -29,7 +30,7 @@ from runner.engines.mgm.fetch.record import base_folder, belongs, images_to_chec
 from runner.engines.mgm.resolve import mgm_job, placed
 from runner.engines.mgm.sources import SOURCES, MgmSource
 from runner.jobs.load import LoadedJob
-from runner.plans.sources import cache_folder, offline_switch
+from runner.plans.sources import offline_switch
 
 _INFER = ("infer.textvqa_questions", "infer.textvqa_images", "infer.mmbench")
 

@@ -18,8 +18,10 @@ from runner.common.packaged import jobs_folder
 from runner.common.units import format_bytes, parse_bytes
 from runner.common.yaml_edit import NotEdited, set_fields
 from runner.common.yaml_text import shown_path, to_yaml
+from runner.engines.load import load_job
+from runner.engines.sft.job import sft_job
 from runner.engines.sft.memory.ask import correction_of, write_request
-from runner.jobs.load import LoadedJob, load_job, sft_job
+from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
 from runner.report.ladder import ladder_lines
 

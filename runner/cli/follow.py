@@ -18,8 +18,9 @@ from runner.common import terminal
 from runner.common.output import Output, field
 from runner.common.tail import Tail
 from runner.common.units import format_bytes, format_duration
+from runner.engines.mgm.progress import stage_now
 from runner.engines.mgm.run_plan import MgmPlan
-from runner.engines.trainings import planned_trainings, stage_now
+from runner.engines.progress import planned_trainings
 from runner.plans.base import PlanBase
 from runner.report.stopping import stop_in_words
 from runner.runs.folder import RunFolder

@@ -10,14 +10,15 @@ from runner.common.errors import RunnerError, UsageError, nearest
 from runner.common.output import Output, field, table
 from runner.common.units import GIB, KIB, MIB
 from runner.common.yaml_text import to_yaml
+from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
 from runner.engines.script.job import ScriptJob
+from runner.engines.sft.facts import Facts
 from runner.engines.sft.job import Job
 from runner.jobs.base import JobBase
-from runner.jobs.load import LoadedJob, list_jobs, load_job
-from runner.plans.facts import Facts
+from runner.jobs.load import LoadedJob, list_jobs
 
 _MAPPINGS = ("data.labels", "data.placeholders", "container.ulimits", "environment")
 _SIZES = ("budget.gpu_memory", "budget.host_memory", "container.memory", "container.shm_size")

@@ -17,22 +17,23 @@ from pathlib import Path
 from runner.cli.report import verdict_lines as end_lines
 from runner.cli.train import start_and_follow
 from runner.cli.verify import compare, manifest_folder, verdict_lines
+from runner.common.caches import cache_folder
 from runner.common.errors import RefusedError, UsageError, nearest
 from runner.common.output import Output, field
+from runner.engines.inputs import parts
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.recorded_plan import require_code_allowed, take_plan
 from runner.engines.render import render
 from runner.engines.sft.plan import Plan
+from runner.launch.container_risks import require_safe
 from runner.launch.gpus import preflight, with_free_cards
 from runner.launch.preflight import make_stand_in, place_line, require_place, require_run_stack
 from runner.plans.base import PlanBase
-from runner.plans.container.risks import require_safe
-from runner.plans.sources import cache_folder
+from runner.plans.inputs import is_here
 from runner.provenance.bundle.contents import JOB_FILE
 from runner.provenance.bundle.local_plan import placed_inputs
 from runner.provenance.environment import secret_values, without_secrets
 from runner.provenance.hashes import Hasher
-from runner.provenance.input_paths import is_here, parts
 from runner.provenance.manifest import Manifest, read_manifest, sha256_of
 from runner.provenance.replay import On, origin_of_manifest, placed, plan_of, wrong_inputs
 from runner.provenance.results import logged_steps

@@ -11,9 +11,10 @@ from runner.common import durable
 from runner.common.errors import EXIT_INTERRUPTED, RunnerError, UsageError
 from runner.common.output import Output, field, table
 from runner.common.units import format_bytes
+from runner.engines.load import load_job
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import SMOKE_DEFAULT_STEPS
-from runner.jobs.load import LoadedJob, list_jobs, load_job
+from runner.jobs.load import LoadedJob, list_jobs
 from runner.launch.calibrate import keep_measurement, predict_smoke
 from runner.launch.gpus import preflight
 from runner.launch.preflight import place_line

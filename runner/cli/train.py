@@ -17,16 +17,18 @@ from runner.cli.follow import follow
 from runner.cli.report import verdict_lines
 from runner.cli.vram import require_fits
 from runner.common.output import Output, field
+from runner.engines.load import load_job
 from runner.engines.mgm.preflight import require_preflight
 from runner.engines.mgm.resolve import require_mgm
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.smoke import smoke_plan, stand_in
 from runner.engines.render import render, summary
 from runner.engines.resolve import make_any_plan
+from runner.engines.sft.facts import Facts, gather, require_data
 from runner.engines.sft.job import Job
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import LoadedJob, load_job
+from runner.jobs.load import LoadedJob
 from runner.launch.calibrate import corrected_survey, keep_prediction, memory_line
 from runner.launch.gpus import preflight, with_free_cards
 from runner.launch.preflight import (
@@ -41,7 +43,7 @@ from runner.launch.risks import say_job_warnings, settle_risks
 from runner.launch.start import leave, said_by_supervisor, start_supervisor
 from runner.launch.survey import require_disk, survey, survey_lines
 from runner.plans.base import PlanBase, Variant
-from runner.plans.facts import Facts, HostFacts, gather, require_data
+from runner.plans.facts import HostFacts
 from runner.provenance.environment import secret_values, without_secrets
 from runner.runs.folder import RunFolder, create, default_root
 from runner.runs.records import end_of

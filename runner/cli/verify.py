@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.common.caches import cache_folder
 from runner.common.errors import UsageError
 from runner.common.output import Output, field
-from runner.plans.sources import cache_folder
 from runner.provenance.compare import Difference, Side, differences, first_of
 from runner.provenance.hashes import Hasher
 from runner.provenance.verify import changed_since, read_side

@@ -12,7 +12,10 @@ from dataclasses import replace
 from runner.common.errors import RefusedError
 from runner.common.output import Output, colour, field
 from runner.common.units import format_bytes
+from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
+from runner.engines.sft.facts import Facts, gather
+from runner.engines.sft.job import sft_job
 from runner.engines.sft.memory.ask import (
     PACKAGES,
     Batch,
@@ -24,10 +27,10 @@ from runner.engines.sft.memory.ask import (
 )
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import LoadedJob, load_job, sft_job
+from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
 from runner.launch.preflight import require_training_stack
-from runner.plans.facts import Facts, Gpu, gather
+from runner.plans.facts import Gpu
 from runner.plans.placement import Place
 from runner.report.prediction import prediction_lines
 from runner.vram.prediction import Prediction

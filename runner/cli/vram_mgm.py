@@ -12,12 +12,13 @@ from runner.cli.vram import vram_plan
 from runner.common.errors import RefusedError
 from runner.common.output import Output, colour, field
 from runner.common.units import format_bytes
+from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.smoke import STAND_IN
 from runner.engines.resolve import make_any_plan
 from runner.engines.sft.memory.ask import write_request
-from runner.jobs.load import LoadedJob, load_job
+from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
 from runner.report.prediction import training_lines
 from runner.vram.prediction import Prediction, TrainingMemory

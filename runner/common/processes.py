@@ -10,9 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runner.common import durable
-from runner.runs.folder import RunFolder
-
 
 def start_ticks(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat).
@@ -99,17 +96,3 @@ def uid_of(status: str) -> int | None:
 def is_living(record: dict[str, Any]) -> bool:
     """Whether the process of a record with `pid` and `start_ticks` lives, in a container or not."""
     return host_pid(record) is not None
-
-
-def living_engines(folder: RunFolder) -> list[int]:
-    """pids of the training processes of this run that live, as seen from here.
-
-    Only processes of the folder's owner: its records can name anybody's.
-    """
-    try:
-        owner = folder.path.stat().st_uid
-    except OSError:
-        return []
-    records = (durable.read_json(path) for path in folder.engine_statuses())
-    found = (host_pid(record) for record in records if isinstance(record, dict))
-    return sorted(pid for pid in found if pid is not None and real_uid(pid) == owner)

@@ -13,10 +13,10 @@ from typing import Any
 
 from runner import __version__
 from runner.common import durable
+from runner.common.caches import cache_folder
 from runner.common.errors import RefusedError
 from runner.containers import context, locks
 from runner.containers.cli import TIMED_OUT, Answer, ContainerCli, explain
-from runner.plans.sources import cache_folder
 
 TRAIN = "runner-train"
 MGM = "runner-mgm"

@@ -11,8 +11,8 @@ from runner.data.ingest import Taken
 from runner.data.ledger import EVAL, TEST, TRAIN, Ledger, LeftOut
 from runner.data.mix import Portion
 from runner.data.prepared import SIDES
+from runner.data.rows_plan import RowsPlan
 from runner.data.sources import Source
-from runner.engines.sft.plan import Plan
 
 MOST_STRATA = 1000
 MOST_LABELS = 50
@@ -52,7 +52,7 @@ def source_record(
     }
 
 
-def split_record(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
+def split_record(plan: RowsPlan, ledger: Ledger) -> dict[str, Any] | None:
     split = plan.data.split
     if split is None:
         return None
@@ -62,7 +62,7 @@ def split_record(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
     }
 
 
-def mix_record(plan: Plan, drawn: dict[int, Portion]) -> dict[str, Any] | None:
+def mix_record(plan: RowsPlan, drawn: dict[int, Portion]) -> dict[str, Any] | None:
     mix = plan.data.mix
     if mix is None:
         return None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable
+from runner.common.caches import cache_folder
 from runner.common.errors import Problem, SpecError
 from runner.data.account import (
     MOST_STRATA,
@@ -35,21 +36,20 @@ from runner.data.ledger import EVAL, TEST, TRAIN, Ledger
 from runner.data.llava import read_questions
 from runner.data.near import near_duplicates
 from runner.data.prepared import LEFT_OUT, REPORT, SIDES, Prepared, hashes_name
+from runner.data.rows_plan import RowsPlan
 from runner.data.settle import require_sides, settle_leaks, settle_mix
 from runner.data.sides import content_file, write_sides
 from runner.data.sources import Source, identity_of, image_root, rows_of, sources_of, table_of
-from runner.engines.sft.plan import Plan
-from runner.plans.sources import cache_folder
 
 PIPELINE_VERSION = 5
 """Raised with every change that gives other rows, so that no cache of before is reused."""
 
 
-def prepare(plan: Plan, *, say: Callable[[str], None]) -> Prepared:
+def prepare(plan: RowsPlan, *, say: Callable[[str], None]) -> Prepared:
     """The rows of a plan's (last) training, prepared; made once and then reused.
 
     Args:
-        plan: a plan of one training (see Plan.trainings).
+        plan: a plan of one training (see SftPlan.trainings).
         say: gets a line now and then while many rows are read.
 
     Raises:
@@ -77,7 +77,7 @@ def prepare(plan: Plan, *, say: Callable[[str], None]) -> Prepared:
     return _with_images(plan, prepared, say)
 
 
-def _with_images(plan: Plan, prepared: Prepared, say: Callable[[str], None]) -> Prepared:
+def _with_images(plan: RowsPlan, prepared: Prepared, say: Callable[[str], None]) -> Prepared:
     """The rows with every image of theirs opened, where the model takes images."""
     if plan.vision is None:
         return prepared
@@ -85,7 +85,7 @@ def _with_images(plan: Plan, prepared: Prepared, say: Callable[[str], None]) -> 
     return replace(prepared, images=open_images(prepared, plan.data.image_background, cache, say))
 
 
-def _key(plan: Plan, sources: list[Source], contents: list[list[Any] | None]) -> str:
+def _key(plan: RowsPlan, sources: list[Source], contents: list[list[Any] | None]) -> str:
     settings = plan.data.model_dump(
         mode="json",
         exclude={
@@ -118,7 +118,7 @@ def _key(plan: Plan, sources: list[Source], contents: list[list[Any] | None]) ->
 
 
 def _prepare_unnamed(
-    plan: Plan, sources: list[Source], root: Path, say: Callable[[str], None]
+    plan: RowsPlan, sources: list[Source], root: Path, say: Callable[[str], None]
 ) -> Prepared:
     """Prepare rows whose content no hash tells beforehand: they are named once they are read."""
     reading = root / f"reading-{uuid.uuid4().hex}"
@@ -142,7 +142,9 @@ def _prepare_unnamed(
     return Prepared(folder)
 
 
-def _make(plan: Plan, sources: list[Source], folder: Path, say: Callable[[str], None]) -> list[str]:
+def _make(
+    plan: RowsPlan, sources: list[Source], folder: Path, say: Callable[[str], None]
+) -> list[str]:
     """Fill `folder`; the digest of each source's content."""
     import duckdb
     import pyarrow
@@ -162,7 +164,7 @@ def _make(plan: Plan, sources: list[Source], folder: Path, say: Callable[[str], 
 
 
 def _run(
-    plan: Plan,
+    plan: RowsPlan,
     sources: list[Source],
     folder: Path,
     work: Path,
@@ -235,7 +237,7 @@ def _run(
 
 
 def _take_all(
-    plan: Plan,
+    plan: RowsPlan,
     sources: list[Source],
     work: Path,
     ledger: Ledger,

@@ -15,12 +15,12 @@ from runner.data.ingest import Taken
 from runner.data.ledger import EVAL, TEST, TRAIN, Ledger, LeftOut
 from runner.data.mix import Portion, portions
 from runner.data.prepared import SIDES
+from runner.data.rows_plan import RowsPlan
 from runner.data.sources import Source
-from runner.engines.sft.plan import Plan
 
 
 def settle_leaks(
-    plan: Plan, sources: list[Source], ledger: Ledger
+    plan: RowsPlan, sources: list[Source], ledger: Ledger
 ) -> tuple[dict[str, Any], dict[int, LeftOut]]:
     """What the sides share, and the rows that were left out for it."""
     mode = plan.data.leakage
@@ -75,7 +75,7 @@ def _short(place: str) -> str:
 
 
 def require_sides(
-    plan: Plan,
+    plan: RowsPlan,
     sources: list[Source],
     taken: list[Taken],
     counts: dict[tuple[int, int], int],
@@ -114,7 +114,7 @@ def require_sides(
 
 
 def settle_mix(
-    plan: Plan, sources: list[Source], counts: dict[tuple[int, int], int]
+    plan: RowsPlan, sources: list[Source], counts: dict[tuple[int, int], int]
 ) -> dict[int, Portion]:
     """Index of each mixed source -> what the mix takes of it; nothing where nothing is mixed."""
     mix = plan.data.mix

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError
 from runner.data.columns import renamed
 from runner.data.dialect import WORDS
 from runner.data.hub import read_hub
 from runner.data.ledger import EVAL, TEST, TRAIN
 from runner.data.read import ReadOptions, Row, read_rows, table_record
+from runner.data.rows_plan import RowsPlan
 from runner.data.tables import TableOptions
-from runner.engines.sft.plan import Plan, PlannedData
 from runner.jobs.data import DataSettings, TableSettings
-from runner.plans.sources import file_sha256
+from runner.plans.rows import PlannedData
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Source:
         return {"eval": EVAL, "test": TEST}.get(self.role, TRAIN)
 
 
-def sources_of(plan: Plan) -> list[Source]:
+def sources_of(plan: RowsPlan) -> list[Source]:
     rows, data = plan.rows, plan.data
     mix = data.mix
     out = [Source(rows.train, "data.train", "train", data.hub.split, mix.ratio if mix else None)]
@@ -58,7 +59,7 @@ def sources_of(plan: Plan) -> list[Source]:
     return out
 
 
-def identity_of(plan: Plan, source: Source) -> list[Any] | None:
+def identity_of(plan: RowsPlan, source: Source) -> list[Any] | None:
     """What tells a source's content; None where only reading it can."""
     planned = source.planned
     if planned.path is None:
@@ -71,7 +72,7 @@ def identity_of(plan: Plan, source: Source) -> list[Any] | None:
     return [path.suffix.lower(), planned.sha256 or file_sha256(path), root]
 
 
-def rows_of(plan: Plan, source: Source) -> Iterator[tuple[int, Row]]:
+def rows_of(plan: RowsPlan, source: Source) -> Iterator[tuple[int, Row]]:
     planned = source.planned
     if planned.path is None and planned.kind == "modelscope":
         raise RefusedError(
@@ -102,14 +103,14 @@ def table_options(table: TableSettings) -> TableOptions:
     return TableOptions(delimiter, table.quote, table.escape, table.encoding)
 
 
-def table_of(plan: Plan, source: Source) -> dict[str, Any] | None:
+def table_of(plan: RowsPlan, source: Source) -> dict[str, Any] | None:
     """How a CSV or TSV source is written, for the report; None for others."""
     if source.planned.path is None:
         return None
     return table_record(Path(source.planned.path), reading_of(plan.data), source.field)
 
 
-def image_root(plan: Plan, source: Source) -> Path:
+def image_root(plan: RowsPlan, source: Source) -> Path:
     """What image paths start from; a relative data.image_folder lies beside the rows."""
     beside = Path(source.planned.path).parent if source.planned.path else Path.cwd()
     return beside / Path(plan.data.image_folder or "").expanduser()

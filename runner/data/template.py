@@ -1,7 +1,7 @@
 """What a chat template reads besides the row, held still, and conversations rendered through it.
 
 Imports the standard library, this package's `control_tokens`, `formats` and `messages`, and
-runner.engines.sft.plan; jinja2 and transformers when called. The tokenizer is passed in; what holds
+runner.data.rows_plan; jinja2 and transformers when called. The tokenizer is passed in; what holds
 for it is kept on it (`fix_template`).
 
 transformers gives templates a clock (strftime_now), and Jinja a `random` filter and `lipsum`. Rows
@@ -25,7 +25,7 @@ from runner.common.errors import RefusedError
 from runner.data.control_tokens import ControlTokens, Policy, Rendered
 from runner.data.formats import IMAGE_MARK
 from runner.data.messages import REASONING_KEYS
-from runner.engines.sft.plan import Plan
+from runner.data.rows_plan import RowsPlan
 
 _ATTRIBUTE = "runner_template"
 _DATE = re.compile(r"\bstrftime_now\b")
@@ -70,7 +70,7 @@ def fix_template(tokenizer: Any, settings: TemplateSettings) -> None:
     setattr(tokenizer, _ATTRIBUTE, settings)
 
 
-def settings_for(plan: Plan) -> TemplateSettings:
+def settings_for(plan: RowsPlan) -> TemplateSettings:
     """What a plan fixes."""
     return TemplateSettings(
         date=datetime.date.fromisoformat(plan.template_date) if plan.template_date else None,

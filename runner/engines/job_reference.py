@@ -14,24 +14,25 @@ from pydantic_core import PydanticUndefined
 
 from runner.common import terminal
 from runner.common.yaml_text import to_yaml
-from runner.engines.job_kinds import KINDS
+from runner.engines.registry import ENGINES
 from runner.jobs.fields import model_at
 
 _HEAD = """# Every field of a job
 
-Written by `./just schema` from runner/job*.py; the same texts are in jobs/job.schema.json, which
-editors show while you type. "-" is no default: the field is left out (`null`). Sizes carry their
-unit (`12GiB`, `900MiB`, `16GB`). A name with `[]` is a field of each entry of a list.
+Written by `./just schema` from the models of jobs (runner/jobs, runner/engines/*/job.py); the same
+texts are in jobs/job.schema.json, which editors show while you type. "-" is no default: the field
+is left out (`null`). Sizes carry their unit (`12GiB`, `900MiB`, `16GB`). A name with `[]` is a
+field of each entry of a list.
 """
 
 
 def table() -> str:
     """The page, whole."""
     lines = [_HEAD]
-    for engine, kind in KINDS.items():
-        lines += [f"## Jobs of engine {engine}", ""]
+    for name, engine in ENGINES.items():
+        lines += [f"## Jobs of engine {name}", ""]
         lines += ["| field | values | default | meaning |", "|---|---|---|---|"]
-        lines += [*_rows(kind, ""), ""]
+        lines += [*_rows(engine.job_type, ""), ""]
     lines.pop()
     return "\n".join(lines) + "\n"
 

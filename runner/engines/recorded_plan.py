@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runner.common.errors import RefusedError
-from runner.engines.mgm.run_plan import MgmPlan
-from runner.engines.script.plan import ScriptPlan
-from runner.engines.sft.plan import Plan
+from runner.engines.base import CODE_FLAG
+from runner.engines.registry import engine_of
 from runner.plans.base import PlanBase
 from runner.runs.origin import Origin
 
-FLAG = "--trust-remote-code"
+FLAG = CODE_FLAG
 
 
 @dataclass(frozen=True)
@@ -74,19 +73,12 @@ def take_plan(
             update={"program": program or box.program, **({} if keep else bare)}
         )
     if not origin.is_own:
-        if box is None and plan.python != python and not isinstance(plan, MgmPlan):
+        engine = engine_of(plan)
+        if box is None and plan.python != python and not engine.has_own_python:
             changes["python"] = python
-        if isinstance(plan, Plan):
-            if plan.trust_remote_code and not code:
-                changes["trust_remote_code"] = False
-                said.append(
-                    f"trust_remote_code: the Python files of {plan.model.id} are not run; {FLAG} "
-                    "runs them"
-                )
-            if whole and set(plan.tracking.report_to) - {"tensorboard"}:
-                names = ", ".join(plan.tracking.report_to)
-                said.append(f"tracking.report_to: {names}, no server is told")
-                changes["tracking"] = plan.tracking.model_copy(update={"report_to": []})
+        left = engine.leave_off(plan, allows_code=code, whole=whole)
+        changes |= left.changes
+        said += left.said
     return TakenPlan(plan.model_copy(update=changes), tuple(said))
 
 
@@ -97,13 +89,7 @@ def require_code_allowed(plan: PlanBase, origin: Origin, name: str, *, code: boo
     """
     if origin.is_own or code:
         return
-    runs = None
-    if isinstance(plan, ScriptPlan):
-        runs = f"the script {plan.script.path}"
-    elif isinstance(plan, MgmPlan):
-        runs = f"the toolkit in {plan.mgm.toolkit}"
-    elif isinstance(plan, Plan) and plan.trust_remote_code:
-        runs = f"the Python files of its model {plan.model.id}"
+    runs = engine_of(plan).code_of(plan)
     if runs is not None:
         where = "with all that you may" if plan.container is None else "in a container"
         raise RefusedError(

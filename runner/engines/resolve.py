@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from runner.engines.mgm.job import MgmJob
-from runner.engines.mgm.resolve import make_mgm_plan
-from runner.engines.script.job import ScriptJob
-from runner.engines.script.resolve import gather_script, make_script_plan
-from runner.engines.sft.resolve import make_plan
+from runner.engines.registry import engine_of
 from runner.jobs.load import LoadedJob
 from runner.plans.base import PlanBase, Variant
-from runner.plans.facts import HostFacts, gather, gather_host
+from runner.plans.facts import HostFacts
 
 
 def make_any_plan(
@@ -20,11 +16,6 @@ def make_any_plan(
     Raises:
         SpecError, RefusedError: as the engine's own gathering and planning.
     """
-    if isinstance(loaded.job, ScriptJob):
-        script = gather_script(loaded)
-        return make_script_plan(loaded, script, variant, max_steps), script
-    if isinstance(loaded.job, MgmJob):
-        host = gather_host(loaded.job)
-        return make_mgm_plan(loaded, host, variant, max_steps), host
-    facts = gather(loaded)
-    return make_plan(loaded, facts, variant, max_steps), facts
+    engine = engine_of(loaded.job)
+    facts = engine.gather(loaded)
+    return engine.resolve(loaded, facts, variant, max_steps), facts

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runner.common import durable
+from runner.common.caches import hub_cache
 from runner.common.errors import RefusedError
 from runner.fetch.fetched import Fetched, require_room, weights_sha256
 from runner.fetch.files import RemoteFile, checked, needed, weights
 from runner.fetch.secure import session
 from runner.fetch.stream import download, partial_file
-from runner.plans.sources import INDEX, hub_cache
+from runner.plans.sources import INDEX
 
 API_SECONDS = 15.0
 RepoType = Literal["model", "dataset"]

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable
+from runner.common.caches import cache_folder, file_sha256
 from runner.common.errors import RefusedError
 from runner.fetch.fetched import Fetched, require_room, weights_sha256
 from runner.fetch.files import RemoteFile, checked, combined_sha256, data_files, needed, weights
 from runner.fetch.progress import FileProgress
 from runner.fetch.secure import check_requests
-from runner.plans.sources import INDEX, MANIFEST, cache_folder, file_sha256, modelscope_folder
+from runner.plans.sources import INDEX, MANIFEST, modelscope_folder
 
 
 def fetch_model(

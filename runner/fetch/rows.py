@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable
+from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError
 from runner.fetch import hub, modelscope
 from runner.fetch.fetched import Fetched
 from runner.fetch.files import RemoteFile
 from runner.fetch.refusals import gated, is_connection_error
-from runner.plans.sources import HubKind, file_sha256, rows_file
+from runner.plans.sources import HubKind, rows_file
 
 _SPLIT_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 

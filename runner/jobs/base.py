@@ -1,12 +1,12 @@
 """What every job says whatever trains it: processes, memory, container, time.
 
-Imports pydantic and the parts' common ground only. The jobs themselves: runner.engines.sft.job
-(engine sft), runner.engines.script.job (engine script) and runner.engines.mgm.job (engine mgm).
+Imports pydantic and the parts' common ground only. The jobs themselves lie with their engines
+(runner/engines/NAME/job.py).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -145,6 +145,12 @@ class JobHead(JobModel):
 
     description: str = Field("", description="What the job is for, in a line.")
 
+    if TYPE_CHECKING:
+
+        @property
+        def engine(self) -> str:
+            """What trains; each kind of job has it as a field."""
+
 
 class JobBase(JobHead):
     """What every job says."""
@@ -166,6 +172,10 @@ class JobBase(JobHead):
         description="Command for bash, run in the run's folder once it has ended; it is given the "
         "outcome as JSON on stdin, and 60 seconds.",
     )
+
+    def own_risks(self) -> list[str]:
+        """Each field of this kind of job by which its author has code run, in words."""
+        return []
 
     @model_validator(mode="after")
     def _shares_by_budget(self) -> JobBase:

@@ -1,8 +1,6 @@
-"""The fields of a job as data: dotted names, types, possible values.
+"""The fields of a job as data: dotted names, types, possible values. Pure; imports pydantic.
 
-Imports runner.engines.sft.job; pure.
-
-Every function takes the kind of job that is meant (`root`), the native engine's unless said.
+Every function takes the type of job that is meant (`root`).
 """
 
 from __future__ import annotations
@@ -14,10 +12,9 @@ from pydantic import BaseModel
 
 from runner.common.errors import nearest
 from runner.common.yaml_text import FieldPath
-from runner.engines.sft.job import Job
 
 
-def possible_types(key: FieldPath, root: type[BaseModel] = Job) -> tuple[Any, ...]:
+def possible_types(key: FieldPath, root: type[BaseModel]) -> tuple[Any, ...]:
     """The members of a field's type, None for NoneType; of an entry of a text mapping too."""
     info = annotation_at(key, root)
     if info is None and key[:-1]:
@@ -42,7 +39,7 @@ def model_at(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def annotation_at(key: FieldPath, root: type[BaseModel] = Job) -> Any:
+def annotation_at(key: FieldPath, root: type[BaseModel]) -> Any:
     """The type of the field at `key`, or None."""
     current: Any = root
     for part in key:
@@ -59,7 +56,7 @@ def annotation_at(key: FieldPath, root: type[BaseModel] = Job) -> Any:
     return current
 
 
-def all_fields(model: type[BaseModel] = Job, prefix: str = "") -> list[str]:
+def all_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every dotted field name of a job, in order; what lists hold is not gone into."""
     out = []
     for name, info in model.model_fields.items():
@@ -71,7 +68,7 @@ def all_fields(model: type[BaseModel] = Job, prefix: str = "") -> list[str]:
     return out
 
 
-def without_empty_nulls(raw: dict[str, Any], root: type[BaseModel] = Job) -> dict[str, Any]:
+def without_empty_nulls(raw: dict[str, Any], root: type[BaseModel]) -> dict[str, Any]:
     """`raw` without the nulls that stand for an empty list or mapping, where that is the default.
 
     So `stages: null` says what leaving the field out says. Other nulls stay, and are judged by the
@@ -117,7 +114,7 @@ _EXAMPLES = {
 """A value of each list and mapping, by its (last) name, as YAML; of one of names to text "text"."""
 
 
-def example_of(key: FieldPath, root: type[BaseModel] = Job) -> str | None:
+def example_of(key: FieldPath, root: type[BaseModel]) -> str | None:
     """A value that a list or a mapping may have, as YAML in one line; None for other fields."""
     annotation = annotation_at(key, root)
     kinds = [get_origin(part) for part in _members(annotation)]
@@ -147,14 +144,14 @@ def choices_of(annotation: Any) -> list[Any]:
     return [choice for part in get_args(annotation) for choice in choices_of(part)]
 
 
-def field_elsewhere(name: str, root: type[BaseModel] = Job) -> str | None:
+def field_elsewhere(name: str, root: type[BaseModel]) -> str | None:
     """The field of that (or nearly that) name in another block: `r` -> lora.r."""
     last = last_names(root)
     near = nearest(name, last, likeness=0.75)  # of so many names, some always looks alike
     return last[near] if near else None
 
 
-def last_names(root: type[BaseModel] = Job) -> dict[str, str]:
+def last_names(root: type[BaseModel]) -> dict[str, str]:
     """Field name without its blocks -> dotted; of two, that of the outermost block."""
     fields = sorted(all_fields(root), key=lambda dotted: dotted.count("."), reverse=True)
     return {dotted.rsplit(".", 1)[-1]: dotted for dotted in fields}

@@ -16,8 +16,6 @@ from pydantic import ValidationError
 from runner.common.errors import Problem, SpecError, UsageError, nearest
 from runner.common.packaged import jobs_folder
 from runner.common.yaml_text import FieldPath, dotted_name, parse, read_mapping, shown_path
-from runner.engines.job_kinds import KINDS, kind_of
-from runner.engines.sft.job import Job
 from runner.jobs.base import JobBase
 from runner.jobs.fields import possible_types, without_empty_nulls
 from runner.jobs.validation_errors import problems_of
@@ -37,20 +35,6 @@ class LoadedJob:
     """Of the file's bytes."""
     overridden: frozenset[str] = frozenset()
     """Dotted fields given by --set: their relative paths are meant from the current folder."""
-
-
-def sft_job(loaded: LoadedJob) -> Job:
-    """The job, which has to be one of the native engine.
-
-    Raises:
-        UsageError: another engine trains it, of which rows and weights are not known.
-    """
-    if not isinstance(loaded.job, Job):
-        raise UsageError(
-            f"{loaded.name} is a job of another engine than sft, which this is for",
-            "runner train and runner smoke take jobs of any engine",
-        )
-    return loaded.job
 
 
 def list_jobs(folder: Path | None = None) -> dict[str, Path]:
@@ -87,12 +71,13 @@ def find_job(name: str) -> Path:
     )
 
 
-def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
+def read_job(name: str, overrides: Sequence[str], kinds: Mapping[str, type[JobBase]]) -> LoadedJob:
     """Read, override and validate a job.
 
     Args:
         name: a JOB as on the command line.
         overrides: texts of the form "training.learning_rate=2e-4", values in YAML.
+        kinds: engine -> the type of its jobs; the first is that of a job which names none.
 
     Raises:
         UsageError: no such job. SpecError: every problem of the file and the overrides.
@@ -103,7 +88,7 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
     shown = shown_path(path)
     sources = {dotted_name(key): f"{shown}:{line}" for key, line in lines.items() if key}
     given: dict[FieldPath, str] = {}
-    kind = _kind(raw, overrides)
+    kind = _kind(raw, overrides, kinds)
     for text in overrides:
         key, value = _parse_override(text, kind)
         key = _put(raw, key, value, text)
@@ -118,7 +103,7 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> LoadedJob:
         job = kind.model_validate(without_empty_nulls(raw, kind))
     except ValidationError as error:
         problems = problems_of(error, raw, shown, lines, given, kind)
-        raise SpecError([_with_engines(problem) for problem in problems]) from None
+        raise SpecError([_with_engines(problem, kinds) for problem in problems]) from None
     overridden = frozenset(name for name, source in sources.items() if source.startswith("--set"))
     return LoadedJob(path.stem, path.resolve(), job, sources, digest, overridden)
 
@@ -129,22 +114,30 @@ def _leaves(dotted: str, value: object) -> list[str]:
     return [dotted, *(leaf for name, part in inner for leaf in _leaves(f"{dotted}.{name}", part))]
 
 
-def _kind(raw: Mapping[str, Any], overrides: Sequence[str]) -> type[JobBase]:
+def _kind(
+    raw: Mapping[str, Any], overrides: Sequence[str], kinds: Mapping[str, type[JobBase]]
+) -> type[JobBase]:
     """The kind of job that the file, or the last --set of it, says."""
     engine = raw.get("engine")
     for text in overrides:
         name, _, value = text.partition("=")
         if name.strip() == "engine":
             engine = value.strip()
-    return kind_of(engine)
+    return kind_of(engine, kinds)
 
 
-def _with_engines(problem: Problem) -> Problem:
+def kind_of(engine: object, kinds: Mapping[str, type[JobBase]]) -> type[JobBase]:
+    """The type for an `engine:` as written, or nearly; the first where it names none."""
+    meant = nearest(engine, kinds) if isinstance(engine, str) else None
+    return kinds[meant] if meant else next(iter(kinds.values()))
+
+
+def _with_engines(problem: Problem, kinds: Mapping[str, type[JobBase]]) -> Problem:
     """An unknown engine is told all there are, not just that of the job it was taken for."""
     if problem.field != "engine":
         return problem
-    near = nearest(problem.value or "", KINDS)
-    return replace(problem, expected=" or ".join(KINDS), nearest=near)
+    near = nearest(problem.value or "", kinds)
+    return replace(problem, expected=" or ".join(kinds), nearest=near)
 
 
 def _parse_override(text: str, kind: type[JobBase]) -> tuple[FieldPath, Any]:

@@ -1,14 +1,12 @@
 """What a job would have done to this machine, in words: a job file is a program.
 
-Pure: a job in, lines out; imports the jobs' kinds only. `check` and every start say these.
+Pure: a job in, lines out; imports the jobs' common part. `check` and every start say these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from runner.engines.script.job import ScriptJob
-from runner.engines.sft.job import Job
 from runner.jobs.base import JobBase
 
 KNOWN_SECRETS = ("HF_TOKEN", "MLFLOW_TRACKING_TOKEN", "MODELSCOPE_API_TOKEN", "WANDB_API_KEY")
@@ -24,16 +22,7 @@ def job_warnings(job: JobBase) -> list[str]:
     lines = []
     if job.on_end is not None:
         lines.append(f"on_end is run by bash as you, when the run has ended: {job.on_end!r}")
-    if isinstance(job, ScriptJob):
-        lines.append(
-            f"script {job.script!r} is run: where that is on this machine itself (--on local), as "
-            "you, with all that you may"
-        )
-        if job.workdir == "source":
-            lines.append("workdir is source: the script can write to the folder that it lies in")
-    if getattr(job, "trust_remote_code", False):
-        named = f" {job.model!r}" if isinstance(job, Job) else ""
-        lines.append(f"trust_remote_code runs the Python that comes with the model{named}")
+    lines += job.own_risks()
     if box.image is not None:
         lines.append(f"container.image {box.image!r} is not runner's own: its code is run")
     for mount in box.mounts:

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 
 from runner.common.errors import Problem, nearest
 from runner.common.yaml_text import FieldPath, brief, dotted_name
-from runner.engines.sft.job import Job
 from runner.jobs.fields import (
     annotation_at,
     choices_of,
@@ -47,7 +46,7 @@ def problems_of(
     shown: str,
     lines: Mapping[FieldPath, int],
     given: Mapping[FieldPath, str],
-    root: type[BaseModel] = Job,
+    root: type[BaseModel],
 ) -> list[Problem]:
     """Each complaint about a job of the kind `root`, in our words and with its place."""
     found: dict[FieldPath, Problem] = {}

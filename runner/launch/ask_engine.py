@@ -15,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from runner.common.caches import cache_folder
 from runner.common.errors import EXIT_INTERRUPTED, RefusedError, RunnerError
 from runner.common.output import Output, field
 from runner.common.own_python import safe_environment
+from runner.engines.mounts import plan_mounts
 from runner.engines.sft.plan import Plan
-from runner.plans.container.mounts import PREPARED, plan_mounts
+from runner.plans.container.mounts import PREPARED
 from runner.plans.engine_command import question
-from runner.plans.sources import cache_folder
 
 _OURS = "runner: "
 

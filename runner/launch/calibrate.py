@@ -13,12 +13,13 @@ from runner.cli.vram import correct, device_name, predict_plan, versions_at
 from runner.common import durable
 from runner.common.errors import RefusedError
 from runner.common.output import Output, field
+from runner.engines.sft.facts import Facts
 from runner.engines.sft.memory.ask import stack
 from runner.engines.sft.memory.process import CONTEXT_BYTES
 from runner.engines.sft.plan import Plan
 from runner.launch.ask_engine import EngineRefused
 from runner.plans.base import PlanBase
-from runner.plans.facts import Facts, HostFacts
+from runner.plans.facts import HostFacts
 from runner.report.prediction import headline, verdict
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines, time_of

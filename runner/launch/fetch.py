@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from runner.common.errors import RunnerError
 from runner.common.own_python import safe_environment
-from runner.jobs.load import LoadedJob, sft_job
+from runner.engines.sft.facts import Facts, row_fields
+from runner.engines.sft.job import sft_job
+from runner.jobs.load import LoadedJob
 from runner.plans.base import PlannedContainer
 from runner.plans.engine_command import question
-from runner.plans.facts import Facts, row_fields
 from runner.plans.sources import DataSource, ModelSource
 
 
@@ -102,7 +103,9 @@ def fetch(
         RunnerError: the process ended without having answered for all of them.
         KeyboardInterrupt: the user stopped it; what came is kept.
     """
-    ask = question(container, ["runner.fetch"], online=True, environment=True, interactive=True)
+    ask = question(
+        container, ["runner.engines.sft.fetch"], online=True, environment=True, interactive=True
+    )
     process = subprocess.Popen(
         ask.argv,
         stdin=subprocess.PIPE,

@@ -17,6 +17,7 @@ from runner.common.own_python import module_argv, safe_environment
 from runner.containers.cli import require_cli
 from runner.containers.images import find_image
 from runner.containers.ready import require_ready
+from runner.engines.sft.facts import Facts
 from runner.engines.sft.inside.train.trackers import missing_trackers
 from runner.engines.sft.job import Job
 from runner.engines.sft.plan import Plan
@@ -24,7 +25,7 @@ from runner.jobs.load import LoadedJob
 from runner.launch.fetch import Wanted, fetch, lacking
 from runner.plans.base import PlanBase, PlannedMount
 from runner.plans.engine_command import question
-from runner.plans.facts import Facts, HostFacts, driver_version, emptiest_first, list_gpus
+from runner.plans.facts import HostFacts, driver_version, emptiest_first, list_gpus
 from runner.plans.placement import HERE, Place
 from runner.plans.resolve import planned_container
 from runner.plans.sources import BUILTIN_MODELS, offline_switch

@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runner.common import durable
+from runner.common.caches import cache_folder
 from runner.common.errors import UsageError
 from runner.common.output import Output, field
 from runner.containers.cli import require_cli
 from runner.engines.mgm.command import merged_folder
 from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.mounts import plan_mounts
 from runner.engines.recorded_plan import take_plan
-from runner.engines.render import plan_yaml, read_any_plan
+from runner.engines.render import read_any_plan
 from runner.engines.script.plan import ScriptPlan
 from runner.engines.sft.plan import Plan
 from runner.plans.base import PlannedMount
-from runner.plans.container.mounts import plan_mounts
-from runner.plans.sources import cache_folder
+from runner.plans.plan_file import plan_yaml
 from runner.report.run import require_plan
 from runner.runs.folder import RunFolder
 from runner.runs.origin import origin_of

@@ -18,6 +18,7 @@ from runner.common.output import Output, field
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.render import read_any_plan, render
 from runner.engines.sft.plan import Plan
+from runner.engines.sft.recovery import with_steps_down
 from runner.plans.base import PlanBase
 from runner.runs import checkpoints
 from runner.runs.delete import held
@@ -27,7 +28,6 @@ from runner.runs.outcome import Reason
 from runner.runs.records import newer_records
 from runner.runs.state import state_of
 from runner.runs.supervisor_process import find_supervisor
-from runner.supervisor.recovery import with_steps_down
 from runner.supervisor.rendered import differing
 
 Choice = Literal["resume", "fresh"]

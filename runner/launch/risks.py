@@ -1,7 +1,7 @@
 """What a job may do to this machine, said at every start; refused where it undoes its container.
 
 Prints and refuses; what it says is worked out in runner.jobs.risks and
-runner.plans.container.risks.
+runner.launch.container_risks.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from runner.common.output import Output, field
 from runner.jobs.load import LoadedJob
 from runner.jobs.risks import job_warnings, unnamed_secrets
+from runner.launch.container_risks import FLAG, require_safe, seen_whole, undoing
 from runner.plans.base import PlanBase
-from runner.plans.container.risks import FLAG, require_safe, seen_whole, undoing
 from runner.runs.folder import default_root
 
 

@@ -15,8 +15,8 @@ from runner.common import durable
 from runner.common.errors import RunnerError
 from runner.common.output import Output, field
 from runner.common.own_python import module_argv, utf8_environment
-from runner.engines.render import plan_yaml
 from runner.plans.base import PlanBase
+from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
 from runner.runs.records import supervisor_of
 from runner.runs.state import state_of

@@ -13,9 +13,9 @@ from typing import Any
 from runner.common.errors import RefusedError
 from runner.common.output import Output, field
 from runner.common.units import format_bytes
-from runner.engines.render import plan_yaml
 from runner.engines.sft.plan import Plan
 from runner.launch.ask_engine import ask_engine
+from runner.plans.plan_file import plan_yaml
 
 
 def survey(plan: Plan, out: Output, samples: int = 0) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """PlanBase: what every plan has, whatever trains. Frozen; its hash names what will run.
 
-Imports pydantic and the parts' common ground only. The plans themselves are in
-runner.engines.sft.plan (engine sft), runner.engines.script.plan, and runner.engines.plan_kinds,
-which lists them.
+Imports pydantic and the parts' common ground only. The plans themselves lie with their engines
+(runner/engines/NAME/plan.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
@@ -72,6 +71,13 @@ class PlanHead(JobModel):
 
     schema_version: int = SCHEMA_VERSION
     job: str
+
+    if TYPE_CHECKING:
+
+        @property
+        def engine(self) -> str:
+            """What trains; each kind of plan has it as a field."""
+
     description: str
     variant: Variant
 
@@ -101,6 +107,10 @@ class PlanBase(PlanHead):
         else:
             record["container"] = self.container.image_id
         return record
+
+    def on_gpus(self, launch: PlannedLaunch) -> Self:
+        """The same plan with the devices of `launch`."""
+        return self.model_copy(update={"launch": launch})
 
     @property
     def hash(self) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.common.caches import cache_folder, hub_cache
 from runner.common.errors import RefusedError
 from runner.common.own_python import module_argv
 from runner.containers.cli import ContainerCli, require_cli
@@ -25,7 +26,6 @@ from runner.plans.base import PlannedContainer, PlannedMount
 from runner.plans.container.argv import HUB_SECRETS, SECRETS, run_argv, secret_names
 from runner.plans.container.caller import this_caller
 from runner.plans.container.overlays import over, run_overlays
-from runner.plans.sources import cache_folder, hub_cache
 from runner.runs.folder import RunFolder
 
 FETCHED = ("data", "models", "modelscope")

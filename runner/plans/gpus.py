@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runner.engines.mgm.run_plan import MgmPlan
 from runner.machine.leases.models import Card
 from runner.plans.base import PlanBase
 
@@ -24,7 +23,4 @@ def on_cards(plan: PlanBase, cards: Sequence[Card], *, share: bool | None = None
     )
     if launch == plan.launch:
         return plan
-    changed: dict[str, object] = {"launch": launch}
-    if isinstance(plan, MgmPlan):
-        changed["mgm"] = plan.mgm.model_copy(update={"gpus": type(plan.mgm.gpus)(launch.gpu_uuids)})
-    return plan.model_copy(update=changed)
+    return plan.on_gpus(launch)

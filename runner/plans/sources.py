@@ -7,7 +7,6 @@ runner.fetch left; downloads nothing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from runner.common.caches import cache_folder, file_sha256, hub_cache
 from runner.common.errors import Problem, SpecError, nearest
 
 HubKind = Literal["hub", "modelscope"]
@@ -61,13 +61,6 @@ class DataSource:
     name: str | None = None
     """The data set's configuration."""
     split: str | None = None
-
-
-def cache_folder() -> Path:
-    """The user's cache for models that runner makes: $RUNNER_CACHE, else ~/.cache/runner."""
-    if given := os.environ.get("RUNNER_CACHE"):
-        return Path(given).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "runner"
 
 
 def find_model(text: str, *, beside: Path | None, where: str, field: str = "model") -> ModelSource:
@@ -225,12 +218,6 @@ def missing_data(source: DataSource, text: str, *, field: str, where: str) -> Sp
     )
 
 
-def file_sha256(path: Path) -> str:
-    """Content hash of a file, read in blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _places(text: str, beside: Path | None) -> list[Path]:
     path = Path(text)
     with contextlib.suppress(RuntimeError):  # ~NAME of no user here
@@ -317,13 +304,6 @@ def modelscope_folder(identity: str, revision: str | None) -> Path:
     name = identity.replace("/", "--")
     rest = urllib.parse.quote(revision or "master", safe="")
     return cache_folder() / "modelscope" / "models" / name / rest
-
-
-def hub_cache() -> Path:
-    """huggingface_hub's cache of downloads, by its own rules."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = Path(os.environ.get("HF_HOME") or caches / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
 
 
 def offline_switch() -> str | None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runner.common.units import format_bytes, format_duration
+from runner.plans.inputs import FileRecord
 from runner.provenance.environment import decides
 from runner.provenance.image_list import first_other
-from runner.provenance.manifest import FileRecord, Manifest
+from runner.provenance.manifest import Manifest
 from runner.provenance.results import Step
 
 Group = Literal["record", "files", "versions", "settings", "rows", "losses", "results", "machine"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.common import durable
+from runner.plans.inputs import ImageNames
 from runner.provenance.hashes import SAY_SECONDS, SETTLED_SECONDS, Hasher
-from runner.provenance.images import Named
 
 _Known = dict[str, tuple[list[int], str]]
 
@@ -36,7 +36,7 @@ class ImageList:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def hash_images(found: Iterable[Named], hasher: Hasher) -> ImageList:
+def hash_images(found: Iterable[ImageNames], hasher: Hasher) -> ImageList:
     """Hash the images of a training, source by source.
 
     Hashes are kept by path, size, mtime and inode: of hundreds of thousands none is read twice.

@@ -16,25 +16,10 @@ from pydantic import Field, ValidationError
 from runner.common import durable, terminal
 from runner.common.errors import RunnerError
 from runner.jobs.model import JobModel
+from runner.plans.inputs import FileRecord
 
 SCHEMA_VERSION = 1
 Plain = str | int | float | bool | None
-
-
-class FileRecord(JobModel):
-    """A file or folder that the run read."""
-
-    what: str = Field(description="The field that named it (data.train), or part/NAME (model/...)")
-    path: str = Field(description="Where it lay; hub:ID@REVISION where the trainer fetched it")
-    kind: Literal["file", "folder", "images", "remote"] = Field(
-        description="images: those that rows name, in the folder that their names start from"
-    )
-    sha256: str | None = Field(
-        None,
-        description="Of a folder or images: over the files' names and hashes; None: was not hashed",
-    )
-    size_bytes: int | None = None
-    files: int | None = Field(None, description="How many files they are")
 
 
 class JobFile(JobModel):

@@ -15,17 +15,17 @@ from collections.abc import Callable
 from typing import Any
 
 from runner.common import durable
+from runner.common.caches import cache_folder
 from runner.common.errors import RunnerError
 from runner.containers.in_place import write_in_place
 from runner.engines.render import render
-from runner.engines.sft.plan import Plan
 from runner.plans.base import PlanBase
-from runner.plans.sources import cache_folder
+from runner.plans.inputs import FileRecord
 from runner.provenance import inputs, machine, results, software
 from runner.provenance.attempts import attempts_of
 from runner.provenance.environment import kept, secret_values, without_secrets
 from runner.provenance.hashes import GaveUp, Hasher
-from runner.provenance.manifest import FileRecord, JobFile, Manifest, NeverBegan, Origin
+from runner.provenance.manifest import JobFile, Manifest, NeverBegan, Origin
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
 from runner.runs.records import named_texts, object_at, plain, text, texts, told
@@ -161,7 +161,7 @@ class Keeper:
                 if record.sha256 is not None or record.kind == "remote":
                     continue
                 try:
-                    if record.kind == "images" and isinstance(plan, Plan):
+                    if record.kind == "images":
                         self._files[number] = self._images(record, plan)
                     else:
                         self._files[number] = inputs.hashed(record, self._hasher, plan)
@@ -179,7 +179,7 @@ class Keeper:
         except Exception as error:
             self._notes.append(f"hashing ended early: {type(error).__name__}: {error}")
 
-    def _images(self, record: FileRecord, plan: Plan) -> FileRecord:
+    def _images(self, record: FileRecord, plan: PlanBase) -> FileRecord:
         """Hash the images of a training, and write the list of them beside the manifest."""
         found = inputs.image_list(record, self._hasher, plan)
         self._folder.write_file(self._folder.images(inputs.phase_of(record)), found.text)

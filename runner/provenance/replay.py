@@ -5,8 +5,6 @@ Asks the container program where the run was in a container. Starts nothing.
 
 from __future__ import annotations
 
-import contextlib
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,27 +13,24 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from runner.common.errors import RefusedError, RunnerError, SpecError
+from runner.common.errors import RefusedError, RunnerError
 from runner.containers.cli import require_cli
 from runner.containers.images import find_image
-from runner.engines.mgm.run_plan import MgmPlan
-from runner.engines.plan_kinds import PLANS
+from runner.engines.inputs import parts
+from runner.engines.registry import ENGINES, engine_of
 from runner.engines.render import read_any_plan
-from runner.engines.sft.plan import Plan
 from runner.jobs.base import JobBase, LaunchSettings
 from runner.plans.base import PlanBase
 from runner.plans.facts import HostFacts, gather_host
+from runner.plans.inputs import FileRecord, Part, is_here
 from runner.plans.resolve import planned_container
-from runner.plans.sources import cache_folder, find_data, find_model
 from runner.provenance import inputs
 from runner.provenance.hashes import Hasher
-from runner.provenance.input_paths import Part, is_here, parts, relocated
-from runner.provenance.manifest import FileRecord, Manifest
+from runner.provenance.manifest import Manifest
 from runner.runs.folder import RunFolder
 from runner.runs.origin import Origin, origin_of
 
 On = Literal["local", "docker"]
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def plan_of(manifest: Manifest) -> PlanBase:
@@ -45,7 +40,7 @@ def plan_of(manifest: Manifest) -> PlanBase:
     """
     engine = str(manifest.plan.get("engine"))
     try:
-        plan = PLANS[engine].model_validate(manifest.plan)
+        plan: PlanBase = ENGINES[engine].plan_type.model_validate(manifest.plan)
     except (KeyError, ValidationError) as error:
         raise RunnerError(
             f"this runner can't read the plan of {manifest.run}: {str(error).splitlines()[0]}",
@@ -86,9 +81,9 @@ def placed(plan: PlanBase, on: On | None) -> tuple[PlanBase, HostFacts]:
     """
     wanted = on or ("docker" if plan.container is not None else "local")
     moved = (wanted == "docker") != (plan.container is not None)
-    if moved and isinstance(plan, MgmPlan):
+    if moved and engine_of(plan).is_tied_to_place:
         raise RefusedError(
-            "a run of engine mgm is reproduced where it ran: its paths are the toolkit's own",
+            f"a run of engine {plan.engine} is reproduced where it ran: its paths are its own",
             "leave --on out",
         )
     if wanted == "local":
@@ -183,64 +178,6 @@ def _missing(manifest: Manifest, part: Part) -> Wrong:
 def replace_hash(record: FileRecord) -> FileRecord:
     """The record as if nothing were known of its content."""
     return record.model_copy(update={"sha256": None, "size_bytes": None, "files": None})
-
-
-def found_here(plan: PlanBase) -> PlanBase:
-    """The plan with what comes from a hub where it lies on this machine, if not where it lay."""
-    if not isinstance(plan, Plan):
-        return plan
-    places = {}
-    for part in parts(plan):
-        if is_here(part.path):
-            continue
-        found = _weights_here(part) if part.group == "model" else _rows_here(plan, part)
-        if found is not None:
-            places[part.what] = str(found)
-    here = Path(plan.model.folder or "", "config.json")
-    if plan.model.kind == "standin" and not is_here(here):
-        # made here, as it was there: in the cache and nowhere else, whatever the record says
-        name = _UNSAFE.sub("_", Path(plan.model.folder or "").name).strip("._-") or "standin"
-        places["model"] = str(cache_folder() / "standins" / name)
-    return relocated(plan, places)
-
-
-def _weights_here(part: Part) -> Path | None:
-    """A hub's model in this machine's caches. Where another revision lies, its hashes say so."""
-    if part.id is None:
-        return None
-    # ModelScope's are kept by the revision that was asked for, which may be none
-    for revision in dict.fromkeys((part.revision, None)):
-        text = f"{part.id}@{revision}" if revision else part.id
-        with contextlib.suppress(SpecError):
-            source = find_model(text, beside=None, where="the manifest")
-            if source.present and source.folder is not None:
-                return source.folder
-    return None
-
-
-def _rows_here(plan: Plan, part: Part) -> Path | None:
-    """A hub's rows in this machine's cache, by what the job asked for."""
-    if part.id is None:
-        return None
-    phase, _, what = part.what.rpartition(": ")
-    (training,) = (each for each in plan.trainings if each.phase == phase)
-    data, hub = training.data, training.data.hub
-    asked = {
-        "data.train": (data.train, hub.split),
-        "data.eval": (data.eval, hub.eval_split),
-        "data.test": (data.test, hub.test_split),
-        **{
-            f"data.mix.sources.{number}.rows": (source.rows, hub.split)
-            for number, source in enumerate(data.mix.sources if data.mix else [])
-        },
-    }
-    text, split = asked.get(what, (None, ""))
-    if text is None or not text.startswith(("hub:", "modelscope:")):
-        return None
-    source = find_data(
-        text, field=what, beside=None, where="the manifest", name=hub.name, split=split
-    )
-    return source.path if source.present else None
 
 
 def _code(manifest: Manifest) -> str:

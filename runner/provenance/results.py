@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.common import durable
-from runner.engines.script.plan import ScriptPlan
+from runner.engines.registry import engine_of
 from runner.engines.sft.plan import Plan
 from runner.plans.base import PlanBase
+from runner.plans.inputs import FileRecord
 from runner.provenance.hashes import Hasher
-from runner.provenance.manifest import FileRecord, Losses, Results, Rows
+from runner.provenance.manifest import Losses, Results, Rows
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines
 from runner.runs.outcome import Outcome
@@ -72,7 +73,7 @@ def results_of(
         result=outcome.result,
         adapter_sha256=outcome.adapter_sha256,
         adapter_bytes=outcome.adapter_bytes,
-        output=_output(folder, hasher, notes) if isinstance(plan, ScriptPlan) else None,
+        output=_output(engine_of(plan).output(folder), hasher, notes),
         peak_bytes=outcome.peak_bytes,
         peak_source=outcome.peak_source,
         peaks=dict(outcome.peaks),
@@ -85,12 +86,11 @@ def results_of(
 
 def rows_of(folder: RunFolder, plan: PlanBase) -> dict[str, Rows]:
     """Row counts and split hashes of each training, as the engine reported them."""
-    if not isinstance(plan, Plan):
-        return {}
-    found = {}
-    for training in plan.trainings:
+    native: Plan | None = engine_of(plan).surveyed(plan)
+    found: dict[str, Rows] = {}
+    for training in native.trainings if native else ():
         place = folder.data_report
-        if training.phase != plan.phase:
+        if native and training.phase != native.phase:
             place = folder.phase(training.phase) / folder.data_report.name
         report = object_at(place)
         if not report:
@@ -112,9 +112,8 @@ def executed(folder: RunFolder) -> list[str]:
     return argv
 
 
-def _output(folder: RunFolder, hasher: Hasher, notes: list[str]) -> FileRecord | None:
-    place = folder.output
-    if not place.is_dir():
+def _output(place: Path | None, hasher: Hasher, notes: list[str]) -> FileRecord | None:
+    if place is None or not place.is_dir():
         return None
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     record = FileRecord(what="output", path=place.name, kind="folder", size_bytes=size)

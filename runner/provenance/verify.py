@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runner.plans.inputs import FileRecord
 from runner.provenance.compare import Difference, Side
 from runner.provenance.hashes import Hasher
 from runner.provenance.image_list import read_hashes
 from runner.provenance.inputs import phase_of
-from runner.provenance.manifest import FileRecord, Manifest, read_manifest
+from runner.provenance.manifest import Manifest, read_manifest
 from runner.provenance.results import logged_steps, losses_of
 from runner.runs.folder import RunFolder
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from runner.common import durable
 from runner.common.units import format_bytes
-from runner.engines.sft.memory.ask import read_prediction
 from runner.report.prediction import headline, ordered
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines, time_of
+from runner.vram.prediction import read_prediction
 
 SOURCES = {
     "torch_max_allocated": "torch's tensors",

@@ -16,12 +16,12 @@ from typing import Any
 
 from runner.common import durable
 from runner.common.errors import RunnerError
-from runner.common.processes import living_engines
 from runner.common.terminal import indented
 from runner.common.units import format_bytes, format_duration
+from runner.engines.mgm.progress import stage_now
+from runner.engines.progress import planned_trainings
 from runner.engines.render import read_any_plan, summary
 from runner.engines.sft.plan import Plan
-from runner.engines.trainings import in_words, planned_trainings, stage_now
 from runner.plans.base import PlanBase
 from runner.provenance.bundle.index import maker_beside
 from runner.provenance.bundle.local_plan import plan_here
@@ -32,9 +32,11 @@ from runner.runs.folder import RunFolder
 from runner.runs.metrics import is_loss_line, time_of
 from runner.runs.orphans import living_processes
 from runner.runs.outcome import SCHEMA_VERSION, Reason
+from runner.runs.ranks import living_engines
 from runner.runs.records import end_of, number, object_at, status_of, text, told, trouble, whole
 from runner.runs.resume_command import going_on
 from runner.runs.state import BY_HAND, state_of
+from runner.runs.trainings import in_words
 
 _LABEL = 12
 EVENTS_BYTES = 16 << 20

@@ -13,17 +13,19 @@ from typing import Any
 
 from runner.common import durable
 from runner.common.errors import RunnerError
-from runner.common.processes import age_seconds, host_pid, living_engines
+from runner.common.processes import age_seconds, host_pid
 from runner.common.units import format_bytes, format_duration
-from runner.engines.trainings import MGM, stage_now, trainings_of
+from runner.engines.mgm.progress import MGM, stage_now
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import is_loss_line, loss_lines
 from runner.runs.orphans import living_processes
 from runner.runs.outcome import SCHEMA_VERSION, Reason
+from runner.runs.ranks import living_engines
 from runner.runs.records import end_of, moment, number, status_of, supervisor_of, trouble, whole
 from runner.runs.resume_command import going_on
 from runner.runs.state import GONE, is_over, state_of
+from runner.runs.trainings import trainings_of
 
 _VARIANTS = {"-smoke": "smoke", "-dry": "dry_run"}
 HEADER = ["RUN", "STATE", "STEP", "LOSS", "MEMORY", "GPU", "SINCE"]

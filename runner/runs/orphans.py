@@ -13,9 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.common import durable
-from runner.common.processes import boot_id, living_engines, real_uid, start_ticks
-from runner.engines.sft.inside.control import SUPERVISOR_VARIABLE
+from runner.common.processes import boot_id, real_uid, start_ticks
 from runner.runs.folder import RunFolder
+from runner.runs.protocol import SUPERVISOR_VARIABLE
+from runner.runs.ranks import living_engines
 from runner.runs.records import supervisor_of
 
 

@@ -7,9 +7,10 @@ server is asked, and nothing is remembered: who looks, looks anew.
 from __future__ import annotations
 
 from runner.common import durable
-from runner.common.processes import is_living, living_engines
+from runner.common.processes import is_living
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Reason
+from runner.runs.ranks import living_engines
 from runner.runs.records import RESULT, end_of, object_at, started, supervisor_of, told
 
 GONE = "gone"

@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.common.terminal import clean_line
-from runner.engines.mgm.command import merged_folder
-from runner.engines.mgm.run_plan import MgmPlan
-from runner.engines.script.plan import ScriptPlan
-from runner.engines.sft.memory.ask import read_prediction
-from runner.engines.sft.plan import Plan
-from runner.engines.trainings import Training, planned_trainings, stage_now, trainings_of
+from runner.engines.progress import planned_trainings
+from runner.engines.registry import engine_of
 from runner.plans.base import PlanBase
 from runner.provenance.environment import secret_values, without_secrets
 from runner.runs import checkpoints
@@ -20,9 +16,11 @@ from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines
 from runner.runs.outcome import Evidence, Outcome, Reason, judge
 from runner.runs.records import ADAPTER, FAILURE, RESULT, object_at, status_of, told
+from runner.runs.trainings import Training, trainings_of
 from runner.supervisor.event_log import Peak, Record
 from runner.supervisor.guard import policy
 from runner.supervisor.log_reason import log_reason
+from runner.vram.prediction import read_prediction
 
 TORCH_RESERVED = "torch_max_reserved"
 TORCH_ALLOCATED = "torch_max_allocated"
@@ -48,6 +46,7 @@ def reach_verdict(
     came to run; `oom_kills` counts the kernel's since the start; `log_start` is how many bytes of
     the log are of earlier starts.
     """
+    engine = engine_of(plan)
     result = object_at(folder.engine_result)
     said = told(result, RESULT)
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
@@ -73,12 +72,13 @@ def reach_verdict(
             interrupted=interrupted,
             dry_run=plan.variant == "dry_run",
             start_failure=start_failure,
-            by_exit_code=not isinstance(plan, Plan),
+            by_exit_code=engine.is_judged_by_exit_code,
             log_reason=_log_reason(folder, plan, log_start) if exit_code else None,
         )
     )
     trainings = trainings_of(losses, planned_trainings(folder, plan))
-    for line in stage_now(folder).warnings if isinstance(plan, MgmPlan) else ():
+    stage = engine.stage(folder)
+    for line in stage.warnings if stage else ():
         record.warnings.append(clean_line(line))
     if record.dropped:
         record.warnings.append(f"{record.dropped} lines of the records were lost (disk full?)")
@@ -101,7 +101,7 @@ def reach_verdict(
         last_loss=losses[-1]["loss"] if losses else None,
         eval_loss=said.get("eval_loss"),
         trainings=tuple(one.to_record() for one in trainings),
-        result=_result(folder, plan, reason, adapter),
+        result=engine.result(plan, folder) if reason is Reason.COMPLETED else None,
         adapter_sha256=adapter.get("sha256"),
         adapter_bytes=adapter.get("size_bytes"),
         trainer_exit_code=exit_code,
@@ -121,9 +121,9 @@ def _log_reason(folder: RunFolder, plan: PlanBase, start: int) -> str | None:
     names = plan.container.secrets if plan.container else []
     found = log_reason(folder.train_log, start)
     told = [] if found is None else [without_secrets(found, secret_values(os.environ, names))]
-    stage = stage_now(folder).name if isinstance(plan, MgmPlan) else None
-    if stage is not None:
-        told.insert(0, f"in stage {clean_line(stage)}")
+    stage = engine_of(plan).stage(folder)
+    if stage is not None and stage.name is not None:
+        told.insert(0, f"in stage {clean_line(stage.name)}")
     return ": ".join(told) or None
 
 
@@ -139,19 +139,6 @@ def _offer_torch(peak: Peak, metrics: dict[str, Any]) -> None:
         size = metrics.get(field)
         if isinstance(size, int) and size > 0:
             peak.offer(size, source, step if isinstance(step, int) else None)
-
-
-def _result(
-    folder: RunFolder, plan: PlanBase, reason: Reason, adapter: dict[str, Any]
-) -> str | None:
-    """The folder that holds what was trained, in the run's; None where nothing did."""
-    if isinstance(plan, ScriptPlan):
-        wrote = folder.output.is_dir() and any(folder.output.iterdir())
-        return folder.output.name if wrote and reason is Reason.COMPLETED else None
-    if isinstance(plan, MgmPlan):
-        merged = str(merged_folder(plan.mgm))
-        return merged if (folder.path / merged).is_dir() and reason is Reason.COMPLETED else None
-    return adapter.get("folder")
 
 
 def kernel_oom_kills() -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from runner.common import terminal
 from runner.common.errors import RefusedError
 from runner.common.processes import boot_id, start_ticks
+from runner.engines.registry import engine_of
 from runner.machine.process_tree import become_subreaper
 from runner.plans.base import PlanBase
 from runner.provenance.recorder import Keeper
@@ -139,7 +140,7 @@ def _attempts(
                 started_unix_seconds=round(began, 3),
                 ended_unix_seconds=round(time.time(), 3),
             )
-        down = None if stop.level else recovery.next_plan(plan, outcome, folder)
+        down = None if stop.level else engine_of(plan).step_down(plan, outcome, folder)
         if down is None:
             break
         lower, step = down

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from runner.common.errors import RefusedError
 from runner.common.units import format_bytes
-from runner.engines.sft.plan import Plan
+from runner.engines.registry import engine_of
 from runner.machine.nvml import NvmlFailed, NvmlUnavailable, unified_cgroup
 from runner.machine.nvml_timeout import PatientNvml
 from runner.machine.process_tree import confirm_left_device
@@ -49,7 +49,7 @@ def choose_sampler(
     limit = f"budget {format_bytes(budget.limit_bytes)}" if budget.limit_bytes else "no budget"
     if plan.launch.device == "cpu":
         return HostSampler(executor.tree.watched), None, f"host memory of the process tree, {limit}"
-    capped = isinstance(plan, Plan) and budget.limit_bytes is not None  # by engine/cap.py
+    capped = engine_of(plan).caps_memory and budget.limit_bytes is not None
     nvml: PatientNvml | None = None
     source: DeviceSource
     try:

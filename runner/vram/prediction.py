@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runner.common import durable
 
 SCHEMA_VERSION = 1
 CONTEXT, LIBRARIES = "CUDA context", "Python and libraries"
@@ -87,3 +90,11 @@ class Prediction(_Record):
     def plus_minus_bytes(self) -> int:
         """Half the width of the interval."""
         return (self.largest.high_bytes - self.largest.low_bytes) // 2
+
+
+def read_prediction(path: Path) -> Prediction | None:
+    """The prediction in a file, such as a run folder's; None where it is none, or damaged."""
+    try:
+        return Prediction.model_validate(durable.read_json(path))
+    except ValidationError:
+        return None

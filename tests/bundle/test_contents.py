@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given, settings
 
 from runner.common.errors import RefusedError
+from runner.engines.inputs import parts, relocated
+from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
-from runner.engines.sft.plan import Plan, PlannedData
+from runner.engines.sft.facts import gather
+from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
 from runner.plans.base import PlanBase
-from runner.plans.facts import gather
+from runner.plans.rows import PlannedData
 from runner.provenance.bundle import unpack
 from runner.provenance.bundle.contents import contents
 from runner.provenance.bundle.index import Index
@@ -27,7 +29,6 @@ from runner.provenance.bundle.local_plan import placed_inputs
 from runner.provenance.bundle.write import write
 from runner.provenance.compare import Side, differences, first_of
 from runner.provenance.hashes import Hasher
-from runner.provenance.input_paths import parts, relocated
 from runner.provenance.manifest import Manifest, read_manifest
 from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of, wrong_inputs

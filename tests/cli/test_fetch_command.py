@@ -15,10 +15,10 @@ import pytest
 
 from runner.common.errors import RefusedError
 from runner.common.output import Output
-from runner.jobs.load import load_job
+from runner.engines.load import load_job
+from runner.engines.sft.facts import gather
 from runner.launch import preflight
 from runner.launch.preflight import fetch_missing
-from runner.plans.facts import gather
 from tests.conftest import Answer
 from tests.testbed.hub import FakeHub, Repository, serve, surroundings
 

@@ -18,12 +18,12 @@ import pytest
 
 from runner.cli.follow import Progress, seconds_a_step
 from runner.common.processes import boot_id, is_living, start_ticks
+from runner.engines.load import load_job
 from runner.engines.render import render
+from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.train import best
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
-from runner.plans.facts import gather
 from runner.report import run_table as standing
 from runner.runs import checkpoints
 from runner.runs.delete import HIDDEN

@@ -13,12 +13,12 @@ import pytest
 from runner.common.errors import RefusedError
 from runner.common.output import Output
 from runner.common.processes import start_ticks
+from runner.engines.load import load_job
 from runner.engines.render import render
+from runner.engines.sft.facts import gather
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
 from runner.launch.resume import choose, latest_of
-from runner.plans.facts import gather
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder, create
 

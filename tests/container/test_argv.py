@@ -11,10 +11,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.engines.mounts import plan_mounts
 from runner.engines.script.plan import ScriptPlan
 from runner.plans.base import PlannedContainer, PlannedMount
 from runner.plans.container.argv import Caller, launch_command, mount_text, passed_on, run_argv
-from runner.plans.container.mounts import plan_mounts
 from runner.runs.folder import RunFolder
 from runner.supervisor.execute.docker import container_name
 from tests.engine.tiny import plan_of

@@ -135,9 +135,9 @@ def test_auto_takes_the_image_and_says_so(
 def test_what_fetches_in_the_image_gets_the_token_and_leaves_it_nowhere(
     house: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.jobs.load import load_job
+    from runner.engines.load import load_job
+    from runner.engines.sft.facts import gather
     from runner.plans.engine_command import question
-    from runner.plans.facts import gather
     from runner.plans.placement import settle_place
     from runner.plans.resolve import planned_container
 

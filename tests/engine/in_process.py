@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable
-from runner.engines.render import plan_yaml
 from runner.engines.sft.inside.control import Control
 from runner.engines.sft.job import Job
 from runner.engines.sft.plan import Plan
+from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
 
 WORDS = (

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable
-from runner.engines.render import plan_yaml
 from runner.engines.sft.job import Job
 from runner.engines.sft.plan import Plan
+from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
 
 METHODS: dict[str, dict[str, Any]] = {

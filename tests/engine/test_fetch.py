@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError
 from runner.fetch.files import RemoteFile, data_files, needed, weights
 from runner.fetch.progress import FileProgress
 from runner.fetch.refusals import said
-from runner.plans.sources import fetched_rows, file_sha256, find_model
+from runner.plans.sources import fetched_rows, find_model
 from tests.testbed.hub import RIGHT_TOKEN, FakeHub, Repository, serve, surroundings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +73,7 @@ def rows(source: str = "hub", **more: Any) -> dict[str, Any]:
 
 def start(*wanted: dict[str, Any]) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.fetch"],
+        [sys.executable, "-m", "runner.engines.sft.fetch"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

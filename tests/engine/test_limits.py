@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from runner.common.errors import RunnerError, SpecError
+from runner.engines.load import load_job
+from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.model import standin
 from runner.engines.sft.inside.model.limits import (
     ModelLimits,
@@ -28,8 +30,6 @@ from runner.engines.sft.inside.model.weights import load_tokenizer
 from runner.engines.sft.inside.rows import prepare_rows
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
-from runner.plans.facts import gather
 
 Cli = Callable[..., Any]
 STORY = "Once upon a time there was a cat. "

@@ -114,8 +114,8 @@ def test_rows_that_are_gone_are_replaced_and_named(
     trained: Get, tmp_path: Path, shared: Path
 ) -> None:
     from runner.common import durable
-    from runner.engines.render import plan_yaml
     from runner.engines.sft.inside.merge import merge
+    from runner.plans.plan_file import plan_yaml
     from runner.runs.folder import RunFolder
 
     run = trained("lora")
@@ -169,7 +169,8 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
     from trl import SFTConfig, SFTTrainer
 
     from runner.common import durable
-    from runner.engines.render import plan_yaml
+    from runner.engines.load import load_job
+    from runner.engines.sft.facts import gather
     from runner.engines.sft.inside.images import ImageTextCollator, for_trainer, image_processor
     from runner.engines.sft.inside.merge import merge
     from runner.engines.sft.inside.model import standin
@@ -182,8 +183,7 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
     from runner.engines.sft.inside.survey import image_tokens
     from runner.engines.sft.inside.train.result import ready_to_train, save_result
     from runner.engines.sft.resolve import make_plan
-    from runner.jobs.load import load_job
-    from runner.plans.facts import gather
+    from runner.plans.plan_file import plan_yaml
     from runner.runs.folder import RunFolder
     from tests.conftest import REPOSITORY
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runner.engines.load import load_job
+from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.survey import checkpoint_bytes, contradictions, length_of
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
 from runner.jobs.training import Stage
-from runner.plans.facts import gather
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ import pytest
 
 from runner.common.errors import RefusedError, RunnerError, SpecError
 from runner.data.masks import IGNORED_LABEL, encode
+from runner.engines.load import load_job
+from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.images import (
     IMAGES,
     ImageTextCollator,
@@ -44,8 +46,6 @@ from runner.engines.sft.inside.model.vision import (
 from runner.engines.sft.inside.model.weights import load_tokenizer
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
-from runner.plans.facts import gather
 
 PATCHES = 16
 # openai/clip-vit-large-patch14-336's own preprocessor_config.json, as old as its names, made small

@@ -12,9 +12,9 @@ import pytest
 
 from runner.common import own_python
 from runner.common.launchers import is_of_launcher, of_launchers, without_launchers
+from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
-from runner.jobs.load import load_job
 from tests.conftest import REPOSITORY
 
 OUTSIDE = {  # a few of each launcher

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from runner.common.errors import RefusedError, SpecError
+from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
 from runner.engines.mgm.resolve import make_mgm_plan
 from runner.engines.render import render
@@ -27,7 +28,6 @@ from runner.engines.script.job import ScriptJob
 from runner.engines.script.resolve import gather_script, make_script_plan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.fields import _members, all_fields, annotation_at, model_at
-from runner.jobs.load import load_job
 from runner.plans.base import PlanBase
 from runner.plans.facts import HostFacts
 from tests.conftest import REPOSITORY, Answer, run_cli

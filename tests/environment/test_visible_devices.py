@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.common.errors import RefusedError
+from runner.engines.load import load_job
 from runner.engines.resolve import make_any_plan
-from runner.jobs.load import load_job
 from runner.machine.visible_devices import order_note, visible
 from runner.plans.facts import Found, allowed_by_caller, list_gpus
 from tests.conftest import REPOSITORY

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from runner.common.errors import RunnerError
+from runner.engines.load import load_job
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.smoke import STAND_IN, checked_flags
 from runner.engines.render import read_any_plan, render
 from runner.engines.resolve import make_any_plan
-from runner.jobs.load import load_job
 from runner.launch.resume import latest_of
 from runner.runs.folder import create
 from tests.conftest import Answer

@@ -14,12 +14,12 @@ from runner.cli.follow import Progress
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.stages.records import tell_stage
 from runner.engines.render import render
-from runner.engines.trainings import trainings_of
 from runner.report.run import read_report, report_lines
 from runner.report.run_table import row, standing_of
 from runner.report.stopping import stop_in_words
 from runner.runs.folder import RunFolder, create
 from runner.runs.outcome import Outcome, Reason
+from runner.runs.trainings import trainings_of
 from runner.supervisor.advice import advise
 from runner.supervisor.event_log import Peak, Record
 from runner.supervisor.guard import policy

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from runner.engines.load import load_job
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.smoke import smoke_plan, stand_in
 from runner.engines.sft.plan import Plan
-from runner.jobs.load import load_job
 from tests.mgm.cases import write_rows
 from tests.mgm.test_job import JOB
 

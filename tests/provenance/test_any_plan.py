@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
+from runner.engines.sft.facts import gather
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
 from runner.plans.base import PlanBase
-from runner.plans.facts import gather
 from runner.provenance.compare import Side, differences, first_of, settings_of
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import read_manifest

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.sft.plan import Plan
-from runner.jobs.load import load_job
+from runner.plans.inputs import FileRecord, ImageNames
 from runner.provenance.compare import differences, first_of
 from runner.provenance.hashes import GaveUp, Hasher
 from runner.provenance.image_list import ImageList, _line, first_other, hash_images, read_hashes
-from runner.provenance.images import Named
 from runner.provenance.inputs import moving
-from runner.provenance.manifest import FileRecord, Manifest, read_manifest
+from runner.provenance.manifest import Manifest, read_manifest
 from runner.provenance.recorder import Keeper
 from runner.provenance.replay import wrong_inputs
 from runner.provenance.verify import changed_since, read_side
@@ -45,7 +45,7 @@ def pictures(root: Path, names: tuple[str, ...] = NAMES) -> None:
 
 
 def list_of(root: Path, names: tuple[str, ...] = NAMES, **options: Any) -> ImageList:
-    found = [Named("data.train", root, sorted(names))]
+    found = [ImageNames("data.train", root, sorted(names))]
     return hash_images(found, Hasher(root.parent / "cache", **options))
 
 
@@ -102,8 +102,8 @@ def test_the_first_other_image_is_named() -> None:
 
 def vision_plan(root: Path) -> Plan:
     """Two trainings on rows that name images below `root`: all of them, and two."""
+    from runner.engines.sft.facts import gather
     from runner.engines.sft.resolve import make_plan
-    from runner.plans.facts import gather
 
     loaded = load_job(str(REPOSITORY / "jobs" / "llava-gemma-10k-lora.yaml"))
     plan = make_plan(loaded, replace(gather(loaded), gpus=(), gpu_absence="none"), "smoke")

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from runner.engines.load import load_job
 from runner.engines.render import render
+from runner.engines.sft.facts import Facts
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
-from runner.plans.facts import Facts, Gpu
+from runner.plans.facts import Gpu
 from runner.plans.sources import DataSource, ModelSource
 from runner.runs.folder import RunFolder, create
 from tests.runs.conftest import termination

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.plans.sources import cache_folder
+from runner.common.caches import cache_folder
 from tests.runs.conftest import ROOT, Finished, Workplace, lines, termination
 
 # The demo model, where it is not in the user's cache yet, costs a download of 98 MB.

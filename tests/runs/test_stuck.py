@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from runner.engines.load import load_job
 from runner.engines.render import render
+from runner.engines.sft.facts import Facts
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
-from runner.plans.facts import Facts
 from runner.plans.sources import DataSource, ModelSource
 from runner.runs.folder import create
 from tests.runs.conftest import termination

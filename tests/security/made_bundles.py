@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
-from runner.jobs.load import load_job
 from runner.plans.base import PlanBase
 from runner.provenance.bundle import tar
 from runner.provenance.bundle.contents import contents

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runner.engines.plan_kinds import PLANS
 
 from runner.common.errors import RefusedError, UsageError
-from runner.engines.plan_kinds import PLANS
 from runner.provenance.bundle import bounded, unpack
 from runner.provenance.bundle.index import Index, Member, Placed
 from runner.provenance.manifest import read_manifest

@@ -20,9 +20,9 @@ from runner.common.errors import RunnerError
 from runner.containers import private
 from runner.containers.in_place import open_own, write_in_place
 from runner.containers.staged import staged_beside
+from runner.engines.mounts import plan_mounts
 from runner.plans.base import PlannedContainer, PlannedMount
 from runner.plans.container.argv import secret_names
-from runner.plans.container.mounts import plan_mounts
 from runner.plans.container.overlays import fixed_above, make_places, run_overlays
 from runner.plans.engine_command import question
 from runner.runs import recover as unfinished

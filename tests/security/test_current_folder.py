@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from runner.common.own_python import code_argv, module_argv, safe_environment
+from runner.engines.load import load_job
 from runner.engines.render import render
+from runner.engines.sft.facts import gather
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
 from runner.plans.engine_command import question
-from runner.plans.facts import gather
 
 PLANTED = ("psutil", "yaml", "pydantic", "torch", "transformers", "accelerate", "runner", "json")
 

@@ -13,13 +13,14 @@ import yaml
 
 from runner.common.errors import RefusedError
 from runner.common.output import Output
+from runner.engines.load import load_job
 from runner.engines.recorded_plan import require_code_allowed, take_plan
-from runner.engines.render import plan_yaml, render
+from runner.engines.render import render
+from runner.engines.sft.facts import gather
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
 from runner.plans.base import PlannedContainer, PlannedMount
-from runner.plans.facts import gather
+from runner.plans.plan_file import plan_yaml
 from runner.provenance.replay import found_here
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder, create
@@ -287,6 +288,7 @@ def test_a_manifest_that_opens_more_than_its_plan_is_foreign(tmp_path: Path) -> 
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["plan"]["environment"]["BASH_ENV"] = str(canary)
     from runner.engines.plan_kinds import PLANS
+
     from runner.provenance.manifest import Manifest
 
     manifest["plan_hash"] = PLANS["script"].model_validate(manifest["plan"]).hash
@@ -369,8 +371,8 @@ def test_a_recovered_run_is_gone_on_with_by_its_step_down(
     tmp_path: Path, boxed: tuple[RunFolder, Plan]
 ) -> None:
     """The settings that a recovery changes are the one thing taken from a folder."""
+    from runner.engines.sft.recovery import with_steps_down
     from runner.launch.resume import plan_for, write_plan
-    from runner.supervisor.recovery import with_steps_down
 
     _, plan = boxed
     small = plan.training.model_copy(

@@ -24,11 +24,12 @@ import typer.main
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runner.engines.plan_kinds import PLANS as KINDS
 
 import runner.cli
 from runner.common import processes as liveness
-from runner.engines.plan_kinds import PLANS as KINDS
-from runner.engines.render import plan_yaml, read_any_plan
+from runner.engines.render import read_any_plan
+from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
 from tests.conftest import run_cli
 from tests.security.hostile_runs import EVIL, NAMES, RECORDS, lay_hostile, text_of, unfit

@@ -16,9 +16,9 @@ from runner.containers.options import HARMLESS, undoing_arguments
 from runner.engines.script.job import ScriptJob
 from runner.engines.sft.job import Job
 from runner.jobs.risks import job_warnings, unnamed_secrets
+from runner.launch.container_risks import require_safe, seen_whole, undoing
 from runner.plans.base import PlannedMount
 from runner.plans.container.host_paths import Host, exposed
-from runner.plans.container.risks import require_safe, seen_whole, undoing
 from tests.container.test_argv import container, script_plan
 from tests.runs.conftest import Workplace
 

@@ -21,11 +21,11 @@ import typer.main
 import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from runner.engines.plan_kinds import PLANS
 
 import runner.cli
 from runner.common import processes as liveness
-from runner.engines.plan_kinds import PLANS
-from runner.engines.render import plan_yaml
+from runner.plans.plan_file import plan_yaml
 from tests.conftest import Answer, run_cli
 from tests.report.laid_runs import lay_run
 from tests.security.made_bundles import Made, as_earlier, bundled, lay, made_of, script_job

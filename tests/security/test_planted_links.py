@@ -19,10 +19,10 @@ from runner.common import durable
 from runner.common.errors import RunnerError
 from runner.common.own_python import module_argv, safe_environment
 from runner.common.shared_folder import SharedFolder
+from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.script.plan import ScriptPlan
 from runner.engines.script.resolve import gather_script, make_script_plan
-from runner.jobs.load import load_job
 from runner.runs import recover as unfinished
 from runner.runs.delete import held, remove_checkpoints, sweep
 from runner.runs.folder import RunFolder, create

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 SINKS = ("runner/common/terminal.py",)
 ALONE = "runner/engines/mgm/stages/"
 STREAMS = {
-    "runner/fetch/__main__.py": "what libraries print must not get between the answers",
+    "runner/engines/sft/fetch.py": "what libraries print must not get between the answers",
     "runner/engines/mgm/fetch/__main__.py": "what libraries print must not get between the answers",
     "runner/fetch/progress.py": "the stream that terminal.draw_line and put are given",
     "runner/engines/sft/inside/evaluate/progress.py": "the stream that terminal.put is given",

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.common.processes import boot_id, living_engines, start_ticks
+from runner.common.processes import boot_id, start_ticks
 from runner.runs.folder import RunFolder, create
 from runner.runs.orphans import living_processes
+from runner.runs.ranks import living_engines
 from runner.runs.supervisor_process import find_supervisor, signal_supervisor
 from tests.conftest import Answer
 

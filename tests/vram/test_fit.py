@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runner.common.units import parse_bytes
-from runner.jobs.load import load_job
+from runner.engines.load import load_job
 from runner.report.ladder import ladder_lines
 from tests.conftest import run_cli
 from tests.vram.tiny_job import write_job

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.common.yaml_text import to_yaml
+from runner.engines.load import load_job
 from runner.engines.sft.inside.memory.fit import Rung, _merged, _worth_showing
 from runner.engines.sft.memory.ladder import (
     SMALL_CHUNK,
@@ -26,7 +27,6 @@ from runner.engines.sft.memory.ladder import (
     with_choice,
 )
 from runner.engines.sft.plan import Plan
-from runner.jobs.load import load_job
 from tests.vram.plans import gpu_plan
 
 LAYERS = 12

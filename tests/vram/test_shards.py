@@ -11,11 +11,12 @@ import pytest
 
 from runner.cli.vram import require_fits
 from runner.common.errors import RefusedError
+from runner.engines.sft.facts import Facts
 from runner.engines.sft.inside.memory.predict import predict
 from runner.engines.sft.inside.memory.step import trace
 from runner.jobs.training import TrainingSettings
 from runner.plans.base import PlannedLaunch
-from runner.plans.facts import Facts, Gpu
+from runner.plans.facts import Gpu
 from runner.plans.sources import DataSource, ModelSource
 from runner.vram.prediction import HostMemory, Prediction, TrainingMemory
 from runner.vram.sharding import (

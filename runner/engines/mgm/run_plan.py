@@ -6,12 +6,12 @@ runner.engines.mgm.resolve.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from runner.engines.mgm.plan import PlannedMgm
-from runner.plans.base import PlanBase, PlanHead
+from runner.plans.base import PlanBase, PlanHead, PlannedLaunch
 
 
 class MgmPlanned(PlanHead):
@@ -33,6 +33,11 @@ class MgmPlan(PlanBase, MgmPlanned):
         if not self.mgm.columns:  # as before there were any
             record["mgm"].pop("columns")
         return record
+
+    def on_gpus(self, launch: PlannedLaunch) -> Self:
+        """The same plan with the devices of `launch`, which the toolkit's commands name too."""
+        named = self.mgm.model_copy(update={"gpus": type(self.mgm.gpus)(launch.gpu_uuids)})
+        return self.model_copy(update={"launch": launch, "mgm": named})
 
     @property
     def planned_steps(self) -> int | None:

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from runner.common.errors import RefusedError, RunnerError
+from runner.engines.load import load_job
 from runner.engines.mgm.command import parser_problems, recorded_flags, stage_flags
 from runner.engines.mgm.job import FINETUNE_GLOBAL_BATCH, PRETRAIN_GLOBAL_BATCH, MgmJob
 from runner.engines.mgm.plan import PlannedMgm
 from runner.engines.mgm.resolve import absent, mgm_job
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.resolve import make_any_plan
+from runner.engines.sft.facts import Facts, gather
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import LoadedJob, load_job
+from runner.jobs.load import LoadedJob
 from runner.plans.base import PlanBase
-from runner.plans.facts import Facts, HostFacts, gather
+from runner.plans.facts import HostFacts
 
 STAND_IN = "llava-gemma-10k-lora"
 """Gemma behind a CLIP tower, trained in the same two stages: MGM without its ConvNeXt branch."""

@@ -76,6 +76,16 @@ class ScriptSettings(JobHead):
 class ScriptJob(JobBase, ScriptSettings):
     """A script of the user's own. Anything not said has the default that `runner show` prints."""
 
+    def own_risks(self) -> list[str]:
+        """That the script is run, and where it may write."""
+        lines = [
+            f"script {self.script!r} is run: where that is on this machine itself (--on local), as "
+            "you, with all that you may"
+        ]
+        if self.workdir == "source":
+            lines.append("workdir is source: the script can write to the folder that it lies in")
+        return lines
+
     @model_validator(mode="after")
     def _possible(self) -> ScriptJob:
         if self.launch.deepspeed != "none":

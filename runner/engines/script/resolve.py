@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from runner.common.caches import file_sha256
 from runner.common.errors import Problem, RefusedError, SpecError, nearest
 from runner.engines.script.job import ScriptJob
 from runner.engines.script.plan import PlannedInput, ScriptPlan
@@ -23,7 +24,6 @@ from runner.plans.resolve import (
     planned_launch,
     refuse_broken_driver,
 )
-from runner.plans.sources import file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)

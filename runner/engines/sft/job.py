@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
+from runner.common.errors import UsageError
 from runner.jobs.base import JobBase, JobHead
 from runner.jobs.data import DataSettings
 from runner.jobs.effects import (
@@ -22,6 +23,7 @@ from runner.jobs.effects import (
     without_events,
     without_layout,
 )
+from runner.jobs.load import LoadedJob
 from runner.jobs.method import (
     LoraSettings,
     Method,
@@ -154,6 +156,12 @@ class SftSettings(JobHead):
 
 class Job(JobBase, SftSettings):
     """One fine-tuning job, whole. Anything not said has the default that `runner show` prints."""
+
+    def own_risks(self) -> list[str]:
+        """That the model's own Python is run, where the job lets it."""
+        if not self.trust_remote_code:
+            return []
+        return [f"trust_remote_code runs the Python that comes with the model {self.model!r}"]
 
     @model_validator(mode="after")
     def _possible(self) -> Job:
@@ -343,3 +351,17 @@ def _require_possible(phase: ResolvedPhase, *, cpu: bool, num_processes: int) ->
             f"{training.gradient_accumulation_steps} accumulated x {num_processes} process(es) "
             f"come to {product}",
         )
+
+
+def sft_job(loaded: LoadedJob) -> Job:
+    """The job, which has to be one of the native engine.
+
+    Raises:
+        UsageError: another engine trains it, of which rows and weights are not known.
+    """
+    if not isinstance(loaded.job, Job):
+        raise UsageError(
+            f"{loaded.name} is a job of another engine than sft, which this is for",
+            "runner train and runner smoke take jobs of any engine",
+        )
+    return loaded.job

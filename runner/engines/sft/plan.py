@@ -18,6 +18,7 @@ from runner.jobs.method import LoraSettings, Method, PrefixSettings, Quantizatio
 from runner.jobs.model import JobModel
 from runner.jobs.training import EvaluationSettings, TrackingSettings, TrainingSettings
 from runner.plans.base import PlanBase, PlanHead
+from runner.plans.rows import PlannedRows
 
 
 class PlannedModel(JobModel):
@@ -37,33 +38,6 @@ class PlannedVision(JobModel):
     feature_layer: int
     feature_select: Literal["default", "full"]
     projector_act: str
-
-
-class PlannedData(JobModel):
-    """Which rows one source gives."""
-
-    kind: Literal["file", "hub", "modelscope"]
-    path: str | None = None
-    id: str | None = None
-    revision: str | None = None
-    sha256: str | None = None
-    size_bytes: int | None = None
-
-
-class PlannedRows(JobModel):
-    """Every source of rows of one training. The texts in DataSettings are resolved here."""
-
-    train: PlannedData
-    mixed: list[PlannedData] = Field([], description="In the order of data.mix.sources")
-    eval: PlannedData | None = None
-    test: PlannedData | None = None
-    questions: PlannedData | None = None
-
-    @property
-    def each(self) -> list[PlannedData]:
-        """All of them."""
-        others = (self.eval, self.test, self.questions)
-        return [self.train, *self.mixed, *(rows for rows in others if rows is not None)]
 
 
 class PlannedPhase(JobModel):

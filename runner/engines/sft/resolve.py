@@ -10,21 +10,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from runner.common.errors import RefusedError
-from runner.engines.sft.job import Job, ResolvedPhase, resolved_phases
-from runner.engines.sft.plan import (
-    Plan,
-    PlannedData,
-    PlannedModel,
-    PlannedPhase,
-    PlannedRows,
-    PlannedVision,
-)
+from runner.engines.sft.facts import Facts
+from runner.engines.sft.job import Job, ResolvedPhase, resolved_phases, sft_job
+from runner.engines.sft.plan import Plan, PlannedModel, PlannedPhase, PlannedVision
 from runner.jobs.data import DataSettings, SplitSettings
-from runner.jobs.load import LoadedJob, sft_job
+from runner.jobs.load import LoadedJob
 from runner.jobs.method import Method
 from runner.jobs.training import TrackingSettings, TrainingSettings, beyond_the_end
 from runner.plans.base import Variant
-from runner.plans.facts import Facts
 from runner.plans.resolve import (
     device_of,
     gpu_warnings,
@@ -32,6 +25,7 @@ from runner.plans.resolve import (
     planned_container,
     planned_launch,
 )
+from runner.plans.rows import PlannedData, PlannedRows
 from runner.plans.sources import DataSource, ModelSource
 
 SMOKE_DEFAULT_STEPS = 5

@@ -26,6 +26,7 @@ from pathlib import Path
 import psutil
 
 from runner import __version__
+from runner.common.caches import cache_folder
 from runner.common.hub_address import DEFAULT_ENDPOINT
 from runner.common.own_python import code_argv, module_argv, utf8_environment
 from runner.common.packages import package_version
@@ -33,7 +34,6 @@ from runner.containers import cli as cli_module
 from runner.containers import ready
 from runner.containers.cli import ContainerCli
 from runner.machine import nvml as nvml_module
-from runner.plans.sources import cache_folder
 from runner.runs.folder import default_root
 
 TORCH_SECONDS = 60.0  # a first import from a network disk takes this long

@@ -6,10 +6,10 @@ import os
 import pwd
 from collections.abc import Mapping
 
+from runner.common.caches import cache_folder, hub_cache
 from runner.containers.cli import ContainerCli
 from runner.containers.ready import ask_daemon
 from runner.plans.container.argv import Caller
-from runner.plans.sources import cache_folder, hub_cache
 
 
 def this_caller(cli: ContainerCli, environment: Mapping[str, str] = os.environ) -> Caller:

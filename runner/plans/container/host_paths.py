@@ -13,9 +13,9 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.common.caches import cache_folder
 from runner.common.state_folder import state_folder
 from runner.plans.container.mounts import PREPARED
-from runner.plans.sources import cache_folder
 
 _KERNEL = ("/proc", "/sys", "/dev", "/run", "/var/run", "/etc")
 _AMONG_THEM = ("/dev/shm", "/run/media")  # noqa: S108 - where users keep data: what lies in them

@@ -18,19 +18,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from runner.common.errors import RefusedError
-from runner.engines.mgm.run_plan import MgmPlan
-from runner.engines.script.plan import ScriptPlan
-from runner.engines.sft.plan import Plan
+from runner.engines.inputs import parts
+from runner.engines.registry import engine_of
 from runner.plans.base import PlanBase
-from runner.provenance import images
+from runner.plans.inputs import IMAGES, FileRecord, Part, is_here
 from runner.provenance.bundle import members
 from runner.provenance.bundle.index import Index, Known, Lacking, Member, Placed, name_problem
 from runner.provenance.bundle.index import Part as Asked
 from runner.provenance.environment import looks_secret, secret_values, without_secrets
 from runner.provenance.hashes import Hasher, files_in
 from runner.provenance.image_list import hash_images
-from runner.provenance.input_paths import IMAGES, Part, is_here, parts
-from runner.provenance.manifest import FileRecord, Manifest
+from runner.provenance.manifest import Manifest
 from runner.runs.folder import RunFolder
 from runner.runs.origin import origin_of
 
@@ -186,18 +184,12 @@ class _Gathered:
 
     def starts(self, source: Path) -> bool:
         """Whether the plan starts this very file; nothing else of a bundle is executable."""
-        plan = self.plan
-        return (
-            isinstance(plan, ScriptPlan)
-            and plan.runs_with == "itself"
-            and source == Path(plan.script.path)
-        )
+        return engine_of(self.plan).starts(self.plan, source)
 
     def part(self, part: Part, *, wanted: bool) -> None:
         """Take a part along, or say what is lacking of it."""
         if part.what.endswith(IMAGES):
-            if isinstance(self.plan, Plan):
-                self.images(part, wanted=wanted)
+            self.images(part, wanted=wanted)
             return
         record = _record(self.manifest, part.what)
         optional = record is None and part.what.startswith("infer.")
@@ -223,8 +215,7 @@ class _Gathered:
             self.places[part.what] = known
             return
         if of_model:
-            if isinstance(self.plan, MgmPlan):
-                # the toolkit tells classes by words in its paths, so that their ends are kept
+            if engine_of(self.plan).keeps_path_ends:
                 folder = "/".join([folder, *path.parts[-2:]])
             for each in of_model:
                 name = each.what.removeprefix(part.what + "/")
@@ -260,7 +251,6 @@ class _Gathered:
 
     def images(self, part: Part, *, wanted: bool) -> None:
         """Those that rows name, by their names as written; all of a training in one folder."""
-        assert isinstance(self.plan, Plan)  # noqa: S101 - the caller has looked
         phase = part.what.removesuffix(IMAGES).removesuffix(": ")
         record = _record(self.manifest, part.what)
         if record is None and not wanted:
@@ -268,7 +258,7 @@ class _Gathered:
         if not wanted:
             self.lack(part)
             return
-        sources = images.named(self.plan, phase)
+        sources = engine_of(self.plan).images(self.plan, phase)
         if not any(each.names for each in sources):
             return
         if record is not None and record.sha256 is not None:

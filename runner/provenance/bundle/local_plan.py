@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from runner.common import durable
 from runner.common.errors import UsageError
+from runner.engines.inputs import found_here, parts, relocated
+from runner.engines.registry import engine_of
 from runner.engines.render import read_plan
 from runner.engines.sft.plan import Plan
 from runner.plans.base import PlanBase
 from runner.provenance.bundle.index import read_beside
-from runner.provenance.input_paths import parts, relocated
-from runner.provenance.replay import found_here
 from runner.runs.folder import RunFolder
 
 
@@ -28,8 +28,9 @@ def plan_here(folder: RunFolder) -> Plan:
     if not durable.is_there(folder.bundle):
         return plan
     moved = placed_inputs(folder, plan, {})
-    assert isinstance(moved, Plan)  # noqa: S101 - of the same engine
-    return moved
+    native: Plan | None = engine_of(moved).surveyed(moved)
+    assert native is not None  # noqa: S101 - moved is of the plan's own engine
+    return native
 
 
 def placed_inputs(original: RunFolder, plan: PlanBase, given: Mapping[str, str]) -> PlanBase:

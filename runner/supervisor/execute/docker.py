@@ -18,6 +18,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from runner.common.caches import cache_folder
 from runner.common.errors import RefusedError
 from runner.containers.cli import ContainerCli, require_cli
 from runner.containers.in_place import open_own, write_in_place
@@ -25,18 +26,17 @@ from runner.containers.labels import RUN, run_labels, supervisor_label
 from runner.containers.private import make_private, private_example
 from runner.containers.refusals import daemon_lost, discarded, explain_run, last_error
 from runner.containers.secrets import have_secrets, write_secrets
-from runner.engines.mgm.run_plan import MgmPlan
-from runner.engines.sft.inside.control import LOCK_LIFELINE, SUPERVISOR_VARIABLE
-from runner.engines.sft.plan import Plan
+from runner.engines.mounts import plan_mounts
+from runner.engines.registry import engine_of
 from runner.machine.container_tree import ContainerTree, first_process
 from runner.plans.base import PlanBase, PlannedMount
 from runner.plans.container.argv import launch_command, run_argv, secret_names
 from runner.plans.container.caller import this_caller
-from runner.plans.container.mounts import PREPARED, plan_mounts
+from runner.plans.container.mounts import PREPARED
 from runner.plans.container.overlays import fixed_above, make_places, over, run_overlays
-from runner.plans.sources import cache_folder
 from runner.runs.folder import RunFolder
 from runner.runs.planted_links import remove_planted
+from runner.runs.protocol import SUPERVISOR_BY_LOCK, SUPERVISOR_VARIABLE
 
 START_SECONDS = 300.0  # a daemon under load, or a disk that is slow, takes its time
 POLL_SECONDS = 0.05
@@ -130,7 +130,7 @@ class DockerExecutor:
                 f"no private folder can be made in memory: {error}", "look at /dev/shm: df /dev/shm"
             ) from None
         self._take_away_links()
-        if isinstance(self._plan, Plan):  # docker would make it as root
+        if engine_of(self._plan).prepares_rows:  # docker would make it as root
             (cache_folder() / PREPARED).mkdir(parents=True, exist_ok=True)
         self._made = make_places(self._folder, earlier=_host_alone(self._plan))
         write_in_place(self._folder.container_id, b"")
@@ -339,7 +339,7 @@ def docker_argv(
             folder.launch_script, folder.train_log, ["--resume"] if resume else []
         ),
         workdir=str(folder.path),
-        environment={SUPERVISOR_VARIABLE: LOCK_LIFELINE},
+        environment={SUPERVISOR_VARIABLE: SUPERVISOR_BY_LOCK},
         gpu_uuids=plan.launch.gpu_uuids,
         gpu_limit_bytes=plan.budget.limit_bytes if plan.budget.kind == "gpu" else None,
         id_file=str(place / ID),
@@ -373,8 +373,8 @@ def _mounts(folder: RunFolder, plan: PlanBase, *, expected: bool) -> list[Planne
 
 
 def _host_alone(plan: PlanBase) -> bool:
-    """Whether earlier/ is the host's; the MGM toolkit's stages set what was there aside in it."""
-    return not isinstance(plan, MgmPlan)
+    """Whether earlier/ is the host's alone, and not moved into by the run itself."""
+    return not engine_of(plan).moves_earlier_results
 
 
 def container_name(folder: RunFolder) -> str:

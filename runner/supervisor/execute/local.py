@@ -6,10 +6,10 @@ import os
 import subprocess
 
 from runner.common.processes import start_ticks
-from runner.engines.sft.inside.control import SUPERVISOR_VARIABLE
 from runner.machine.process_tree import ProcessTree
 from runner.runs import tmpdir as temporary
 from runner.runs.folder import RunFolder
+from runner.runs.protocol import SUPERVISOR_VARIABLE
 
 
 class LocalExecutor:

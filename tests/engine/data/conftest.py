@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runner.plans.sources import cache_folder
+from runner.common.caches import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHARED = Path(os.environ.get("RUNNER_SHARED", REPOSITORY.parent / "shared"))

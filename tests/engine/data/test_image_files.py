@@ -202,7 +202,7 @@ def test_the_background_is_no_part_of_the_rows_nor_of_an_old_plans_hash(tmp_path
 
 
 def test_the_stated_colour_is_checked(tmp_path: Path) -> None:
-    from runner.jobs.load import load_job
+    from runner.engines.load import load_job
 
     vision = "vision: {model: a/c}\n"
     (tmp_path / "job.yaml").write_text(f"model: a/b\n{vision}data: {{train: r.jsonl}}\n")

@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from runner.common.caches import file_sha256
 from runner.common.errors import Problem, RefusedError, SpecError
 from runner.data.prepare import prepare
 from runner.data.prepared import SIDES, Overlap, Prepared, proves_disjoint
 from runner.data.summary import cleaning_lines, leaks
-from runner.engines.sft.plan import PlannedData, PlannedRows
 from runner.jobs.data import DataSettings
-from runner.plans.sources import file_sha256
+from runner.plans.rows import PlannedData, PlannedRows
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DROP = {"duplicates": "drop", "conflicts": "drop"}

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError, SpecError
 from runner.data.masks import IGNORED_LABEL, encode
 from runner.engines.sft.inside.rows import PreparedRows, prepare_rows
-from runner.engines.sft.plan import PlannedData, PlannedRows
 from runner.jobs.data import DataSettings
-from runner.plans.sources import file_sha256
+from runner.plans.rows import PlannedData, PlannedRows
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError, SpecError
 from runner.data.audit import Tally, audit
 from runner.data.masks import encode, encode_rows, prompt_ids, segments
@@ -25,9 +26,8 @@ from runner.data.template import (
     template_record,
 )
 from runner.engines.sft.inside.rows import PreparedRows, prepare_rows
-from runner.engines.sft.plan import PlannedData, PlannedRows
 from runner.jobs.data import DataSettings
-from runner.plans.sources import file_sha256
+from runner.plans.rows import PlannedData, PlannedRows
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 

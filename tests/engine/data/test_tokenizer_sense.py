@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from runner.common.caches import file_sha256
 from runner.common.errors import SpecError
 from runner.data.audit import Tally
 from runner.data.decoded import lost_characters
@@ -17,9 +18,8 @@ from runner.data.masks import encode, encode_rows
 from runner.data.tokenizer_files import require_tokenizer_files
 from runner.engines.sft.inside.model.weights import load_tokenizer as load_for_plan
 from runner.engines.sft.inside.rows import prepare_rows
-from runner.engines.sft.plan import PlannedData, PlannedRows
 from runner.jobs.data import DataSettings
-from runner.plans.sources import file_sha256
+from runner.plans.rows import PlannedData, PlannedRows
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 

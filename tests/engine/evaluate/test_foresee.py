@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerFast
 
 from runner.common.errors import SpecError
 from runner.data.prepare import prepare
+from runner.engines.load import load_job
+from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.evaluate import foresee
 from runner.engines.sft.inside.evaluate.foresee import foresee_evaluation, foresee_merge
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
-from runner.plans.facts import gather
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from runner.common.errors import RunnerError
+from runner.engines.load import load_job
+from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.evaluate.generate import Greedy
 from runner.engines.sft.inside.evaluate.measure import Answer, measure, tokenize
 from runner.engines.sft.inside.evaluate.sight import Sight, load_sight
@@ -22,8 +24,6 @@ from runner.engines.sft.inside.model.weights import load_tokenizer
 from runner.engines.sft.inside.subjects import load_subjects
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
-from runner.jobs.load import load_job
-from runner.plans.facts import gather
 
 
 @pytest.fixture(scope="module")

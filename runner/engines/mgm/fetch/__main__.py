@@ -21,11 +21,11 @@ from typing import Any
 
 from runner.common import durable, terminal
 from runner.common.errors import EXIT_INTERRUPTED, RefusedError, RunnerError, bug
+from runner.common.tensors_only import load_tensors_only
 from runner.engines.mgm.fetch.address import DATA_ENDPOINT, address, shown
 from runner.engines.mgm.fetch.place import alone
 from runner.engines.mgm.fetch.record import images_to_check, read_record, record_file
 from runner.engines.mgm.sources import MgmSource
-from runner.engines.sft.inside.pickles import load_tensors_only
 from runner.fetch.refusals import is_connection_error, refusal, said
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runner.common import durable
+from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError
 from runner.engines.mgm.fetch.address import shown
 from runner.engines.mgm.sources import MgmSource
@@ -23,7 +24,6 @@ from runner.fetch.files import RemoteFile
 from runner.fetch.refusals import is_connection_error
 from runner.fetch.secure import session
 from runner.fetch.stream import SOCKET_SECONDS, download, partial_file
-from runner.plans.sources import file_sha256
 
 TRIES = 3
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable
+from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError
 from runner.common.hub_address import DEFAULT_ENDPOINT
 from runner.engines.mgm.fetch.place import install, making, require_free
@@ -24,7 +25,7 @@ from runner.fetch import hub
 from runner.fetch.fetched import require_room
 from runner.fetch.files import RemoteFile, combined_sha256
 from runner.fetch.refusals import endpoint
-from runner.plans.sources import INDEX, file_sha256
+from runner.plans.sources import INDEX
 
 
 def fetch_hub(

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable
+from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError
 from runner.engines.mgm.fetch.address import address, shown
 from runner.engines.mgm.fetch.download import Arrived, ContentError, bring_checked, forget, proven
 from runner.engines.mgm.fetch.record import new_record, record_file
 from runner.engines.mgm.sources import MgmSource
 from runner.engines.mgm.stages.convert import read_array, read_rows
-from runner.plans.sources import file_sha256
 
 
 def fetch_file(

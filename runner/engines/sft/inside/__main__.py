@@ -16,19 +16,15 @@ from pathlib import Path
 
 from runner.common import durable, terminal
 from runner.common.errors import EXIT_REFUSED, RunnerError
-from runner.common.processes import living_engines
+from runner.common.tensors_only import load_tensors_only
 from runner.common.units import MIB
 from runner.engines.render import read_plan
-from runner.engines.sft.inside.control import (
-    STOPPED_EXIT_CODE,
-    SUPERVISOR_VARIABLE,
-    Control,
-    Stopped,
-)
+from runner.engines.sft.inside.control import STOPPED_EXIT_CODE, Control, Stopped
 from runner.engines.sft.inside.oom import keep_snapshot
-from runner.engines.sft.inside.pickles import load_tensors_only
 from runner.runs import recover as unfinished
 from runner.runs.folder import RunFolder
+from runner.runs.protocol import SUPERVISOR_VARIABLE
+from runner.runs.ranks import living_engines
 
 RESERVE_BYTES = 16 * 1024
 """Given back before a failure is recorded, so that a full disk can not hide it."""

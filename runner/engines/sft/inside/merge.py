@@ -21,6 +21,7 @@ import psutil
 
 from runner.common import durable, terminal
 from runner.common.errors import RefusedError, RunnerError, bug
+from runner.common.tensors_only import load_tensors_only
 from runner.common.units import format_bytes
 from runner.engines.render import read_plan
 from runner.engines.sft.inside.chat import quiet
@@ -34,7 +35,6 @@ from runner.engines.sft.inside.model.trained import (
     require_result,
     token_batch,
 )
-from runner.engines.sft.inside.pickles import load_tensors_only
 from runner.engines.sft.inside.train.result import publish_folder, sums
 from runner.engines.sft.plan import Plan
 from runner.runs.folder import RunFolder

@@ -17,23 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from runner.common import terminal
 from runner.common.errors import RefusedError
 
-FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-FORBIDDEN = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-"""With both of them torch loads nothing at all."""
 _NAMED = (r"GLOBAL ([\w.]+)", r"Unsupported class ([\w.]+)", r"got <class '([\w.]+)'>")
-
-
-def load_tensors_only() -> None:
-    """Have every torch.load of this process and its children build tensors and numbers alone.
-
-    To be called first by each process that imports torch.
-    """
-    if os.environ.pop(FORBIDDEN, None):
-        terminal.say(f"runner: {FORBIDDEN} is not followed here")
-    os.environ[FORCED] = "1"
 
 
 @contextlib.contextmanager

@@ -15,10 +15,10 @@ from typing import Any
 
 from runner.common import durable, terminal
 from runner.common.errors import EXIT_INTERRUPTED, RunnerError, UsageError, bug
+from runner.common.tensors_only import load_tensors_only
 from runner.data.prepare import prepare
 from runner.data.prepared import SIDES, Prepared, Side
 from runner.engines.render import read_plan
-from runner.engines.sft.inside.pickles import load_tensors_only
 from runner.engines.sft.plan import Plan
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from runner.common import terminal
 from runner.common.errors import Problem, RunnerError, SpecError, bug
+from runner.common.tensors_only import load_tensors_only
 from runner.engines.render import read_plan
-from runner.engines.sft.inside.pickles import load_tensors_only
 from runner.engines.sft.inside.train.arguments import require_optimizer
 from runner.engines.sft.inside.train.schedule import (
     count_saves,

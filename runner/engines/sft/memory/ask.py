@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from runner.common import durable
-from runner.engines.render import plan_yaml
+from runner.common.caches import cache_folder
 from runner.engines.sft.plan import Plan
-from runner.plans.sources import cache_folder
+from runner.plans.plan_file import plan_yaml
 from runner.vram.calibration import (
     Correction,
     apply,
@@ -26,7 +24,7 @@ from runner.vram.calibration import (
     read_records,
     shipped_records,
 )
-from runner.vram.prediction import Prediction
+from runner.vram.prediction import Prediction, read_prediction
 
 VERSION = 3
 """Raised with every change of what is traced or computed, so that no cache of before is reused."""
@@ -153,14 +151,6 @@ def corrected(
     """The prediction as measurements correct it; the rest as `correction_of`."""
     found = correction_of(device=device, method=method, versions=versions)
     return apply(prediction, found)
-
-
-def read_prediction(path: Path) -> Prediction | None:
-    """The prediction in a file, such as a run folder's; None where it is none, or damaged."""
-    try:
-        return Prediction.model_validate(durable.read_json(path))
-    except ValidationError:
-        return None
 
 
 def write_request(

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from runner.common import terminal
 from runner.common.errors import EXIT_INTERRUPTED, RunnerError, bug
+from runner.common.tensors_only import load_tensors_only
 from runner.engines.render import read_plan
 from runner.engines.sft.inside.chat import quiet
 from runner.engines.sft.inside.evaluate.request import EvaluationFolder, read_request
 from runner.engines.sft.inside.evaluate.state import State
-from runner.engines.sft.inside.pickles import load_tensors_only
 
 
 def main() -> int:

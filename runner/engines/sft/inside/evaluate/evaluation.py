@@ -14,7 +14,6 @@ from typing import Any
 from runner.common import terminal
 from runner.common.errors import RefusedError, SpecError
 from runner.data.prepare import prepare
-from runner.engines.render import model_line
 from runner.engines.sft.inside.evaluate import record as records
 from runner.engines.sft.inside.evaluate.expected import expected_as_read, thinking_notes
 from runner.engines.sft.inside.evaluate.generate import Greedy, longest_sequence
@@ -37,6 +36,7 @@ from runner.engines.sft.inside.model.trained import result_file
 from runner.engines.sft.inside.model.weights import load_tokenizer
 from runner.engines.sft.inside.subjects import Subject, load_subjects, placed
 from runner.engines.sft.plan import Plan
+from runner.engines.sft.render import model_line
 from runner.jobs.training import EvaluationSettings
 from runner.runs.folder import RunFolder
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import __version__
+from runner.common.caches import file_sha256
 from runner.data.messages import compared_texts, tools_text
 from runner.engines.sft.inside.evaluate import metrics, picture
 from runner.engines.sft.inside.evaluate.generate import Generated
@@ -21,7 +22,6 @@ from runner.engines.sft.inside.evaluate.request import EvaluationFolder
 from runner.engines.sft.inside.evaluate.rows import RowSet
 from runner.engines.sft.inside.evaluate.tasks import Judgement, Row, Task
 from runner.engines.sft.plan import Plan
-from runner.plans.sources import file_sha256
 
 PROMPT_TAIL = 240
 """Characters of a prompt's end that a prediction shows: enough to know the row by."""

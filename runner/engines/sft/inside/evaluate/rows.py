@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner.common.caches import file_sha256
 from runner.common.errors import Problem, SpecError
 from runner.data.formats import Message
 from runner.data.prepare import prepare
 from runner.data.prepared import Overlap, Prepared, Side, hashes_name, proves_disjoint
 from runner.data.read import read_rows
 from runner.data.sources import reading_of
-from runner.engines.render import source_text
 from runner.engines.sft.inside.evaluate.tasks import Row
-from runner.engines.sft.plan import Plan, PlannedData, PlannedRows
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.render import source_text
 from runner.jobs.data import CleanSettings
-from runner.plans.sources import file_sha256
+from runner.plans.rows import PlannedData, PlannedRows
 from runner.runs.folder import RunFolder
 
 DEFAULT_SEED = 42  # where no data.split has one

@@ -17,8 +17,8 @@ from typing import Any
 from runner.common import terminal
 from runner.common.errors import RunnerError, bug
 from runner.common.packages import package_version
+from runner.common.tensors_only import load_tensors_only
 from runner.engines.render import read_plan
-from runner.engines.sft.inside.pickles import load_tensors_only
 from runner.engines.sft.memory.ask import PACKAGES, Batch, predicted
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from runner.common import terminal
 from runner.common.own_python import module_argv, safe_environment
-from runner.engines.sft.inside.pickles import load_tensors_only
+from runner.common.tensors_only import load_tensors_only
 from runner.engines.sft.memory.ask import keep_record, kept_record
 
 VERSION = 1

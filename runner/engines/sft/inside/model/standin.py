@@ -21,9 +21,9 @@ from typing import Any
 
 from runner.common import terminal
 from runner.common.errors import RefusedError, RunnerError
+from runner.common.tensors_only import load_tensors_only
 from runner.data.read import AS_THEY_ARE, ReadOptions, read_rows
 from runner.data.sources import table_options
-from runner.engines.sft.inside.pickles import load_tensors_only
 from runner.jobs.data import TableSettings
 
 LLAVA = "llava-"

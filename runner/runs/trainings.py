@@ -1,7 +1,7 @@
 """Each training of a run by itself: its steps and losses, from the run's records.
 
-A run may have several (phases; the stages of the MGM toolkit), whose steps count on in
-metrics.jsonl. Reads records; imports runner.runs.folder, metrics, recorded and the plans.
+A run may have several (phases, the stages of a toolkit), whose steps count on in metrics.jsonl.
+Pure; imports runner.runs.records.
 """
 
 from __future__ import annotations
@@ -10,14 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from runner.engines.mgm.run_plan import MgmPlan
-from runner.engines.sft.plan import Plan
-from runner.plans.base import PlanBase
-from runner.runs.folder import RunFolder
-from runner.runs.records import number, object_at, text, texts, told, whole
-
-MGM = ("pretrain", "finetune")
-"""The toolkit's trainings, in order."""
+from runner.runs.records import number
 
 
 @dataclass(frozen=True)
@@ -39,42 +32,6 @@ class Training:
     def count(self) -> str:
         """ "3/39"."""
         return f"{self.steps}/{self.max_steps}" if self.max_steps else f"{self.steps}"
-
-
-@dataclass(frozen=True)
-class StageNow:
-    """Where a run of the toolkit stands, as its stages say (engine/stages.json)."""
-
-    name: str | None = None
-    steps: Mapping[str, int] | None = None
-    """Of each training, from its rows or from its trainer."""
-    saves: bool = False
-    """Whether a stop saves a checkpoint of the training that runs."""
-    warnings: tuple[str, ...] = ()
-
-
-def stage_now(folder: RunFolder) -> StageNow:
-    """What the stages last said; nothing of it where they said nothing."""
-    said = object_at(folder.engine_stages)
-    found = told(said, {"stage": text, "warnings": texts})
-    steps = said.get("trainings")
-    counts = steps if isinstance(steps, dict) else {}
-    return StageNow(
-        name=found.get("stage"),
-        steps={name: counts[name] for name in MGM if whole(counts.get(name))},
-        saves=said.get("saves") is True,
-        warnings=tuple(found.get("warnings", ())),
-    )
-
-
-def planned_trainings(folder: RunFolder, plan: PlanBase) -> dict[str, int | None]:
-    """Name -> optimizer steps of each training, in order; empty where a run has but one."""
-    if isinstance(plan, MgmPlan):
-        known = stage_now(folder).steps or {}
-        return {name: known.get(name, plan.mgm.max_steps) for name in MGM}
-    if isinstance(plan, Plan) and len(plan.trainings) > 1:
-        return {str(one.phase): one.training.max_steps for one in plan.trainings}
-    return {}
 
 
 def trainings_of(

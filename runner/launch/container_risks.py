@@ -10,12 +10,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from runner.common.caches import cache_folder
 from runner.common.errors import Problem, SpecError
 from runner.containers.options import undoing_arguments
+from runner.engines.mounts import plan_mounts
 from runner.plans.base import PlanBase, PlannedMount
 from runner.plans.container.host_paths import Host, exposed, this_host
-from runner.plans.container.mounts import plan_mounts
-from runner.plans.sources import cache_folder
 
 FLAG = "--unsafe-container"
 _WAY = f"{FLAG} on the command line, where that is what you want"

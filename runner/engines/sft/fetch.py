@@ -1,4 +1,4 @@
-"""`python -m runner.fetch`: what to fetch, as JSON on stdin; what came of it on stdout.
+"""`python -m runner.engines.sft.fetch`: what to fetch, as JSON on stdin; what came of it on stdout.
 
 In: {"quiet": bool, "wanted": [{"what", "source", "id", ...}]} (runner.launch.preflight.Wanted).
 Out: one JSON object a line, in the order asked. Exit code 0, or that of the first refusal.
@@ -15,7 +15,7 @@ from typing import Any
 
 from runner.common import terminal
 from runner.common.errors import EXIT_INTERRUPTED, RunnerError, bug
-from runner.engines.sft.inside.pickles import load_tensors_only
+from runner.common.tensors_only import load_tensors_only
 
 
 def main() -> int:

@@ -1,0 +1,160 @@
+"""SftEngine: LoRA, QLoRA, prefix and full fine-tuning by TRL. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from runner.common.caches import cache_folder
+from runner.engines.base import CODE_FLAG, Engine, Untrusted
+from runner.engines.sft import inputs
+from runner.engines.sft.advice import advise
+from runner.engines.sft.facts import Facts, gather
+from runner.engines.sft.job import Job
+from runner.engines.sft.plan import Plan
+from runner.engines.sft.recovery import next_plan, with_steps_down
+from runner.engines.sft.render import (
+    accelerate_config,
+    deepspeed_config,
+    launch_script,
+    method_line,
+    model_line,
+    steps_line,
+)
+from runner.engines.sft.resolve import make_plan
+from runner.jobs.load import LoadedJob
+from runner.plans.base import PlannedMount, Variant
+from runner.plans.container.mounts import run_mounts
+from runner.plans.inputs import FileRecord, ImageNames, Part
+from runner.runs.folder import RunFolder
+from runner.runs.outcome import Outcome
+from runner.runs.records import ADAPTER, object_at, status_of, told
+
+
+class SftEngine(Engine[Job, Plan]):
+    """The native engine, of whose runs runner knows rows, weights, steps and memory."""
+
+    name = "sft"
+    job_type = Job
+    plan_type = Plan
+    is_judged_by_exit_code = False
+    caps_memory = True
+    prepares_rows = True
+
+    def gather(self, loaded: LoadedJob) -> Facts:
+        return gather(loaded)
+
+    def resolve(
+        self, loaded: LoadedJob, facts: Facts, variant: Variant, max_steps: int | None
+    ) -> Plan:
+        return make_plan(loaded, facts, variant, max_steps)
+
+    def render(self, plan: Plan) -> dict[str, str]:
+        files = {"launch.sh": launch_script(plan), "accelerate.yaml": accelerate_config(plan)}
+        if plan.launch.deepspeed != "none":
+            files["deepspeed.json"] = deepspeed_config(plan)
+        return files
+
+    def summarize(self, plan: Plan) -> list[tuple[str, str]]:
+        return [
+            ("model", model_line(plan)),
+            ("method", method_line(plan)),
+            ("training", steps_line(plan)),
+        ]
+
+    def describe_job(self, job: Job) -> dict[str, str]:
+        return {"model": job.model, "method": job.method}
+
+    def surveyed(self, plan: Plan) -> Plan:
+        return plan
+
+    def mounts(self, plan: Plan, cache: Path) -> Iterable[PlannedMount]:
+        for path in inputs.paths_read(plan):
+            yield PlannedMount(source=str(path), target=str(path))
+        for model in (plan.model, *([plan.vision.model] if plan.vision else [])):
+            for link, real in inputs.links_out(model):
+                yield PlannedMount(source=str(real), target=str(link))
+        yield PlannedMount(source=str(cache), target=str(cache))
+
+    def input_files(self, plan: Plan) -> list[FileRecord]:
+        return inputs.input_files(plan)
+
+    def parts(self, plan: Plan) -> list[Part]:
+        return inputs.parts(plan)
+
+    def images(self, plan: Plan, phase: str) -> list[ImageNames]:
+        return inputs.named_images(plan, phase)
+
+    def found_here(self, plan: Plan) -> Mapping[str, str]:
+        return inputs.found_here(plan)
+
+    def code_of(self, plan: Plan) -> str | None:
+        return f"the Python files of its model {plan.model.id}" if plan.trust_remote_code else None
+
+    def leave_off(self, plan: Plan, *, allows_code: bool, whole: bool) -> Untrusted:
+        changes: dict[str, object] = {}
+        said = []
+        if plan.trust_remote_code and not allows_code:
+            changes["trust_remote_code"] = False
+            said.append(
+                f"trust_remote_code: the Python files of {plan.model.id} are not run; {CODE_FLAG} "
+                "runs them"
+            )
+        if whole and set(plan.tracking.report_to) - {"tensorboard"}:
+            names = ", ".join(plan.tracking.report_to)
+            said.append(f"tracking.report_to: {names}, no server is told")
+            changes["tracking"] = plan.tracking.model_copy(update={"report_to": []})
+        return Untrusted(changes, said)
+
+    def explain_no_model(self, plan: Plan, folder: RunFolder) -> None:
+        return None
+
+    def trainings(self, plan: Plan, folder: RunFolder) -> dict[str, int | None]:
+        several = plan.trainings
+        if len(several) == 1:
+            return {}
+        return {str(one.phase): one.training.max_steps for one in several}
+
+    def explain_stop(self, plan: Plan, folder: RunFolder) -> str:
+        if status_of(folder).get("phase") in (None, "training"):
+            return "a checkpoint is saved first"
+        return "it ends as soon as it can; a training saves a checkpoint first"
+
+    def adopt(self, plan: Plan, recorded: Plan, *, is_own: bool) -> Plan | None:
+        """This plan on the recorded one's day, and with its steps down where it was recovered.
+
+        Those are the one thing taken from a folder: they count only where they make the plan that
+        its seal names.
+        """
+        # its rows go on as they were written, whatever day it is now
+        day = recorded.template_date or plan.template_date
+        plan = plan.model_copy(update={"template_date": day})
+        if recorded.hash == plan.hash:
+            return plan
+        settings = [each.training for each in recorded.trainings]
+        if len(settings) == len(plan.trainings):
+            lower = with_steps_down(plan, settings, recorded.substitutions)
+            if lower.hash == recorded.hash and is_own:
+                return lower
+        return None
+
+    def result(self, plan: Plan, folder: RunFolder) -> str | None:
+        found: str | None = told(object_at(folder.engine_result).get("adapter"), ADAPTER).get(
+            "folder"
+        )
+        return found
+
+    def step_down(self, plan: Plan, outcome: Outcome, folder: RunFolder) -> tuple[Plan, str] | None:
+        return next_plan(plan, outcome, folder)
+
+    def advise(
+        self,
+        plan: Plan,
+        outcome: Outcome,
+        folder: RunFolder,
+        limit_bytes: int | None,
+        warn: Callable[[str], None],
+    ) -> tuple[str, ...]:
+        cache = cache_folder()
+        reads = run_mounts(plan, self.mounts(plan, cache), None, cache, prepares_rows=True)
+        return advise(folder, plan, outcome, limit_bytes, reads, warn)
