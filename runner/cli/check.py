@@ -8,25 +8,22 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from runner.cli.vram import require_fits
 from runner.common import terminal
 from runner.common.output import Output, colour, field
 from runner.engines.load import load_job
-from runner.engines.mgm.preflight import require_preflight
-from runner.engines.mgm.resolve import require_mgm
-from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.registry import engine_of
 from runner.engines.render import summary
-from runner.engines.resolve import make_any_plan
-from runner.engines.sft.facts import gather, require_data
-from runner.engines.sft.job import Job, sft_job
-from runner.engines.sft.resolve import make_plan
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import EngineRefused
 from runner.launch.calibrate import corrected_survey, memory_line
 from runner.launch.gpus import preflight, with_free_cards
-from runner.launch.preflight import fetch_missing, place_line, require_place, require_training_stack
+from runner.launch.plan import planned
+from runner.launch.preflight import place_line, require_place
 from runner.launch.risks import all_warnings
 from runner.launch.survey import require_disk, survey, survey_lines
+from runner.launch.vram import require_fits
+from runner.plans.base import PlanBase
+from runner.plans.facts import HostFacts
 from runner.runs.folder import default_root
 
 _GREEN, _PLAIN = terminal.ink("30;42"), terminal.ink("0")
@@ -37,15 +34,11 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
     command = ["runner", "train", name, *(part for text in sets for part in ("--set", text))]
-    if not isinstance(loaded.job, Job):
-        return _check_other(loaded, shlex.join(command), out)
-    job = sft_job(loaded)
-    facts = gather(loaded)
-    require_data(loaded, facts)
-    require_training_stack(job, facts.place)
-    if fetch_missing(loaded, facts, out):
-        facts = gather(loaded)
-    plan = make_plan(loaded, facts, "train")
+    any_plan, facts = planned(loaded, "train", None, out)
+    known = engine_of(any_plan).predicted(any_plan, facts)
+    if known is None:
+        return _check_other(loaded, any_plan, facts, shlex.join(command), out)
+    plan, own_facts = known
     lines = [
         field("job", f"{loaded.name}: {loaded.path} is valid"),
         field("plan", plan.short_hash),
@@ -68,9 +61,9 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     warnings = [*plan.warnings, *surveyed["warnings"], *all_warnings(loaded, plan)]
     lines += [field("WARNING", text) for text in warnings]
     lines += [field("note", text) for text in surveyed["notes"]]
-    prediction = corrected_survey(surveyed, plan, facts)
+    prediction = corrected_survey(surveyed, plan, own_facts)
     if prediction is not None:
-        require_fits(prediction, plan, facts)
+        require_fits(prediction, plan, own_facts)
         lines.append(field("memory", memory_line(prediction, plan)))
     lines += survey_lines(surveyed)
     for part in surveyed["trainings"]:
@@ -95,22 +88,20 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     return 0
 
 
-def _check_other(loaded: LoadedJob, command: str, out: Output) -> int:
+def _check_other(
+    loaded: LoadedJob, plan: PlanBase, facts: HostFacts, command: str, out: Output
+) -> int:
     """The check of a job whose rows and weights are its engine's own affair: files and machine."""
-    plan, facts = make_any_plan(loaded, "train")
-    looked = None
-    if isinstance(plan, MgmPlan):
-        require_mgm(loaded, plan)
-        looked = require_preflight(loaded, plan, out, images=True)
+    looked = engine_of(plan).look_before(loaded, plan, out.say, images=True)
     require_place(plan, facts)
-    warnings = [*plan.warnings, *(looked.warnings if looked else ()), *all_warnings(loaded, plan)]
+    warnings = [*plan.warnings, *looked.warnings, *all_warnings(loaded, plan)]
     lines = [
         field("job", f"{loaded.name}: {loaded.path} is valid"),
         field("plan", plan.short_hash),
         *(field(label, text) for label, text in summary(plan)),
         field("place", place_line(plan, facts)),
         preflight(with_free_cards(plan, wait=True)),
-        *(field("preflight", text) for text in (looked.lines if looked else ())),
+        *(field("preflight", text) for text in looked.lines),
         *(field("SUBSTITUTE", text) for text in plan.substitutions),
         *(field("WARNING", text) for text in warnings),
         "",
@@ -118,7 +109,7 @@ def _check_other(loaded: LoadedJob, command: str, out: Output) -> int:
     ]
     record = {"ok": True, "job": loaded.name, "plan_hash": plan.hash, "exit_code": 0}
     told = {"substitutions": plan.substitutions, "warnings": warnings}
-    found = {"preflight": looked.to_record()} if looked else {}
+    found = {} if looked.record is None else {"preflight": looked.record}
     out.result({**record, **told, **found}, lines)
     return 0
 

@@ -23,11 +23,12 @@ from runner.engines.load import load_job
 from runner.engines.mounts import plan_mounts
 from runner.engines.sft.facts import Facts, gather, require_data
 from runner.engines.sft.job import sft_job
+from runner.engines.sft.packages import require_packages
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.load import LoadedJob
 from runner.launch.fetch import fetch, lacking
-from runner.launch.preflight import refuse_unreachable, require_packages
+from runner.launch.preflight import refuse_unreachable
 from runner.plans.container.mounts import PREPARED
 from runner.plans.engine_command import question
 from runner.plans.plan_file import plan_yaml

@@ -14,11 +14,13 @@ from runner.common.units import format_bytes
 from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
 from runner.engines.sft.facts import gather, said_by
+from runner.engines.sft.needs import needs
 from runner.fetch.fetched import weights_sha256
 from runner.fetch.files import RemoteFile
 from runner.jobs.load import LoadedJob
-from runner.launch.fetch import Need, fetch, needs, place
+from runner.launch.fetch import fetch, place
 from runner.launch.preflight import refuse_unreachable
+from runner.plans.needs import Need
 from runner.plans.resolve import planned_container
 from runner.plans.sources import MANIFEST, DataSource, ModelSource, missing_data
 
@@ -31,7 +33,7 @@ def fetch_job(name: str, sets: list[str], *, as_json: bool) -> int:
     """
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
-    if isinstance(loaded.job, MgmJob):
+    if isinstance(loaded.job, MgmJob):  # has sources of its own, which no hub lists
         return fetch_mgm(loaded, as_json=as_json)
     facts = gather(loaded)
     wanted = needs(loaded, facts)

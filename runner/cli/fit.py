@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.cli.vram import device_line, device_name, versions_at, vram_plan
 from runner.common import durable
 from runner.common.errors import RefusedError, UsageError
 from runner.common.output import Output, colour, field
@@ -23,6 +22,7 @@ from runner.engines.sft.job import sft_job
 from runner.engines.sft.memory.ask import correction_of, write_request
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
+from runner.launch.vram import device_line, device_name, versions_at, vram_plan
 from runner.report.ladder import ladder_lines
 
 TOTAL_SHARE = 0.95

@@ -18,9 +18,8 @@ from runner.common import terminal
 from runner.common.output import Output, field
 from runner.common.tail import Tail
 from runner.common.units import format_bytes, format_duration
-from runner.engines.mgm.progress import stage_now
-from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.progress import planned_trainings
+from runner.engines.registry import engine_of
 from runner.plans.base import PlanBase
 from runner.report.stopping import stop_in_words
 from runner.runs.folder import RunFolder
@@ -59,7 +58,7 @@ class Progress:
         self, folder: RunFolder, plan: PlanBase, since_unix_seconds: float | None = None
     ) -> None:
         """Its speed is that since `since_unix_seconds`; without it, from now on."""
-        self._folder, self._plan = folder, plan
+        self._folder, self._plan, self._engine = folder, plan, engine_of(plan)
         self._metrics, self._memory = Tail(folder.metrics), Tail(folder.memory)
         self._events = Tail(folder.events, newest_bytes=0)
         self.last: dict[str, Any] = {}
@@ -94,7 +93,8 @@ class Progress:
         self.waiting = str(object_at(self._folder.queue).get("text", ""))
         status = status_of(self._folder)
         # an engine says what it does; a toolkit's losses say which training they are of
-        stage = stage_now(self._folder).name if isinstance(self._plan, MgmPlan) else None
+        at = self._engine.stage(self._folder)
+        stage = at.name if at else None
         self.phase = str(status.get("phase") or stage or self.last.get("phase") or self.phase)
         self._trainings = planned_trainings(self._folder, self._plan)
         self._total = self._total or status.get("planned_steps")
@@ -115,8 +115,8 @@ class Progress:
         if not self.last or self.phase not in ("training",):
             parts.append(self.phase)
         name = str(self.last.get("phase"))
-        others = self.phase != name and isinstance(self._plan, MgmPlan)
-        if name in self._trainings and isinstance(self._plan, MgmPlan):
+        others = self.phase != name and self._engine.counts_by_training
+        if name in self._trainings and self._engine.counts_by_training:
             step, total = step - self._before, self._trainings[name]
             left_of = f" of {name}"
         if self.last and not others:

@@ -11,12 +11,9 @@ from runner.common.output import Output, field, table
 from runner.common.units import GIB, KIB, MIB
 from runner.common.yaml_text import to_yaml
 from runner.engines.load import load_job
-from runner.engines.mgm.job import MgmJob
+from runner.engines.registry import engine_of
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
-from runner.engines.script.job import ScriptJob
-from runner.engines.sft.facts import Facts
-from runner.engines.sft.job import Job
 from runner.jobs.base import JobBase
 from runner.jobs.load import LoadedJob, list_jobs
 
@@ -47,26 +44,13 @@ def list_all(*, as_json: bool) -> None:
 
 def _kind(job: JobBase) -> dict[str, Any]:
     """What a job trains, in the columns of the list."""
-    match job:
-        case Job():
-            what = {"model": job.model, "method": job.method}
-        case ScriptJob():
-            what = {"model": job.script, "method": "script"}
-        case MgmJob():
-            what = {"model": job.model_name_or_path, "method": "lora, by MGM's toolkit"}
-        case _:
-            what = {"model": "-", "method": "-"}
-    return {**what, "description": job.description}
+    return {**engine_of(job).describe_job(job), "description": job.description}
 
 
 def show_job(name: str, sets: list[str], *, as_json: bool) -> None:
     """Every field with its value and source, as YAML that is a job file again."""
     loaded = load_job(name, sets)
-    record = loaded.job.model_dump(mode="json")
-    if isinstance(loaded.job, Job):
-        record["phases"] = [
-            phase.model_dump(mode="json", exclude_unset=True) for phase in loaded.job.phases
-        ]
+    record = loaded.job.shown_values()
     lines = [f"# {loaded.name}: {loaded.path}"]
     _show(loaded, loaded.job, "", 0, lines)
     Output(as_json=as_json).result(
@@ -143,15 +127,6 @@ def render_job(
     out = Output(as_json=as_json)
     for line in plan.substitutions:
         out.say(field("note", f"substituted: {line}"))
-    absent = isinstance(facts, Facts) and not facts.model.present and not smoke
-    if isinstance(facts, Facts) and absent:
-        out.say(field("note", f"the weights of {facts.model.id} are not on this machine yet"))
-    for source, rows in facts.rows.items() if isinstance(facts, Facts) else ():
-        if (
-            rows.kind == "file"
-            and not rows.present
-            and not smoke
-            and not source.endswith(".sample")
-        ):
-            out.say(field("note", f"{source} is not on this machine: {rows.path}"))
+    for line in () if smoke else engine_of(plan).absent_inputs(facts):
+        out.say(field("note", line))
     out.result({"plan_hash": plan.hash, "files": files}, [files[name].rstrip("\n")])

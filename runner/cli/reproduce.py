@@ -21,8 +21,8 @@ from runner.common.caches import cache_folder
 from runner.common.errors import RefusedError, UsageError, nearest
 from runner.common.output import Output, field
 from runner.engines.inputs import parts
-from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.recorded_plan import require_code_allowed, take_plan
+from runner.engines.registry import engine_of
 from runner.engines.render import render
 from runner.engines.sft.plan import Plan
 from runner.launch.container_risks import require_safe
@@ -100,9 +100,10 @@ def reproduce_run(
         box = plan.container.model_copy(update={"secrets": manifest.secrets})
         plan = plan.model_copy(update={"container": box})
     require_safe(plan, where=manifest.run, runs=root, allowed=unsafe)
-    if isinstance(plan, Plan):
-        require_run_stack(plan)
-        make_stand_in(plan, out)
+    native: Plan | None = engine_of(plan).surveyed(plan)
+    if native is not None:
+        require_run_stack(native)
+        make_stand_in(native, out)
     require_inputs(original, manifest, plan, given)
     require_code_allowed(here, origin, manifest.run, code=trust_code)
     require_place(plan, facts)
@@ -166,17 +167,17 @@ def given_places(words: list[str], plan: PlanBase) -> dict[str, str]:
 
 def require_toolkits_python(plan: PlanBase, origin: Origin, given: dict[str, str]) -> None:
     """Refuse where the toolkit's own Python is not here, or named by a foreign record alone."""
-    if not isinstance(plan, MgmPlan) or plan.container is not None or "python" in given:
+    own = engine_of(plan).own_python(plan)
+    if own is None or "python" in given:
         return
     if not origin.is_own:
         raise RefusedError(
-            f"the run {origin.why}, so its word for the toolkit's Python is not taken: "
-            f"{plan.mgm.python}",
+            f"the run {origin.why}, so its word for the toolkit's Python is not taken: {own}",
             "--at python=PATH says where one lies",
         )
-    if not is_here(plan.mgm.python):
+    if not is_here(own):
         raise RefusedError(
-            f"the Python of the toolkit's environment is not here: {plan.mgm.python}",
+            f"the Python of the toolkit's environment is not here: {own}",
             "--at python=PATH says where one lies",
         )
 

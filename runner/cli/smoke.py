@@ -12,7 +12,7 @@ from runner.common.errors import EXIT_INTERRUPTED, RunnerError, UsageError
 from runner.common.output import Output, field, table
 from runner.common.units import format_bytes
 from runner.engines.load import load_job
-from runner.engines.sft.plan import Plan
+from runner.engines.registry import engine_of
 from runner.engines.sft.resolve import SMOKE_DEFAULT_STEPS
 from runner.jobs.load import LoadedJob, list_jobs
 from runner.launch.calibrate import keep_measurement, predict_smoke
@@ -97,7 +97,7 @@ def _smoke(
     reached = end.get("steps") == plan.planned_steps
     reloaded = bool((result.get("checks") or {}).get("reload", {}).get("loaded"))
     # of a script of the user's own nothing is known but that it ended well
-    proven = (reached and reloaded) or not isinstance(plan, Plan)
+    proven = (reached and reloaded) or engine_of(plan).is_judged_by_exit_code
     passed = code == 0 and end.get("reason") == "completed" and proven
     why = end.get("message", "there is no verdict") if not passed else ""
     keep_measurement(plan, facts, folder, prediction, end, out)

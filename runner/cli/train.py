@@ -9,39 +9,26 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from runner.cli.follow import follow
 from runner.cli.report import verdict_lines
-from runner.cli.vram import require_fits
 from runner.common.output import Output, field
 from runner.engines.load import load_job
-from runner.engines.mgm.preflight import require_preflight
-from runner.engines.mgm.resolve import require_mgm
-from runner.engines.mgm.run_plan import MgmPlan
-from runner.engines.mgm.smoke import smoke_plan, stand_in
+from runner.engines.registry import engine_of
 from runner.engines.render import render, summary
-from runner.engines.resolve import make_any_plan
-from runner.engines.sft.facts import Facts, gather, require_data
-from runner.engines.sft.job import Job
-from runner.engines.sft.plan import Plan
-from runner.engines.sft.resolve import make_plan
 from runner.jobs.load import LoadedJob
 from runner.launch.calibrate import corrected_survey, keep_prediction, memory_line
 from runner.launch.gpus import preflight, with_free_cards
-from runner.launch.preflight import (
-    fetch_missing,
-    make_stand_in,
-    place_line,
-    require_place,
-    require_training_stack,
-)
+from runner.launch.plan import planned_smoke, planned_start
+from runner.launch.preflight import place_line, require_place
 from runner.launch.resume import Choice, choose, plan_for, write_plan
 from runner.launch.risks import say_job_warnings, settle_risks
 from runner.launch.start import leave, said_by_supervisor, start_supervisor
 from runner.launch.survey import require_disk, survey, survey_lines
+from runner.launch.vram import require_fits
 from runner.plans.base import PlanBase, Variant
 from runner.plans.facts import HostFacts
 from runner.provenance.environment import secret_values, without_secrets
@@ -73,7 +60,8 @@ def train_job(
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
     say_job_warnings(loaded, out)
-    plan, facts = _planned(loaded, "dry_run" if dry_run else "train", max_steps, out, runs)
+    variant: Variant = "dry_run" if dry_run else "train"
+    plan, facts = planned_start(loaded, variant, max_steps, out, runs)
     settle_risks(loaded, plan, runs, out, unsafe=unsafe)
     root = runs or default_root()
     folder = None if dry_run else choose(plan, root, choice, out)
@@ -81,16 +69,17 @@ def train_job(
     if folder is not None:
         plan = plan_for(plan, folder)
     require_place(plan, facts)
-    only_shown = dry_run and not isinstance(plan, Plan)
+    engine = engine_of(plan)
+    only_shown = dry_run and engine.surveyed(plan) is None
     plan = with_free_cards(plan, wait=wait or only_shown)
-    surveyed = survey(plan, out) if isinstance(plan, Plan) else None
-    if surveyed is not None:
+    surveyed = prediction = None
+    if (known := engine.predicted(plan, facts)) is not None:
+        native, own_facts = known
+        surveyed = survey(native, out)
         require_disk(root, int(surveyed["disk_bytes"]), what="its checkpoints and result")
-    prediction = None
-    if surveyed is not None and isinstance(plan, Plan):
-        prediction = corrected_survey(surveyed, plan, facts)
-    if prediction is not None and isinstance(facts, Facts) and isinstance(plan, Plan):
-        require_fits(prediction, plan, facts, recovers=plan.on_oom == "recover")
+        prediction = corrected_survey(surveyed, native, own_facts)
+        if prediction is not None:
+            require_fits(prediction, native, own_facts, recovers=native.on_oom == "recover")
     if folder is None:
         folder = prepare_folder(loaded, plan, runs)
         if prediction is not None:
@@ -118,26 +107,6 @@ def train_job(
         verdict_lines(folder, record),
     )
     return code
-
-
-def _planned(
-    loaded: LoadedJob, variant: Variant, max_steps: int | None, out: Output, runs: Path | None
-) -> tuple[PlanBase, HostFacts]:
-    """The plan with all that it needs on this machine, fetched where it was not."""
-    if not isinstance(loaded.job, Job):
-        plan, host = make_any_plan(loaded, variant, max_steps)
-        if isinstance(plan, MgmPlan):
-            require_mgm(loaded, plan)
-            looked = require_preflight(loaded, plan, out, images=False, runs=runs)
-            for line in looked.warnings:
-                out.say(field("WARNING", line))
-        return plan, host
-    facts = gather(loaded)
-    require_data(loaded, facts)
-    require_training_stack(loaded.job, facts.place)
-    if fetch_missing(loaded, facts, out):
-        facts = gather(loaded)
-    return make_plan(loaded, facts, variant, max_steps), facts
 
 
 def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunFolder:
@@ -168,8 +137,8 @@ def announce(
     prediction: Prediction | None = None,
 ) -> None:
     """The quiet lines before a run starts."""
-    lines = dict(summary(plan)) if isinstance(plan, Plan) else {}
     if surveyed is not None:
+        lines = dict(summary(plan))
         out.say(field("plan", f"{plan.short_hash}   {lines['model']} · {lines['method']}"))
         for text in survey_lines(surveyed):
             out.say(text)
@@ -206,7 +175,7 @@ def ready_smoke(
 ) -> tuple[PlanBase, HostFacts, RunFolder]:
     """A smoke's plan, facts and folder, its stand-ins made and its cards chosen."""
     say_job_warnings(loaded, out)
-    plan, facts = _smoke_plan(
+    plan, facts = planned_smoke(
         loaded,
         max_steps,
         out,
@@ -215,41 +184,6 @@ def ready_smoke(
     )
     plan = with_free_cards(plan, wait=wait)
     return plan, facts, prepare_folder(loaded, plan, runs)
-
-
-def _smoke_plan(
-    loaded: LoadedJob,
-    max_steps: int,
-    out: Output,
-    runs: Path | None,
-    settle: Callable[[PlanBase], None],
-) -> tuple[PlanBase, HostFacts]:
-    """A smoke's plan and facts, its stand-ins made once `settle` has let the plan pass."""
-    if not isinstance(loaded.job, Job):
-        plan, facts, why = smoke_plan(loaded, max_steps)
-        if isinstance(plan, MgmPlan) and why is not None:
-            native, facts = stand_in(loaded, plan, why, max_steps)
-            settle(native)
-            require_place(native, facts)
-            make_stand_in(native, out)
-            return native, facts
-        if isinstance(plan, MgmPlan):
-            require_mgm(loaded, plan)
-            require_preflight(loaded, plan, out, images=False, runs=runs)
-        settle(plan)
-        require_place(plan, facts)
-        return plan, facts
-    own = gather(loaded)
-    require_training_stack(loaded.job, own.place)
-    if fetch_missing(loaded, own, out, required=False):
-        own = gather(loaded)
-    sft = make_plan(loaded, own, "smoke", max_steps)
-    if sft.rows.train.path is None or not Path(sft.rows.train.path).is_file():
-        require_data(loaded, own)  # neither the job's rows nor samples are here
-    settle(sft)
-    require_place(sft, own)
-    make_stand_in(sft, out)
-    return sft, own
 
 
 def _shown(path: Path) -> str:

@@ -8,18 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from runner.cli.vram import vram_plan
-from runner.common.errors import RefusedError
 from runner.common.output import Output, colour, field
 from runner.common.units import format_bytes
 from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
-from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.mgm.resolve import make_mgm_plan
 from runner.engines.mgm.smoke import STAND_IN
-from runner.engines.resolve import make_any_plan
 from runner.engines.sft.memory.ask import write_request
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
+from runner.launch.vram import vram_plan
+from runner.plans.facts import gather_host
 from runner.report.prediction import training_lines
 from runner.vram.prediction import Prediction, TrainingMemory
 
@@ -33,9 +32,7 @@ ENTRIES = 256_000
 def show_vram_mgm(loaded: LoadedJob, job: MgmJob, out: Output) -> int:
     """0; the prediction in lines or as JSON."""
     here = job.model_copy(update={"launch": job.launch.model_copy(update={"on": "local"})})
-    plan, _ = make_any_plan(replace(loaded, job=here), "train")
-    if not isinstance(plan, MgmPlan):
-        raise RefusedError(f"{loaded.name} is no job of the toolkit")
+    plan = make_mgm_plan(replace(loaded, job=here), gather_host(here), "train")
     native = load_job(
         STAND_IN,
         [

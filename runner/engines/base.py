@@ -18,10 +18,13 @@ from runner.jobs.load import LoadedJob
 from runner.plans.base import PlanBase, PlannedMount, Variant
 from runner.plans.facts import HostFacts, gather_host
 from runner.plans.inputs import FileRecord, ImageNames, Key, Part
+from runner.plans.needs import Need
+from runner.plans.placement import Place
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
 
 if TYPE_CHECKING:
+    from runner.engines.sft.facts import Facts
     from runner.engines.sft.plan import Plan
 
 CODE_FLAG = "--trust-remote-code"
@@ -43,6 +46,16 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """What was looked at before a start."""
+
+    lines: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    record: Mapping[str, Any] | None = None
+    """JSON-ready, for `check --json`; None where nothing was looked at."""
+
+
+@dataclass(frozen=True)
 class Untrusted:
     """What is not taken from the plan of a run that somebody else made."""
 
@@ -60,6 +73,8 @@ class Engine(ABC, Generic[J, P]):
     job_type: type[J]
     plan_type: type[P]
 
+    counts_by_training: ClassVar[bool] = False
+    """Whether the live line counts the steps of each training by itself."""
     is_judged_by_exit_code: ClassVar[bool] = True
     """Whether exit code 0 alone says that a run is completed; else engine/result.json has to."""
     caps_memory: ClassVar[bool] = False
@@ -91,6 +106,73 @@ class Engine(ABC, Generic[J, P]):
     def resolve(self, loaded: LoadedJob, facts: Any, variant: Variant, max_steps: int | None) -> P:
         """The plan of a job, by the facts of `gather`. Raises SpecError, RefusedError."""
 
+    def require_packages(self, job: J, place: Place) -> None:
+        """Refuse (RefusedError) early where the packages that train are not there."""
+        return
+
+    def require_inputs(self, loaded: LoadedJob, facts: Any, plan: P | None = None) -> None:
+        """Refuse a job whose own files are not on this machine.
+
+        Args:
+            plan: of a smoke, which has samples and stand-ins; it alone decides then.
+
+        Raises:
+            SpecError: naming what is not there.
+        """
+        return
+
+    def needs(self, loaded: LoadedJob, facts: Any) -> list[Need]:
+        """What the job names and the fetching process could bring, each once."""
+        return []
+
+    def look_before(
+        self,
+        loaded: LoadedJob,
+        plan: P,
+        say: Callable[[str], None],
+        *,
+        images: bool,
+        runs: Path | None = None,
+    ) -> Looked:
+        """Refuse before the start what the run itself would; else what was looked at.
+
+        Args:
+            say: is told of progress.
+            images: whether every image is opened too, which takes a while.
+            runs: where the run's folder would be made.
+
+        Raises:
+            SpecError, RefusedError: what would fail, and the way out.
+        """
+        return Looked()
+
+    def plan_smoke(
+        self,
+        loaded: LoadedJob,
+        max_steps: int,
+        *,
+        fetch: Callable[[HostFacts], bool],
+        load: Callable[[str, list[str]], LoadedJob],
+    ) -> tuple[PlanBase, HostFacts]:
+        """The plan of a smoke and its facts; of another engine where that one stands in for it.
+
+        Args:
+            fetch: brings what is small and missing; whether anything came.
+            load: reads another job, by its name and overrides.
+        """
+        facts = self.gather(loaded)
+        job: Any = loaded.job
+        self.require_packages(job, facts.place)
+        if fetch(facts):
+            facts = self.gather(loaded)
+        plan = self.resolve(loaded, facts, "smoke", max_steps)
+        self.require_inputs(loaded, facts, plan)
+        return plan, facts
+
+    def absent_inputs(self, facts: Any) -> list[str]:
+        """What the facts lack of the job's inputs, a sentence each."""
+        return []
+
     @abstractmethod
     def render(self, plan: P) -> dict[str, str]:
         """Name -> text of the files of a run besides plan.yaml; launch.sh is one of them."""
@@ -105,6 +187,10 @@ class Engine(ABC, Generic[J, P]):
 
     def surveyed(self, plan: P) -> Plan | None:
         """The plan, where runner knows its rows and weights: it can be surveyed and predicted."""
+        return None
+
+    def predicted(self, plan: P, facts: HostFacts) -> tuple[Plan, Facts] | None:
+        """The plan with its facts, where its memory can be predicted."""
         return None
 
     # --- what a run reads
@@ -140,6 +226,10 @@ class Engine(ABC, Generic[J, P]):
     def starts(self, plan: P, file: Path) -> bool:
         """Whether a run executes this very file of its inputs."""
         return False
+
+    def own_python(self, plan: P) -> str | None:
+        """The interpreter of the engine's own environment, where a run has one on this machine."""
+        return None
 
     # --- whom it trusts
 

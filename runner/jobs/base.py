@@ -6,7 +6,7 @@ Imports pydantic and the parts' common ground only. The jobs themselves lie with
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -172,6 +172,10 @@ class JobBase(JobHead):
         description="Command for bash, run in the run's folder once it has ended; it is given the "
         "outcome as JSON on stdin, and 60 seconds.",
     )
+
+    def shown_values(self) -> dict[str, Any]:
+        """Every field with its value, JSON-ready."""
+        return self.model_dump(mode="json")
 
     def own_risks(self) -> list[str]:
         """Each field of this kind of job by which its author has code run, in words."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from runner.cli.vram import correct, device_name, predict_plan, versions_at
 from runner.common import durable
 from runner.common.errors import RefusedError
 from runner.common.output import Output, field
+from runner.engines.registry import engine_of
 from runner.engines.sft.facts import Facts
 from runner.engines.sft.memory.ask import stack
 from runner.engines.sft.memory.process import CONTEXT_BYTES
 from runner.engines.sft.plan import Plan
 from runner.launch.ask_engine import EngineRefused
+from runner.launch.vram import correct, device_name, predict_plan, versions_at
 from runner.plans.base import PlanBase
 from runner.plans.facts import HostFacts
 from runner.report.prediction import headline, verdict
@@ -43,12 +44,14 @@ def predict_smoke(
     plan: PlanBase, facts: HostFacts, folder: RunFolder, out: Output
 ) -> Prediction | None:
     """The prediction of a smoke, shown and kept in its folder; None where it would tell nothing."""
-    if not isinstance(plan, Plan) or not isinstance(facts, Facts):
+    known = engine_of(plan).predicted(plan, facts)
+    if known is None:
         return None
-    if plan.model.kind == "standin" and _known(plan, facts) >= ENOUGH_SMALL:
+    native, own_facts = known
+    if native.model.kind == "standin" and _known(native, own_facts) >= ENOUGH_SMALL:
         return None
     try:
-        prediction = predict_plan(plan, facts, out)
+        prediction = predict_plan(native, own_facts, out)
     except (EngineRefused, RefusedError) as error:
         out.say(field("memory", f"not predicted: {error.message}"))
         return None
@@ -67,9 +70,9 @@ def memory_line(prediction: Prediction, plan: PlanBase) -> str:
     return f"predicted {headline(prediction)} · {verdict(prediction, plan.budget.limit_bytes)}"
 
 
-def corrected_survey(surveyed: dict[str, Any], plan: Plan, facts: HostFacts) -> Prediction | None:
+def corrected_survey(surveyed: dict[str, Any], plan: Plan, facts: Facts) -> Prediction | None:
     """The prediction that a survey brought, as measurements correct it; None where it has none."""
-    if surveyed.get("memory") is None or not isinstance(facts, Facts):
+    if surveyed.get("memory") is None:
         return None
     return correct(Prediction.model_validate(surveyed["memory"]), plan, facts)
 
@@ -106,10 +109,10 @@ def keep_measurement(
     out: Output,
 ) -> None:
     """Keep what a smoke that completed measured beside what was predicted for it, and say so."""
-    if prediction is None or not isinstance(plan, Plan) or not isinstance(facts, Facts):
+    known = engine_of(plan).predicted(plan, facts)
+    if prediction is None or known is None or end.get("reason") != "completed":
         return
-    if end.get("reason") != "completed":
-        return
+    native, own_facts = known
     found = training_peak(folder)
     if found is None:
         return
@@ -119,9 +122,9 @@ def keep_measurement(
         assumed = largest.uncorrected_overhead_bytes or largest.overhead_bytes
     record = Measured(
         schema_version=CPU_SCHEMA_VERSION,
-        device=device_name(plan, facts),
+        device=device_name(native, own_facts),
         stack=stack(versions_at(facts.place)),
-        method=plan.method,
+        method=native.method,
         reserved_bytes=largest.reserved_bytes,
         overhead_bytes=assumed,
         measured_bytes=measured,

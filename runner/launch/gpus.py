@@ -11,7 +11,7 @@ import psutil
 
 from runner.common.errors import UsageError
 from runner.common.output import field
-from runner.engines.sft.plan import Plan
+from runner.engines.registry import engine_of
 from runner.machine.leases.schedule import Blocked, Chosen, Never
 from runner.machine.leases.turn import Look, look
 from runner.machine.nvml import Nvml, NvmlFailed, NvmlUnavailable
@@ -84,7 +84,7 @@ def preflight(plan: PlanBase) -> str:
         claims=[claim for claim in claims if not claim.waits],
         driver_version=seen.driver_version,
         in_container=plan.container is not None,
-        caps_torch=isinstance(plan, Plan),
+        caps_torch=engine_of(plan).caps_memory,
         nvml_failure=seen.failure,
         waits_for=f"waits, {answer.line()}" if isinstance(answer, Blocked) else "",
     )

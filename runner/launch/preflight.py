@@ -17,16 +17,14 @@ from runner.common.own_python import module_argv, safe_environment
 from runner.containers.cli import require_cli
 from runner.containers.images import find_image
 from runner.containers.ready import require_ready
-from runner.engines.sft.facts import Facts
-from runner.engines.sft.inside.train.trackers import missing_trackers
-from runner.engines.sft.job import Job
+from runner.engines.sft.packages import require_packages, require_training_stack
 from runner.engines.sft.plan import Plan
 from runner.jobs.load import LoadedJob
-from runner.launch.fetch import Wanted, fetch, lacking
+from runner.launch.fetch import fetch, lacking
 from runner.plans.base import PlanBase, PlannedMount
 from runner.plans.engine_command import question
 from runner.plans.facts import HostFacts, driver_version, emptiest_first, list_gpus
-from runner.plans.placement import HERE, Place
+from runner.plans.needs import Wanted
 from runner.plans.resolve import planned_container
 from runner.plans.sources import BUILTIN_MODELS, offline_switch
 
@@ -37,21 +35,6 @@ WAYS_OUT = (
 )
 _unfetched: set[Wanted] = set()
 """What could not be had for the smokes of this process: one wait for the network is enough."""
-
-
-def require_training_stack(job: Job | None = None, place: Place = HERE) -> None:
-    """Refuse early where the packages that train, or those that `job` asks for, are not there."""
-    names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
-    if job is not None:
-        names += ["pillow"] if job.vision is not None else []
-        names += ["deepspeed"] if job.launch.deepspeed != "none" else []
-    require_packages(names, place)
-    wanted = job.tracking.report_to if job is not None else []
-    if trackers := missing_trackers(wanted, place.version if place.container else None):
-        raise RefusedError(
-            f"tracking.report_to needs {', '.join(trackers)}, which is not installed {place.short}",
-            "pip install 'runner[train,trackers]', or --set tracking.report_to=[]",
-        )
 
 
 def require_run_stack(plan: PlanBase, packages: Iterable[str] = ()) -> None:
@@ -78,22 +61,9 @@ def answering_gpu(plan: PlanBase) -> list[str]:
     return [gpu.uuid for gpu in emptiest_first(gpus)[:1]]
 
 
-def require_packages(names: Iterable[str], place: Place = HERE) -> None:
-    """Refuse where what trains lacks one of runner's packages for it, by their names."""
-    missing = [name for name in names if place.version(name) is None]
-    if missing and place.container is not None:
-        raise RefusedError(
-            f"the image {place.container.image.name} lacks {', '.join(missing)}",
-            "runner image verify says what it has; runner image build makes it anew",
-        )
-    if missing:
-        raise RefusedError(
-            f"this Python ({sys.executable}) lacks {', '.join(missing)}",
-            "pip install 'runner[train]' into it; or run in a container: --on docker",
-        )
-
-
-def fetch_missing(loaded: LoadedJob, facts: Facts, out: Output, *, required: bool = True) -> bool:
+def fetch_missing(
+    loaded: LoadedJob, facts: HostFacts, out: Output, *, required: bool = True
+) -> bool:
     """Fetch the weights and rows that are not here; whether anything came, so that facts are old.
 
     Where it is not `required` (a smoke, which has stand-ins), only the built-in model is fetched,

@@ -8,17 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from runner.common import durable
 from runner.common.caches import cache_folder
 from runner.common.errors import UsageError
 from runner.common.output import Output, field
 from runner.containers.cli import require_cli
-from runner.engines.mgm.command import merged_folder
-from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mounts import plan_mounts
 from runner.engines.recorded_plan import take_plan
+from runner.engines.registry import engine_of
 from runner.engines.render import read_any_plan
-from runner.engines.script.plan import ScriptPlan
 from runner.engines.sft.plan import Plan
 from runner.plans.base import PlannedMount
 from runner.plans.plan_file import plan_yaml
@@ -41,8 +38,9 @@ def plan_to_ask(folder: RunFolder, out: Output, *, trust_code: bool) -> Plan:
     )
     for line in taken.left_off:
         out.say(field("LEFT OFF", f"{folder.name} {origin.why}: {line}"))
-    assert isinstance(taken.plan, Plan)  # noqa: S101 - of the same kind
-    return taken.plan
+    native: Plan | None = engine_of(taken.plan).surveyed(taken.plan)
+    assert native is not None  # noqa: S101 - looked at above
+    return native
 
 
 def require_native(folder: RunFolder) -> None:
@@ -51,21 +49,8 @@ def require_native(folder: RunFolder) -> None:
     Raises UsageError; RunnerError where the plan can't be read.
     """
     plan = read_any_plan(folder.plan)
-    if isinstance(plan, MgmPlan):
-        merged = folder.path / merged_folder(plan.mgm)
-        told = (
-            f"its merged model is {merged}; the toolkit loads it (mgm.model.builder, mgm.serve.cli)"
-            if durable.is_folder(merged)
-            else f"its merged model will be {merged}, once its stage merge is done"
-        )
-        raise UsageError(
-            f"{folder.name} is a run of the MGM toolkit, whose model runner can't load", told
-        )
-    if isinstance(plan, ScriptPlan):
-        raise UsageError(
-            f"{folder.name} is a run of a script, of whose model runner knows nothing",
-            f"what it wrote is in {folder.output}",
-        )
+    if (why := engine_of(plan).explain_no_model(plan, folder)) is not None:
+        raise UsageError(*why)
 
 
 def result_mounts(plan: Plan, folder: RunFolder) -> list[PlannedMount]:

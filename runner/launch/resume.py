@@ -15,12 +15,9 @@ from typing import Literal
 from runner.common import terminal
 from runner.common.errors import RefusedError, RunnerError
 from runner.common.output import Output, field
-from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.registry import engine_of
 from runner.engines.render import read_any_plan, render
-from runner.engines.sft.plan import Plan
-from runner.engines.sft.recovery import with_steps_down
 from runner.plans.base import PlanBase
-from runner.runs import checkpoints
 from runner.runs.delete import held
 from runner.runs.folder import RunFolder, runs_of
 from runner.runs.origin import Origin, origin_of
@@ -54,7 +51,7 @@ def latest_of(plan: PlanBase, root: Path, *, unsealed: bool = False) -> Earlier 
     for folder, found, origin in _runs_of_plan(plan, root):
         if origin.is_own or (unsealed and origin.kind == "unsealed"):
             newer = newer_records(folder)
-            return Earlier(folder, state_of(folder), _kept(folder, found), newer)
+            return Earlier(folder, state_of(folder), engine_of(found).resume_point(folder), newer)
     return None
 
 
@@ -74,14 +71,6 @@ def _runs_of_plan(plan: PlanBase, root: Path) -> Iterator[tuple[RunFolder, PlanB
             continue  # an edited or older plan is another plan
         if plan.hash in (found.hash, getattr(found, "recovered_from", None)):
             yield folder, found, origin_of(folder.path)
-
-
-def _kept(folder: RunFolder, plan: PlanBase) -> str | None:
-    if isinstance(plan, MgmPlan):
-        done = sorted(path.stem for path in folder.stages.glob("*.json"))
-        return f"its stages that are done ({', '.join(done)})" if done else None
-    checkpoint, _ = checkpoints.newest_whole(folder.checkpoints)
-    return checkpoint.name if checkpoint else None
 
 
 def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> RunFolder | None:
@@ -178,18 +167,12 @@ def plan_for(plan: PlanBase, folder: RunFolder) -> PlanBase:
     Raises RefusedError where they do not.
     """
     found = read_any_plan(folder.plan)
-    if not isinstance(plan, Plan) or not isinstance(found, Plan):
+    if found.engine != plan.engine:
         return plan
-    # its rows go on as they were written, whatever day it is now
-    day = found.template_date or plan.template_date
-    plan = plan.model_copy(update={"template_date": day})
-    if found.hash == plan.hash:
-        return plan
-    settings = [each.training for each in found.trainings]
-    if len(settings) == len(plan.trainings):
-        lower = with_steps_down(plan, settings, found.substitutions)
-        if lower.hash == found.hash and origin_of(folder.path).is_own:
-            return lower
+    own = origin_of(folder.path).is_own
+    adopted: PlanBase | None = engine_of(plan).adopt(plan, found, is_own=own)
+    if adopted is not None:
+        return adopted
     raise RefusedError(
         f"{folder.name} was recovered by a plan ({found.short_hash}) that does not follow from "
         f"this one ({plan.short_hash})",

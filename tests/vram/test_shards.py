@@ -9,12 +9,12 @@ from typing import Any
 import psutil
 import pytest
 
-from runner.cli.vram import require_fits
 from runner.common.errors import RefusedError
 from runner.engines.sft.facts import Facts
 from runner.engines.sft.inside.memory.predict import predict
 from runner.engines.sft.inside.memory.step import trace
 from runner.jobs.training import TrainingSettings
+from runner.launch.vram import require_fits
 from runner.plans.base import PlannedLaunch
 from runner.plans.facts import Gpu
 from runner.plans.sources import DataSource, ModelSource

@@ -7,17 +7,19 @@ from pathlib import Path
 
 from runner import __version__
 from runner.common import durable
-from runner.engines.base import Engine, Stage
+from runner.engines.base import Engine, Looked, Stage
 from runner.engines.mgm import inputs
 from runner.engines.mgm.advice import Memory, changes
 from runner.engines.mgm.command import merged_folder
 from runner.engines.mgm.job import MgmJob
+from runner.engines.mgm.preflight import require_preflight
 from runner.engines.mgm.progress import MGM, stage_now
 from runner.engines.mgm.render import mgm_lines, render_mgm
-from runner.engines.mgm.resolve import make_mgm_plan
+from runner.engines.mgm.resolve import make_mgm_plan, require_mgm
 from runner.engines.mgm.run_plan import MgmPlan
+from runner.engines.mgm.smoke import smoke_plan, stand_in
 from runner.jobs.load import LoadedJob
-from runner.plans.base import PlannedMount, Variant
+from runner.plans.base import PlanBase, PlannedMount, Variant
 from runner.plans.facts import HostFacts
 from runner.plans.inputs import FileRecord, Part
 from runner.plans.render import title
@@ -33,6 +35,7 @@ class MgmEngine(Engine[MgmJob, MgmPlan]):
     name = "mgm"
     job_type = MgmJob
     plan_type = MgmPlan
+    counts_by_training = True
     moves_earlier_results = True
     keeps_path_ends = True
     has_own_python = True
@@ -43,6 +46,33 @@ class MgmEngine(Engine[MgmJob, MgmPlan]):
         self, loaded: LoadedJob, facts: HostFacts, variant: Variant, max_steps: int | None
     ) -> MgmPlan:
         return make_mgm_plan(loaded, facts, variant, max_steps)
+
+    def look_before(
+        self,
+        loaded: LoadedJob,
+        plan: MgmPlan,
+        say: Callable[[str], None],
+        *,
+        images: bool,
+        runs: Path | None = None,
+    ) -> Looked:
+        require_mgm(loaded, plan)
+        found = require_preflight(loaded, plan, say, images=images, runs=runs)
+        return Looked(found.lines, found.warnings, found.to_record())
+
+    def plan_smoke(
+        self,
+        loaded: LoadedJob,
+        max_steps: int,
+        *,
+        fetch: Callable[[HostFacts], bool],
+        load: Callable[[str, list[str]], LoadedJob],
+    ) -> tuple[PlanBase, HostFacts]:
+        plan, facts, why = smoke_plan(loaded, max_steps)
+        return (plan, facts) if why is None else stand_in(loaded, plan, why, max_steps, load)
+
+    def own_python(self, plan: MgmPlan) -> str | None:
+        return plan.mgm.python if plan.container is None else None
 
     def render(self, plan: MgmPlan) -> dict[str, str]:
         return render_mgm(

@@ -12,13 +12,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runner.common.errors import Problem, RefusedError, SpecError
-from runner.common.output import Output
 from runner.common.output import field as labelled
 from runner.engines.mgm.resolve import IMAGE_TOOLKIT
 from runner.engines.mgm.run_plan import MgmPlan
@@ -46,11 +45,17 @@ class Looked:
 
 
 def require_preflight(
-    loaded: LoadedJob, plan: MgmPlan, out: Output, *, images: bool, runs: Path | None = None
+    loaded: LoadedJob,
+    plan: MgmPlan,
+    say: Callable[[str], None],
+    *,
+    images: bool,
+    runs: Path | None = None,
 ) -> Looked:
     """Refuse before the start what the run's first stage would; else what it looked at.
 
     Args:
+        say: is told of progress.
         images: whether they are looked for and opened too, which takes a while.
         runs: where the run's folder would be made.
 
@@ -59,7 +64,7 @@ def require_preflight(
         RefusedError: this machine, or the memory that the run may take, won't do; or the toolkit's
             interpreter can't be asked.
     """
-    looked = _look(plan, _existing(runs or default_root()), out, images=images)
+    looked = _look(plan, _existing(runs or default_root()), say, images=images)
     own = [each for each in looked.findings if each[0] not in _OF_THE_MACHINE]
     if own:
         raise SpecError(
@@ -93,10 +98,10 @@ def _way_out(looked: Looked) -> str:
     }.get(field, "other processes of this machine hold the rest")
 
 
-def _look(plan: MgmPlan, run: Path, out: Output, *, images: bool) -> Looked:
+def _look(plan: MgmPlan, run: Path, say: Callable[[str], None], *, images: bool) -> Looked:
     budget = plan.budget.limit_bytes if plan.budget.kind == "host" else None
     if plan.container is None:
-        return _ask(plan, run, out, budget, images=images)
+        return _ask(plan, run, say, budget, images=images)
     open_them = images and importlib.util.find_spec("PIL") is not None
     report = preflight.check(
         plan.mgm.model_dump(mode="json"),
@@ -112,7 +117,14 @@ def _look(plan: MgmPlan, run: Path, out: Output, *, images: bool) -> Looked:
     return Looked(findings, lines, report.warnings, report.steps)
 
 
-def _ask(plan: MgmPlan, run: Path, out: Output, budget: int | None, *, images: bool) -> Looked:
+def _ask(
+    plan: MgmPlan,
+    run: Path,
+    say: Callable[[str], None],
+    budget: int | None,
+    *,
+    images: bool,
+) -> Looked:
     """The answer of the toolkit's interpreter. Raises RefusedError where there is none."""
     python = shutil.which(plan.python) or plan.python
     with tempfile.TemporaryDirectory(prefix="runner-preflight-") as name:
@@ -140,7 +152,7 @@ def _ask(plan: MgmPlan, run: Path, out: Output, budget: int | None, *, images: b
                 for line in process.stderr or ():
                     said = line.strip() or said
                     if "images opened" in line:
-                        out.say(labelled("looking", line.strip().removeprefix("preflight: ")))
+                        say(labelled("looking", line.strip().removeprefix("preflight: ")))
         try:
             record = json.loads(answer.read_text("utf-8"))
             findings = [tuple(map(str, each)) for each in record["findings"]]

@@ -9,7 +9,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from runner.common.errors import RefusedError
 from runner.engines.mgm.job import MgmJob, MgmSettings
@@ -61,8 +61,7 @@ class Absent:
 
 def mgm_job(loaded: LoadedJob) -> MgmJob:
     """The job, known to be the toolkit's."""
-    assert isinstance(loaded.job, MgmJob)  # noqa: S101 - the caller has looked
-    return loaded.job
+    return cast(MgmJob, loaded.job)
 
 
 def make_mgm_plan(

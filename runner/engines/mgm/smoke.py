@@ -7,46 +7,46 @@ relative that runs natively is smoked in its place. Every report says exactly th
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from runner.common.errors import RefusedError, RunnerError
-from runner.engines.load import load_job
 from runner.engines.mgm.command import parser_problems, recorded_flags, stage_flags
 from runner.engines.mgm.job import FINETUNE_GLOBAL_BATCH, PRETRAIN_GLOBAL_BATCH, MgmJob
 from runner.engines.mgm.plan import PlannedMgm
-from runner.engines.mgm.resolve import absent, mgm_job
+from runner.engines.mgm.resolve import absent, make_mgm_plan, mgm_job
 from runner.engines.mgm.run_plan import MgmPlan
-from runner.engines.resolve import make_any_plan
 from runner.engines.sft.facts import Facts, gather
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.load import LoadedJob
-from runner.plans.base import PlanBase
-from runner.plans.facts import HostFacts
+from runner.plans.facts import HostFacts, gather_host
 
 STAND_IN = "llava-gemma-10k-lora"
 """Gemma behind a CLIP tower, trained in the same two stages: MGM without its ConvNeXt branch."""
 
 
-def smoke_plan(loaded: LoadedJob, max_steps: int) -> tuple[PlanBase, HostFacts, str | None]:
+def smoke_plan(loaded: LoadedJob, max_steps: int) -> tuple[MgmPlan, HostFacts, str | None]:
     """The smoke's plan, and why the toolkit itself can't be smoked here; None where it can.
 
     Raises:
         RefusedError: as the planning; not for an image of the toolkit that is not there.
     """
     try:
-        plan, facts = make_any_plan(loaded, "smoke", max_steps)
+        facts = gather_host(loaded.job)
+        plan = make_mgm_plan(loaded, facts, "smoke", max_steps)
     except RefusedError as error:
-        if not isinstance(loaded.job, MgmJob) or loaded.job.launch.on == "local":
+        if loaded.job.launch.on == "local":
             raise
         here = loaded.job.model_copy(
             update={"launch": loaded.job.launch.model_copy(update={"on": "local"})}
         )
-        plan, facts = make_any_plan(replace(loaded, job=here), "smoke", max_steps)
+        facts = gather_host(here)
+        plan = make_mgm_plan(replace(loaded, job=here), facts, "smoke", max_steps)
         return plan, facts, error.message
-    missing = absent(plan.mgm) if isinstance(plan, MgmPlan) else []
+    missing = absent(plan.mgm)
     if not missing:
         return plan, facts, None
     return plan, facts, "not on this machine: " + ", ".join(each.field for each in missing)
@@ -67,8 +67,17 @@ def checked_flags(plan: MgmPlan) -> int:
     return count
 
 
-def stand_in(loaded: LoadedJob, plan: MgmPlan, why: str, max_steps: int) -> tuple[Plan, Facts]:
+def stand_in(
+    loaded: LoadedJob,
+    plan: MgmPlan,
+    why: str,
+    max_steps: int,
+    load: Callable[[str, list[str]], LoadedJob],
+) -> tuple[Plan, Facts]:
     """The plan of the native stand-in with the job's own settings, and what is not as the job says.
+
+    Args:
+        load: reads a job by its name and overrides.
 
     Raises:
         SpecError: a setting of the job's that the native engine can't have.
@@ -77,7 +86,7 @@ def stand_in(loaded: LoadedJob, plan: MgmPlan, why: str, max_steps: int) -> tupl
     count = checked_flags(plan)
     job = mgm_job(loaded)
     own_rows = has_own_rows(plan.mgm)
-    native = load_job(STAND_IN, overrides(job, plan.mgm, own_rows=own_rows))
+    native = load(STAND_IN, overrides(job, plan.mgm, own_rows=own_rows))
     kept: dict[str, Any] = {
         name: getattr(job, name) for name in ("budget", "timeout_minutes", "on_end")
     }

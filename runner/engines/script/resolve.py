@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from runner.common.caches import file_sha256
 from runner.common.errors import Problem, RefusedError, SpecError, nearest
@@ -37,8 +37,7 @@ class ScriptFacts(HostFacts):
 
 def script_job(loaded: LoadedJob) -> ScriptJob:
     """The job, known to be a script's."""
-    assert isinstance(loaded.job, ScriptJob)  # noqa: S101 - the caller has looked
-    return loaded.job
+    return cast(ScriptJob, loaded.job)
 
 
 def gather_script(loaded: LoadedJob) -> ScriptFacts:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 from runner.common.caches import cache_folder
 from runner.engines.base import CODE_FLAG, Engine, Untrusted
 from runner.engines.sft import inputs
 from runner.engines.sft.advice import advise
-from runner.engines.sft.facts import Facts, gather
+from runner.engines.sft.facts import Facts, gather, require_data
 from runner.engines.sft.job import Job
+from runner.engines.sft.needs import needs
+from runner.engines.sft.packages import require_training_stack
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.recovery import next_plan, with_steps_down
 from runner.engines.sft.render import (
@@ -25,7 +28,10 @@ from runner.engines.sft.resolve import make_plan
 from runner.jobs.load import LoadedJob
 from runner.plans.base import PlannedMount, Variant
 from runner.plans.container.mounts import run_mounts
+from runner.plans.facts import HostFacts
 from runner.plans.inputs import FileRecord, ImageNames, Part
+from runner.plans.needs import Need
+from runner.plans.placement import Place
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
 from runner.runs.records import ADAPTER, object_at, status_of, told
@@ -48,6 +54,31 @@ class SftEngine(Engine[Job, Plan]):
         self, loaded: LoadedJob, facts: Facts, variant: Variant, max_steps: int | None
     ) -> Plan:
         return make_plan(loaded, facts, variant, max_steps)
+
+    def require_packages(self, job: Job, place: Place) -> None:
+        require_training_stack(job, place)
+
+    def require_inputs(self, loaded: LoadedJob, facts: Facts, plan: Plan | None = None) -> None:
+        if plan is not None:
+            train = plan.rows.train.path
+            if train is not None and Path(train).is_file():
+                return  # the job's rows, or samples of them
+        require_data(loaded, facts)
+
+    def needs(self, loaded: LoadedJob, facts: Facts) -> list[Need]:
+        return needs(loaded, facts)
+
+    def absent_inputs(self, facts: Facts) -> list[str]:
+        lines = []
+        if not facts.model.present:
+            lines.append(f"the weights of {facts.model.id} are not on this machine yet")
+        for source, rows in facts.rows.items():
+            if rows.kind == "file" and not rows.present and not source.endswith(".sample"):
+                lines.append(f"{source} is not on this machine: {rows.path}")
+        return lines
+
+    def predicted(self, plan: Plan, facts: HostFacts) -> tuple[Plan, Facts]:
+        return plan, cast(Facts, facts)
 
     def render(self, plan: Plan) -> dict[str, str]:
         files = {"launch.sh": launch_script(plan), "accelerate.yaml": accelerate_config(plan)}

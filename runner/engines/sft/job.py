@@ -157,6 +157,11 @@ class SftSettings(JobHead):
 class Job(JobBase, SftSettings):
     """One fine-tuning job, whole. Anything not said has the default that `runner show` prints."""
 
+    def shown_values(self) -> dict[str, Any]:
+        """As `runner show` prints it: a phase says only what differs."""
+        phases = [phase.model_dump(mode="json", exclude_unset=True) for phase in self.phases]
+        return {**super().shown_values(), "phases": phases}
+
     def own_risks(self) -> list[str]:
         """That the model's own Python is run, where the job lets it."""
         if not self.trust_remote_code:
@@ -359,7 +364,7 @@ def sft_job(loaded: LoadedJob) -> Job:
     Raises:
         UsageError: another engine trains it, of which rows and weights are not known.
     """
-    if not isinstance(loaded.job, Job):
+    if not isinstance(loaded.job, Job):  # for commands that are of this engine alone
         raise UsageError(
             f"{loaded.name} is a job of another engine than sft, which this is for",
             "runner train and runner smoke take jobs of any engine",
