@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.cli.follow import Progress, View
-from runner.cli.report import verdict_lines
 from runner.common.output import Output, field
 from runner.engines.render import read_any_plan
+from runner.launch.follow import Progress, View
 from runner.launch.wait import states
+from runner.report.outcome import outcome_lines
 from runner.runs.folder import RunFolder, default_root, find_run
 from runner.runs.records import end_of, supervisor_of
 from runner.runs.state import exit_code_of, is_over, state_of
@@ -37,7 +37,7 @@ def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:
     record = end_of(folder) or {}
     out.result(
         {"run": folder.name, "folder": str(folder.path), "state": state, **record},
-        verdict_lines(folder, record),
+        outcome_lines(folder, record),
     )
     return exit_code_of(folder, state)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from runner import __version__
-from runner.cli.verify import manifest_folder
 from runner.common.caches import cache_folder
 from runner.common.copy_progress import LiveLine
 from runner.common.errors import RefusedError, UsageError, nearest
@@ -20,6 +19,7 @@ from runner.provenance.bundle.contents import ASKED, Contents, contents
 from runner.provenance.bundle.index import Index, Lacking
 from runner.provenance.bundle.index import Part as Asked
 from runner.provenance.bundle.local_plan import placed_inputs
+from runner.provenance.compared import manifest_folder
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest, sha256_of
 from runner.provenance.replay import plan_of

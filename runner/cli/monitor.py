@@ -32,7 +32,7 @@ from runner.runs.outcome import Reason
 from runner.runs.state import state_of
 
 if TYPE_CHECKING:
-    from runner.cli.follow import Progress
+    from runner.launch.follow import Progress
 
 Show = Callable[[Snapshot], None]
 LONGEST_INTERVAL_SECONDS = 86_400.0
@@ -259,8 +259,8 @@ class RunLine:
 
             return verdict(read_report(self.folder))
         if self._progress is None:
-            from runner.cli.follow import Progress
             from runner.engines.render import read_any_plan
+            from runner.launch.follow import Progress
 
             self._progress = Progress(self.folder, read_any_plan(self.folder.plan))
         self._progress.update()

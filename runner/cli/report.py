@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from runner.common.output import Output
-from runner.report.run import read_report, report_lines, verdict
-from runner.runs.folder import RunFolder, default_root, find_run
+from runner.report.run import read_report, report_lines
+from runner.runs.folder import default_root, find_run
 
 
 def report_run(run: str, *, runs: Path | None, as_json: bool) -> None:
@@ -15,19 +14,3 @@ def report_run(run: str, *, runs: Path | None, as_json: bool) -> None:
     folder = find_run(run, runs or default_root())
     report = read_report(folder)
     Output(as_json=as_json).result(report, report_lines(report))
-
-
-def verdict_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
-    """The verdict that `train` ends with; a run without one is described as it is."""
-    return (
-        verdict(read_report(folder))
-        if not record
-        else verdict(
-            {
-                "run": folder.name,
-                "folder": str(folder.path),
-                "state": record.get("reason"),
-                "termination": record,
-            }
-        )
-    )

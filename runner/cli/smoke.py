@@ -6,18 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runner.cli.train import ready_smoke, start_and_follow
-from runner.common import durable
 from runner.common.errors import EXIT_INTERRUPTED, RunnerError, UsageError
 from runner.common.output import Output, field, table
 from runner.common.units import format_bytes
 from runner.engines.load import load_job
-from runner.engines.registry import engine_of
-from runner.engines.sft.resolve import SMOKE_DEFAULT_STEPS
-from runner.jobs.load import LoadedJob, list_jobs
-from runner.launch.calibrate import keep_measurement, predict_smoke
-from runner.launch.gpus import preflight
-from runner.launch.preflight import place_line
+from runner.jobs.load import list_jobs
+from runner.launch.smoke import smoke
 
 
 def smoke_jobs(
@@ -42,7 +36,8 @@ def smoke_jobs(
         out.say(f"\n[{number}/{len(loaded)}] {job.name}")
         began = time.monotonic()
         try:
-            records.append(_smoke(job, max_steps, runs, out, wait=wait, unsafe=unsafe))
+            shown = smoke(job, out, max_steps=max_steps, runs=runs, wait=wait, unsafe=unsafe)
+            records.append(shown.to_record())
         except RunnerError as error:
             for line in error.lines():
                 out.say(line)
@@ -72,55 +67,6 @@ def smoke_jobs(
     if records and records[-1].get("exit_code") == EXIT_INTERRUPTED:
         return EXIT_INTERRUPTED
     return 0 if passed else 1
-
-
-def _smoke(
-    job: LoadedJob,
-    max_steps: int | None,
-    runs: Path | None,
-    out: Output,
-    *,
-    wait: bool,
-    unsafe: bool,
-) -> dict[str, Any]:
-    steps = max_steps or SMOKE_DEFAULT_STEPS
-    plan, facts, folder = ready_smoke(job, steps, runs, out, wait=wait, unsafe=unsafe)
-    out.say(field("place", place_line(plan, facts)))
-    for line in plan.substitutions:
-        out.say(field("SUBSTITUTE", line))
-    out.say(preflight(plan))
-    prediction = predict_smoke(plan, facts, folder, out)
-    out.say(field("run", str(folder.path)))
-    code = start_and_follow(folder, plan, out, wait=wait)
-    end = durable.read_json(folder.termination) or {}
-    result = durable.read_json(folder.engine_result) or {}
-    reached = end.get("steps") == plan.planned_steps
-    reloaded = bool((result.get("checks") or {}).get("reload", {}).get("loaded"))
-    # of a script of the user's own nothing is known but that it ended well
-    proven = (reached and reloaded) or engine_of(plan).is_judged_by_exit_code
-    passed = code == 0 and end.get("reason") == "completed" and proven
-    why = end.get("message", "there is no verdict") if not passed else ""
-    keep_measurement(plan, facts, folder, prediction, end, out)
-    if not passed:
-        out.say(field("failed", str(why)))
-        out.say(field("log", str(folder.train_log)))
-    return {
-        "job": job.name,
-        "run": folder.name,
-        "passed": passed,
-        "substitutions": list(plan.substitutions),
-        "steps": end.get("steps"),
-        "first_loss": end.get("first_loss"),
-        "last_loss": end.get("last_loss"),
-        "trainings": end.get("trainings") or [],
-        "eval_loss": end.get("eval_loss"),
-        "peak_bytes": end.get("peak_bytes"),
-        "peak_source": end.get("peak_source"),
-        "predicted_bytes": end.get("predicted_bytes"),
-        "verdict": end.get("reason", "lost"),
-        "why": why,
-        "exit_code": code,
-    }
 
 
 def _row(record: dict[str, Any]) -> list[str]:

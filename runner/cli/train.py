@@ -1,41 +1,20 @@
-"""`runner train`: resolve, refuse what can't run, start the supervisor, follow it to the verdict.
-
-Imports no torch; what needs it runs in processes of its own.
-"""
+"""`runner train`: start a job, follow it to its outcome, and print that."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from runner.cli.follow import follow
-from runner.cli.report import verdict_lines
 from runner.common.output import Output, field
 from runner.engines.load import load_job
-from runner.engines.registry import engine_of
-from runner.engines.render import render, summary
-from runner.jobs.load import LoadedJob
-from runner.launch.calibrate import corrected_survey, keep_prediction, memory_line
-from runner.launch.gpus import preflight, with_free_cards
-from runner.launch.plan import planned_smoke, planned_start
-from runner.launch.preflight import place_line, require_place
-from runner.launch.resume import Choice, choose, plan_for, write_plan
-from runner.launch.risks import say_job_warnings, settle_risks
+from runner.launch.follow import follow
+from runner.launch.resume import Choice
 from runner.launch.start import leave, said_by_supervisor, start_supervisor
-from runner.launch.survey import require_disk, survey, survey_lines
-from runner.launch.vram import require_fits
-from runner.plans.base import PlanBase, Variant
-from runner.plans.facts import HostFacts
-from runner.provenance.environment import secret_values, without_secrets
-from runner.runs.folder import RunFolder, create, default_root
+from runner.launch.train import ReadyRun, TrainOptions, prepare
+from runner.report.outcome import outcome_lines
 from runner.runs.records import end_of
 from runner.supervisor.execute.docker import docker_argv
-from runner.vram.prediction import Prediction
 
 
 def train_job(
@@ -51,143 +30,32 @@ def train_job(
     as_json: bool,
     unsafe: bool = False,
 ) -> int:
-    """The run's exit code. With `wait` it queues for a GPU that is taken.
-
-    With `unsafe` its container may be one that is not closed.
-
-    With `detach` 0 as soon as the run has a supervisor, or why it has none.
-    """
+    """The run's exit code. With `detach` 0 as soon as it has a supervisor, or why it has none."""
     out = Output(as_json=as_json)
-    loaded = load_job(name, sets)
-    say_job_warnings(loaded, out)
-    variant: Variant = "dry_run" if dry_run else "train"
-    plan, facts = planned_start(loaded, variant, max_steps, out, runs)
-    settle_risks(loaded, plan, runs, out, unsafe=unsafe)
-    root = runs or default_root()
-    folder = None if dry_run else choose(plan, root, choice, out)
-    resume = folder is not None
-    if folder is not None:
-        plan = plan_for(plan, folder)
-    require_place(plan, facts)
-    engine = engine_of(plan)
-    only_shown = dry_run and engine.surveyed(plan) is None
-    plan = with_free_cards(plan, wait=wait or only_shown)
-    surveyed = prediction = None
-    if (known := engine.predicted(plan, facts)) is not None:
-        native, own_facts = known
-        surveyed = survey(native, out)
-        require_disk(root, int(surveyed["disk_bytes"]), what="its checkpoints and result")
-        prediction = corrected_survey(surveyed, native, own_facts)
-        if prediction is not None:
-            require_fits(prediction, native, own_facts, recovers=native.on_oom == "recover")
-    if folder is None:
-        folder = prepare_folder(loaded, plan, runs)
-        if prediction is not None:
-            keep_prediction(folder, prediction)
-    else:
-        write_plan(plan, folder, out)
-    announce(plan, facts, folder, out, surveyed, prediction)
+    options = TrainOptions(max_steps, runs, choice, dry_run, wait, unsafe)
+    ready = prepare(load_job(name, sets), options, out)
+    plan, folder = ready.plan, ready.folder
     if dry_run and plan.container is not None:
-        command = docker_argv(folder, plan)
-        out.say(field("command", shlex.join(command)))
-    if only_shown:
+        out.say(field("command", shlex.join(docker_argv(folder, plan))))
+    if ready.is_only_shown:
         shutil.rmtree(folder.path)  # what a script would do can't be tried without doing it
         out.result({"started": False, "plan_hash": plan.hash}, ["dry run: nothing was started"])
         return 0
-    supervisor = start_supervisor(folder, plan, resume=resume, wait=wait)
+    supervisor = start_supervisor(folder, plan, resume=ready.resumes, wait=wait)
     if detach:
-        return leave(folder, supervisor, out, resumed=resume)
-    code = follow(folder, plan, supervisor, out)
+        return leave(folder, supervisor, out, resumed=ready.resumes)
+    return _ended(ready, follow(folder, plan, supervisor, out), out)
+
+
+def _ended(ready: ReadyRun, code: int, out: Output) -> int:
+    """Print how the run ended; its exit code."""
+    folder = ready.folder
     record = end_of(folder) or {}
     if code and not record:
         for line in said_by_supervisor(folder):
             out.say(line)
     out.result(
-        {"run": folder.name, "folder": str(folder.path), "resumed": resume, **record},
-        verdict_lines(folder, record),
+        {"run": folder.name, "folder": str(folder.path), "resumed": ready.resumes, **record},
+        outcome_lines(folder, record),
     )
     return code
-
-
-def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunFolder:
-    """A new run folder with the rendered files and the source of each value."""
-    folder = create(runs or default_root(), plan.job, plan.short_hash, plan.variant, render(plan))
-    secrets = list(loaded.job.container.secrets)  # a run of this machine has no container's
-    folder.write_json(
-        folder.sources,
-        {
-            "schema_version": 1,
-            "job_file": str(loaded.path),
-            "job_sha256": loaded.sha256,
-            "command": without_secrets(sys.argv, secret_values(os.environ, secrets)),
-            "folder": str(Path.cwd()),
-            "secrets": secrets,
-            "sources": dict(loaded.sources),
-        },
-    )
-    return folder
-
-
-def announce(
-    plan: PlanBase,
-    facts: HostFacts,
-    folder: RunFolder,
-    out: Output,
-    surveyed: Mapping[str, Any] | None,
-    prediction: Prediction | None = None,
-) -> None:
-    """The quiet lines before a run starts."""
-    if surveyed is not None:
-        lines = dict(summary(plan))
-        out.say(field("plan", f"{plan.short_hash}   {lines['model']} · {lines['method']}"))
-        for text in survey_lines(surveyed):
-            out.say(text)
-        out.say(field("training", lines["training"]))
-        out.say(field("memory", memory_line(prediction, plan) if prediction else lines["memory"]))
-    else:
-        out.say(field("plan", plan.short_hash))
-        for label, text in summary(plan):
-            out.say(field(label, text))
-    out.say(field("place", place_line(plan, facts)))
-    for line in plan.substitutions:
-        out.say(field("SUBSTITUTE", line))
-    for line in (*plan.warnings, *(surveyed["warnings"] if surveyed else ())):
-        out.say(field("WARNING", line))
-    out.say(preflight(plan))
-    out.say(field("run", _shown(folder.path)))
-
-
-def start_and_follow(
-    folder: RunFolder, plan: PlanBase, out: Output, *, resume: bool = False, wait: bool = False
-) -> int:
-    """Start the supervisor and follow the run; its exit code."""
-    return follow(folder, plan, start_supervisor(folder, plan, resume=resume, wait=wait), out)
-
-
-def ready_smoke(
-    loaded: LoadedJob,
-    max_steps: int,
-    runs: Path | None,
-    out: Output,
-    *,
-    wait: bool,
-    unsafe: bool = False,
-) -> tuple[PlanBase, HostFacts, RunFolder]:
-    """A smoke's plan, facts and folder, its stand-ins made and its cards chosen."""
-    say_job_warnings(loaded, out)
-    plan, facts = planned_smoke(
-        loaded,
-        max_steps,
-        out,
-        runs,
-        lambda plan: settle_risks(loaded, plan, runs, out, unsafe=unsafe),
-    )
-    plan = with_free_cards(plan, wait=wait)
-    return plan, facts, prepare_folder(loaded, plan, runs)
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from runner.cli.follow import Progress, seconds_a_step
 from runner.common.processes import boot_id, is_living, start_ticks
 from runner.engines.load import load_job
 from runner.engines.render import render
@@ -24,6 +23,7 @@ from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.train import best
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
+from runner.launch.follow import Progress, seconds_a_step
 from runner.report import run_table as standing
 from runner.runs import checkpoints
 from runner.runs.delete import HIDDEN

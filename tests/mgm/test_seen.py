@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from runner.cli.follow import Progress
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.stages.records import tell_stage
 from runner.engines.render import render
+from runner.launch.follow import Progress
 from runner.report.run import read_report, report_lines
 from runner.report.run_table import row, standing_of
 from runner.report.stopping import stop_in_words

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from runner.cli.reproduce import _recovered
 from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.sft.facts import gather
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
+from runner.launch.reproduce import _recovered
 from runner.provenance.manifest import read_manifest, sha256_of
 from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of

@@ -33,13 +33,13 @@ from typing import Any
 
 import psutil
 
-from runner.cli.train import prepare_folder
 from runner.common import durable
 from runner.common.processes import start_ticks
 from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
+from runner.launch.train import prepare_folder
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 

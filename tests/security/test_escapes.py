@@ -20,9 +20,9 @@ import pytest
 
 from runner.cli.check import sample_lines
 from runner.cli.data import report_lines
-from runner.cli.follow import Progress, View
 from runner.common.output import Output
 from runner.engines.render import read_any_plan
+from runner.launch.follow import Progress, View
 from runner.report.monitor.processes import read_stat
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder

@@ -218,10 +218,10 @@ def sharded(
 ) -> RunFolder:
     """A run of four steps on two ranks with checkpoints at steps 2 and 4."""
     pytest.importorskip("deepspeed")
-    from runner.cli.train import prepare_folder
     from runner.engines.load import load_job
     from runner.engines.sft.facts import gather
     from runner.engines.sft.resolve import make_plan
+    from runner.launch.train import prepare_folder
 
     place = tmp_path_factory.mktemp(request.param)
     sets = [

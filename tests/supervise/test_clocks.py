@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runner.cli.follow import Progress
+from runner.launch.follow import Progress
 from runner.machine.leases.schedule import Blocked, Chosen
 from runner.runs.folder import RunFolder
 from runner.supervisor.event_log import Record

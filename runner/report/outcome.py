@@ -1,0 +1,24 @@
+"""How a run ended, in the few lines that `train` ends with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.report.run import read_report, verdict
+from runner.runs.folder import RunFolder
+
+
+def outcome_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
+    """How a run ended, from its termination.json; one without it is described as it is."""
+    return (
+        verdict(read_report(folder))
+        if not record
+        else verdict(
+            {
+                "run": folder.name,
+                "folder": str(folder.path),
+                "state": record.get("reason"),
+                "termination": record,
+            }
+        )
+    )
