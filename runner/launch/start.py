@@ -50,9 +50,9 @@ def leave(
     That takes a second: then the cards are the run's, or it waits for them.
     """
     try:
-        while not _took_over(folder, supervisor):
+        while not took_over(folder, supervisor):
             code = supervisor.poll()
-            if code is not None and not _took_over(folder, supervisor):
+            if code is not None and not took_over(folder, supervisor):
                 return _refused(folder, code, out)
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
@@ -84,7 +84,8 @@ def said_by_supervisor(folder: RunFolder) -> list[str]:
     return lines[begins[-1] :] if begins else []
 
 
-def _took_over(folder: RunFolder, supervisor: subprocess.Popen[bytes]) -> bool:
+def took_over(folder: RunFolder, supervisor: subprocess.Popen[bytes]) -> bool:
+    """Whether the run is this supervisor's by its own record."""
     return supervisor_of(folder).get("pid") == supervisor.pid
 
 

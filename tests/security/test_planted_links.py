@@ -214,9 +214,8 @@ def test_what_a_kill_left_is_looked_for_behind_no_link(tmp_path: Path, outside: 
 
 
 def test_no_evaluation_is_made_where_a_link_leads(tmp_path: Path, outside: Path) -> None:
-    from runner.launch.evaluate import _make_folder
-
     from runner.engines.sft.inside.evaluate.request import EvaluationFolder
+    from runner.launch.evaluate import _make_folder
 
     folder = lay(tmp_path, script="true\n")
     folder.evaluations.symlink_to(outside)

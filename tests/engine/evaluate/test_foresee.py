@@ -110,9 +110,8 @@ def test_what_an_evaluation_will_lack_is_said(
 def test_what_merge_would_refuse_is_said(
     tmp_path: Path, changes: dict[str, Any], said: str | None
 ) -> None:
-    from runner.launch.merge import require_mergeable
-
     from runner.common.errors import RefusedError
+    from runner.launch.merge import require_mergeable
     from runner.runs.folder import RunFolder
 
     plan = plan_for(tmp_path, [asked(0, "x")], {"split": None}).model_copy(update=changes)
