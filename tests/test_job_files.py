@@ -764,7 +764,7 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=250, deadline=None)
-@given(st.sampled_from(all_fields()), VALUES)
+@given(st.sampled_from(all_fields(Job)), VALUES)
 def test_any_value_of_any_field_is_taken_or_refused(field: str, value: Any) -> None:
     *blocks, last = field.split(".")
     record: dict[str, Any] = {"model": "a/b", "data": {"train": "x.jsonl"}}
@@ -776,7 +776,7 @@ def test_any_value_of_any_field_is_taken_or_refused(field: str, value: Any) -> N
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from([*all_fields(), "data.labels.0"]), st.text(max_size=12) | YAML_PARTS)
+@given(st.sampled_from([*all_fields(Job), "data.labels.0"]), st.text(max_size=12) | YAML_PARTS)
 def test_any_override_is_taken_or_refused(field: str, value: str) -> None:
     answered(BASE.encode(), (f"{field}={value}",))
 
@@ -803,7 +803,9 @@ def default_of(field: str) -> tuple[Any, bool]:
 
 
 @pytest.mark.parametrize("as_typed", [False, True], ids=["json", "as typed"])
-@pytest.mark.parametrize("field", [name for name in all_fields() if not name.startswith(LACKING)])
+@pytest.mark.parametrize(
+    "field", [name for name in all_fields(Job) if not name.startswith(LACKING)]
+)
 def test_a_default_given_by_set_is_the_default(
     field: str, as_typed: bool, cli: Cli, tmp_path: Path
 ) -> None:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from runner.common.errors import SpecError
-from runner.engines.job_kinds import KINDS
 from runner.engines.load import load_job
+from runner.engines.registry import ENGINES
 from runner.jobs.fields import all_fields, annotation_at, example_of, possible_types
 
 Cli = Callable[..., Any]
@@ -101,7 +101,7 @@ def test_null_where_something_must_stand_is_refused(tmp_path: Path) -> None:
 def _lists() -> list[tuple[str, str]]:
     """(engine, field) of every list and mapping that a job has."""
     found = []
-    for engine, root in KINDS.items():
+    for engine, root in ((name, each.job_type) for name, each in ENGINES.items()):
         for field in all_fields(root):
             kinds = {get_origin(part) for part in possible_types(tuple(field.split(".")), root)}
             if kinds & {list, dict}:
@@ -113,7 +113,7 @@ def _lists() -> list[tuple[str, str]]:
 def test_the_example_in_a_message_is_one_of_that_field(
     engine: str, field: str, tmp_path: Path
 ) -> None:
-    root = KINDS[engine]
+    root = ENGINES[engine].job_type
     key = tuple(field.split("."))
     example = example_of(key, root)
     assert example is not None and annotation_at(key, root) is not None

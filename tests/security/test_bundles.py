@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner.engines.plan_kinds import PLANS
 
 from runner.common.errors import RefusedError, UsageError
+from runner.engines.registry import ENGINES
 from runner.provenance.bundle import bounded, unpack
 from runner.provenance.bundle.index import Index, Member, Placed
 from runner.provenance.manifest import read_manifest
@@ -543,7 +543,7 @@ def test_a_bundle_s_author_does_not_choose_what_a_bundle_of_it_holds(
     (tmp_path / "private.txt").write_text(SECRET)
     manifest = json.loads(made.files["manifest.json"])
     manifest["plan"]["inputs"][0] |= {"path": str(tmp_path / "private.txt"), "sha256": None}
-    plan = PLANS["script"].model_validate(manifest["plan"])
+    plan = ENGINES["script"].plan_type.model_validate(manifest["plan"])
     manifest["plan_hash"], manifest["rendered"] = plan.hash, {}
     for each in manifest["files"]:
         if each["what"] == "inputs.0":

@@ -287,11 +287,10 @@ def test_a_manifest_that_opens_more_than_its_plan_is_foreign(tmp_path: Path) -> 
     canary = tmp_path / "canary"
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["plan"]["environment"]["BASH_ENV"] = str(canary)
-    from runner.engines.plan_kinds import PLANS
-
+    from runner.engines.registry import ENGINES
     from runner.provenance.manifest import Manifest
 
-    manifest["plan_hash"] = PLANS["script"].model_validate(manifest["plan"]).hash
+    manifest["plan_hash"] = ENGINES["script"].plan_type.model_validate(manifest["plan"]).hash
     Manifest.model_validate(manifest)
     (run / "manifest.json").write_text(json.dumps(manifest))
     done = bench.call("reproduce", str(run))

@@ -24,10 +24,10 @@ import typer.main
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runner.engines.plan_kinds import PLANS as KINDS
 
 import runner.cli
 from runner.common import processes as liveness
+from runner.engines.registry import ENGINES
 from runner.engines.render import read_any_plan
 from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
@@ -190,7 +190,7 @@ def evil_plan(text: str, changes: dict[str, Any]) -> str:
         inner[names[-1]] = value
     record.pop("plan_hash")
     try:
-        return plan_yaml(KINDS[record["engine"]].model_validate(record))
+        return plan_yaml(ENGINES[record["engine"]].plan_type.model_validate(record))
     except ValueError:
         return text
 

@@ -21,10 +21,10 @@ import typer.main
 import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from runner.engines.plan_kinds import PLANS
 
 import runner.cli
 from runner.common import processes as liveness
+from runner.engines.registry import ENGINES
 from runner.plans.plan_file import plan_yaml
 from tests.conftest import Answer, run_cli
 from tests.report.laid_runs import lay_run
@@ -229,7 +229,9 @@ def mutate(made: Made, mutation: tuple[str, Any, Any]) -> None:
             with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
                 manifest = json.loads(made.files["manifest.json"])
                 put(manifest["plan"], where, value)
-                plan = PLANS[manifest["plan"]["engine"]].model_validate(manifest["plan"])
+                plan = ENGINES[manifest["plan"]["engine"]].plan_type.model_validate(
+                    manifest["plan"]
+                )
                 made.files["plan.yaml"] = plan_yaml(plan).encode()
                 manifest |= {"plan_hash": plan.hash, "rendered": {}}
                 made.files["manifest.json"] = json.dumps(manifest).encode()
