@@ -16,16 +16,20 @@ smoke *args: setup
 
 # Lint, types and all tests; arguments go to pytest
 test *args: lint
-    .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder "$@"
+    .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --cost "$@"
 
-# The tests that take seconds, nothing else; arguments go to pytest
+# The tests that start no trainer and need no Docker; arguments go to pytest
 test-quick *args: setup
-    .venv/bin/python -m pytest -q -m "not slow" "$@"
+    .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not slow and not e2e and not container and not soak" "$@"
 
-# Long repetitions: hostile files by the ten thousand, a hundred kills; arguments go to pytest
+# Long repetitions: hostile files by the ten thousand, all jobs and the demo by the command line, two hundred kills; arguments go to pytest
 soak *args: setup
-    RUNNER_SOAK=1 .venv/bin/python -m pytest -q tests/security "$@"
+    RUNNER_SOAK=1 .venv/bin/python -m pytest -q tests/security tests/guard/test_policy_model.py tests/test_job_files.py "$@"
+    RUNNER_SOAK=1 .venv/bin/python -m pytest -q -m soak --ignore tests/security "$@"
+    .venv/bin/python -m tests.runs.kills 100 --stub
     .venv/bin/python -m tests.runs.kills 100
+    .venv/bin/python -m tests.runs.kills 4 --processes 2
+    .venv/bin/python -m tests.runs.kills 4 --processes 2 --deepspeed zero2
 
 # Formatting, lint, shell scripts and types, changing nothing
 lint: setup

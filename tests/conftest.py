@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.support.cost"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+# several workers share the cores; what tests threads says how many
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # tests say themselves when they mean a container, whatever images this machine has
 os.environ["RUNNER_ON"] = "local"
 # stubs' cards are called alike in every test run on this machine: none is to wait for another's
@@ -38,11 +42,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     What takes longest starts first: the last file to end is the one all wait for.
     """
     slow: dict[str, int] = {}
+    soaks = os.environ.get("RUNNER_SOAK") == "1"
     for item in items:
+        if item.get_closest_marker("soak") and not soaks:
+            item.add_marker(pytest.mark.skip(reason="a soak: ./just soak, or RUNNER_SOAK=1"))
         folder, _, name = str(item.path.relative_to(REPOSITORY / "tests")).partition("/")
         group = folder if folder in TOGETHER else f"{folder}/{name}"
         item.add_marker(pytest.mark.xdist_group(group))
-        weight = 50 if item.get_closest_marker("slow") else 1
+        large = any(map(item.get_closest_marker, ("slow", "e2e", "container")))
+        weight = 50 if large else 1
         slow[group] = slow.get(group, 0) + weight
     items.sort(key=lambda item: -slow[item.get_closest_marker("xdist_group").args[0]])
 

@@ -144,7 +144,7 @@ def test_at_a_limit_nothing_is_left_in_whatever_session() -> None:
     began = time.monotonic()
     command = [sys.executable, str(BENCHMARKS / "below.py"), "1", "bash", "-c", script]
     done = subprocess.run(command, env={**os.environ, name: value})
-    assert done.returncode == 124 and time.monotonic() - began < 20
+    assert done.returncode == 124 and time.monotonic() - began < 50
     assert living(marker) == []
     assert subprocess.run([*command[:3], "bash", "-c", "exit 7"]).returncode == 7
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.runs import checkpoints
+from runner.runs import recover as unfinished
+from runner.runs.folder import RunFolder
 
 
 def save(folder: Path, step: int, text: str = "weights") -> Path:
@@ -183,3 +186,27 @@ def test_by_size_a_cut_file_is_seen_and_a_changed_one_is_not(tmp_path: Path) -> 
     assert checkpoints.damage(path) is not None
     (path / "model.safetensors").write_text("weigh")
     assert checkpoints.damage(path, by_size=True) is not None
+
+
+def test_a_kill_while_one_is_deleted_leaves_none_that_is_half_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    old, new = save(run.checkpoints, 3), save(run.checkpoints, 6)
+
+    class Killed(BaseException):
+        pass
+
+    def begins(folder: Path, **_: object) -> None:
+        if folder.exists():
+            (folder / "seal.json").unlink()
+            raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", begins)
+    with pytest.raises(Killed):
+        checkpoints.delete(old)
+    monkeypatch.undo()
+    assert checkpoints.listed(run.checkpoints) == [new]
+    assert unfinished.clear(run) == ["checkpoints/.staging-old-checkpoint-3"]
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-6"]

@@ -30,6 +30,7 @@ from runner.engines.sft.job import Job
 from runner.jobs.fields import all_fields
 from runner.jobs.load import LoadedJob
 from tests.conftest import REPOSITORY, Answer, run_cli
+from tests.security.soak import examples
 
 JOBS = REPOSITORY / "jobs"
 MODEL = "model: builtin:smollm2-135m-instruct\n"
@@ -734,13 +735,13 @@ YAML_PARTS = st.sampled_from(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(83, 250), deadline=None)
 @given(st.lists(YAML_PARTS | st.text(max_size=4), max_size=25).map("".join))
 def test_any_text_is_a_job_or_is_refused(text: str) -> None:
     answered(text.encode(errors="replace"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(33, 100), deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_refused(content: bytes) -> None:
     assert answered(content) is None
@@ -763,7 +764,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(83, 250), deadline=None)
 @given(st.sampled_from(all_fields(Job)), VALUES)
 def test_any_value_of_any_field_is_taken_or_refused(field: str, value: Any) -> None:
     *blocks, last = field.split(".")
@@ -775,7 +776,7 @@ def test_any_value_of_any_field_is_taken_or_refused(field: str, value: Any) -> N
     answered(json.dumps(record).encode())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(50, 150), deadline=None)
 @given(st.sampled_from([*all_fields(Job), "data.labels.0"]), st.text(max_size=12) | YAML_PARTS)
 def test_any_override_is_taken_or_refused(field: str, value: str) -> None:
     answered(BASE.encode(), (f"{field}={value}",))
@@ -982,7 +983,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampl
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(33, 100), deadline=None)
 @given(
     description=TEXT,
     system=st.none() | TEXT,

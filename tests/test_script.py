@@ -23,7 +23,7 @@ from runner.engines.render import read_any_plan, render
 from runner.engines.script.plan import ScriptPlan
 from runner.engines.script.resolve import gather_script, make_script_plan
 from tests.conftest import REPOSITORY, Answer
-from tests.runs.conftest import Workplace, termination
+from tests.support.workplace import Workplace, termination
 
 EXAMPLE = str(REPOSITORY / "jobs" / "script-example.yaml")
 ANY_TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)))
@@ -141,6 +141,7 @@ def test_commands_for_the_native_engine_say_so(cli: Callable[..., Answer]) -> No
     assert "would start" in checked.out and "fit_line.py" in checked.out
 
 
+@pytest.mark.e2e
 def test_the_example_trains_smokes_and_is_reported(tmp_path: Path) -> None:
     place = Workplace(tmp_path)
     done = place.call("train", EXAMPLE)
@@ -157,6 +158,7 @@ def test_the_example_trains_smokes_and_is_reported(tmp_path: Path) -> None:
     assert json.loads((place.last / "output" / "model.json").read_text())["steps"] == 3
 
 
+@pytest.mark.e2e
 def test_a_failing_script_passes_its_exit_code_on(tmp_path: Path) -> None:
     place = Workplace(tmp_path)
     job = written(tmp_path)
@@ -167,6 +169,7 @@ def test_a_failing_script_passes_its_exit_code_on(tmp_path: Path) -> None:
     assert (place.last / "logs" / "train.log").read_text() == "last words\n"
 
 
+@pytest.mark.e2e
 def test_a_script_whose_supervisor_is_killed_is_ended_too(tmp_path: Path) -> None:
     place = Workplace(tmp_path)
     job = written(tmp_path)
@@ -183,8 +186,8 @@ def test_a_script_whose_supervisor_is_killed_is_ended_too(tmp_path: Path) -> Non
     script = [each for each in psutil.process_iter() if str(tmp_path / "train.sh") in _words(each)]
     assert script
     os.kill(supervisor, signal.SIGKILL)
-    process.communicate(timeout=30)
-    psutil.wait_procs(script, timeout=20)
+    process.communicate(timeout=1800)
+    psutil.wait_procs(script, timeout=1800)
     assert not any(each.is_running() for each in script)
     assert "the supervisor is gone" in log.read_text() and "saved" in log.read_text()
 

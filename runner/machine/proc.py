@@ -7,11 +7,13 @@ what is here costs as much as the run has.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from typing import NamedTuple
 
 import psutil
 
+_HIGH_WATER = re.compile(rb"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _MUCH = 2048  # bytes; the kernel gives a page at a time, so there may be more behind so many
 _ASKS = 3  # how often a walk is begun again because somebody on the way ended
 
@@ -46,6 +48,20 @@ def stat_fields(pid: int, most: int = -1) -> tuple[bytes, list[bytes]] | None:
     except OSError:
         return None
     return head.partition(b"(")[2], rest.split(None, most)
+
+
+def high_water_bytes(pid: int) -> int | None:
+    """The most resident memory that a process has had since it was executed (VmHWM), in bytes.
+
+    The kernel's own mark, so no instant is missed; it falls only with an exec. None where the
+    process is gone, or the kernel keeps none.
+    """
+    try:
+        text = _read(f"/proc/{pid}/status")
+    except OSError:
+        return None
+    found = _HIGH_WATER.search(text)
+    return int(found[1]) * 1024 if found else None
 
 
 def tells_children() -> bool:

@@ -105,6 +105,8 @@ class Sample:
     measure: Literal["pss", "rss", "nvml"] | None  # None: unknown, or counted by the trainer
     fresh: bool = True  # False: the same report of the trainer's as in the sample before
     complete: bool = True  # False: a card of the run has no figure, so own_bytes may be too low
+    high_water_bytes: int | None = None
+    """Host: the most since the sample before, by the kernel's high-water marks; None: no more."""
 
     @property
     def gpu_lost(self) -> bool:

@@ -18,6 +18,7 @@ import psutil
 
 from runner.common.units import MIB
 from runner.machine.nvml import NvmlFailed
+from runner.machine.proc import high_water_bytes
 from runner.machine.readings import Attribution, DeviceReading, DeviceSource, Sample
 
 # Without a process on it a card's use still moves a little as the driver comes and goes.
@@ -71,6 +72,7 @@ class HostSampler:
     def sample(self) -> Sample:
         """One sample now."""
         own: int | None = None
+        spike = 0
         measure: Literal["pss", "rss"] | None = None
         known: dict[psutil.Process, _HostReading] = {}
         failure = None
@@ -85,6 +87,7 @@ class HostSampler:
                     continue  # ended since it was listed
                 known[process] = reading
                 own = reading.now_bytes if own is None else own + reading.now_bytes
+                spike = max(spike, reading.spike_bytes)
                 measure = "rss" if "rss" in (measure, reading.measure) else "pss"
             if own is None:
                 failure = "no live process of the run"
@@ -92,6 +95,7 @@ class HostSampler:
             free, total = memory.available, memory.total
         except (psutil.Error, OSError) as error:
             own = measure = None
+            spike = 0
             failure = f"host memory can't be read: {error}"
         self._known = known
         return Sample(
@@ -106,6 +110,7 @@ class HostSampler:
             processes=len(known),
             failure=failure,
             measure=measure,
+            high_water_bytes=own + spike if own is not None and spike else None,
         )
 
     def _read(self, process: psutil.Process, *, exact: bool) -> _HostReading | None:
@@ -115,17 +120,24 @@ class HostSampler:
         try:
             fresh = last is not None and now - last.exact_at_seconds < self._exact_seconds
             if last is not None and fresh and not exact:
-                moved = int(process.memory_info().rss) - last.rss_bytes
-                return replace(last, now_bytes=max(0, last.exact_bytes + moved))
-            try:
-                full = process.memory_full_info()
-                pss, rss = int(full.pss), int(full.rss)
-                return _HostReading(pss, pss, rss, now, "pss")
-            except (psutil.AccessDenied, AttributeError, NotImplementedError):
                 rss = int(process.memory_info().rss)
-                return _HostReading(rss, rss, rss, now, "rss")
+                moved = rss - last.rss_bytes
+                reading = replace(last, now_bytes=max(0, last.exact_bytes + moved))
+            else:
+                try:
+                    full = process.memory_full_info()
+                    pss, rss = int(full.pss), int(full.rss)
+                    reading = _HostReading(pss, pss, rss, now, "pss")
+                except (psutil.AccessDenied, AttributeError, NotImplementedError):
+                    rss = int(process.memory_info().rss)
+                    reading = _HostReading(rss, rss, rss, now, "rss")
         except psutil.NoSuchProcess:
             return None
+        mark = high_water_bytes(process.pid)
+        before = last.mark_bytes if last is not None else None
+        rose = mark is not None and mark != before  # or it has executed another program
+        spike = max(0, mark - rss) if mark is not None and rose else 0
+        return replace(reading, mark_bytes=mark, spike_bytes=spike)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +149,10 @@ class _HostReading:
     rss_bytes: int  # at the exact reading
     exact_at_seconds: float  # monotonic
     measure: Literal["pss", "rss"]
+    mark_bytes: int | None = None
+    """The most RSS that it ever had, by the kernel."""
+    spike_bytes: int = 0
+    """By how much that mark, if it rose since the reading before, lies above the RSS now."""
 
 
 def take_baseline(source: DeviceSource, device_indices: Iterable[int]) -> dict[int, DeviceReading]:

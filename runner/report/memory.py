@@ -22,6 +22,7 @@ SOURCES = {
     "accounting": "driver's accounting",
     "host_process_tree:pss": "process tree (PSS)",
     "host_process_tree:rss": "process tree (RSS)",
+    "host_process_tree:high_water": "process tree (the kernel's high-water mark)",
 }
 SHOWN_PARTS = 4
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,17 @@ def _damage_of(path: Path, facts: Mapping[str, Any], *, by_size: bool) -> str | 
     except OSError as error:
         return f"can't be read: {error.strerror}"
     return None
+
+
+def delete(folder: Path) -> None:
+    """Delete a checkpoint; a kill in between leaves none that is half there.
+
+    It has the name of a staging folder first, which the next start of the run clears.
+    """
+    doomed = folder.parent / f".staging-old-{folder.name}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def name_of(step: int) -> str:

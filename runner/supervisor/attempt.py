@@ -18,7 +18,13 @@ from runner.supervisor.execute import Executor, executor_for
 from runner.supervisor.guard import policy
 from runner.supervisor.outcome import kernel_oom_kills, reach_verdict
 from runner.supervisor.ranks import Engines
-from runner.supervisor.samplers import choose_sampler, take_leave, with_blindness, with_driver_limit
+from runner.supervisor.samplers import (
+    choose_sampler,
+    say_unseen_peak,
+    take_leave,
+    with_blindness,
+    with_driver_limit,
+)
 from runner.supervisor.stop_signals import Stop
 
 
@@ -91,6 +97,7 @@ def attempt(
         for line in executor.clear():
             record.event("warning", line)
         take_leave(sampler, nvml, plan.launch.gpu_indices, peak, record)
+        say_unseen_peak(peak, plan.budget.limit_bytes, state.cause, record)
     outcome = reach_verdict(
         folder,
         plan,

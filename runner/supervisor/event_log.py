@@ -13,6 +13,7 @@ from runner.runs.folder import RunFolder
 
 RECORD_SECONDS = 1.0  # between two lines of memory.jsonl, where nothing happens
 ACCOUNTING = "accounting"
+HIGH_WATER = "high_water"
 ACCOUNTING_BOUND = "accounting_upper_bound"
 
 
@@ -81,7 +82,11 @@ class Peak:
         own = sample.own_bytes
         if own is None or not sample.attribution.enforceable:
             return False
-        return self.offer(own, f"{sample.attribution.value}:{sample.measure or 'trainer'}")
+        told = sample.attribution.value
+        is_new = self.offer(own, f"{told}:{sample.measure or 'trainer'}")
+        if sample.high_water_bytes is not None:
+            is_new = self.offer(sample.high_water_bytes, f"{told}:{HIGH_WATER}") or is_new
+        return is_new
 
     def offer(self, value: int, source: str, step: int | None = None) -> bool:
         """Take another source's figure if it is larger."""

@@ -18,7 +18,7 @@ from runner.machine.readings import DeviceReading, DeviceSource, Sample
 from runner.machine.sampler import HostSampler, NvmlSampler, take_baseline
 from runner.plans.base import PlanBase
 from runner.runs.folder import RunFolder
-from runner.supervisor.event_log import Peak, Record
+from runner.supervisor.event_log import HIGH_WATER, Peak, Record
 from runner.supervisor.execute import Executor
 from runner.supervisor.guard import policy
 from runner.supervisor.ranks import reported_bytes
@@ -127,6 +127,21 @@ def with_driver_limit(
 def with_blindness(enforcement: str, state: policy.State) -> str:
     """The level of enforcement, with what it was at the end where the guard saw nothing then."""
     return f"unenforced at the end, {enforcement}" if state.unenforced else enforcement
+
+
+def say_unseen_peak(
+    peak: Peak, limit_bytes: int | None, cause: policy.Cause | None, record: Record
+) -> None:
+    """Warn of a peak over the budget that no sample saw, so that nobody was stopped for it."""
+    unseen = peak.source is not None and peak.source.endswith(f":{HIGH_WATER}")
+    if not unseen or cause is policy.Cause.OVER_BUDGET or limit_bytes is None:
+        return
+    if peak.value is not None and peak.value > limit_bytes:
+        record.event(
+            "warning",
+            f"it held {format_bytes(peak.value)} between two samples, over its budget of "
+            f"{format_bytes(limit_bytes)}: the kernel's high-water mark says so, no sample did",
+        )
 
 
 def take_leave(

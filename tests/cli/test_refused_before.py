@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow  # each asks the engine, which imports torch
+from tests.support.forked import preloaded
+
 Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine_is_here() -> Iterator[None]:
+    with preloaded():
+        yield
 
 
 def model(shared: Path, folder: Path, name: str) -> Path:
@@ -62,3 +69,20 @@ def test_memory_of_a_folder_without_the_rows(cli: Command, shared: Path) -> None
     done = cli("vram", job, "--set", "data.train=nowhere.jsonl")
     assert done.code == 0, done.err
     assert "training.max_length" in done.out
+
+
+def test_rows_cut_to_nothing_are_refused_not_trained(
+    cli: Command, shared: Path, tmp_path: Path
+) -> None:
+    settings = [
+        f"model={shared / 'models' / 'stories260k'}",
+        f"data.train={shared / 'data' / 'lora_identity.jsonl'}",
+        "data.format=conversations",
+        "training.max_length=8",
+    ]
+    sets = [part for text in settings for part in ("--set", text)]
+    done = cli("train", "demo-identity", *sets)
+    assert done.code == 2
+    assert "truncation removes every answer" in done.err
+    assert "training.max_length" in done.err
+    assert not (tmp_path / "runs").exists()  # before anything is started

@@ -144,7 +144,7 @@ def test_json_is_json_on_any_terminal() -> None:
         assert "\x1b" not in told
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize("caller", ["latin-1"])
 def test_a_check_asks_the_engine(caller: str, shared: Path, job: str, tmp_path: Path) -> None:
     model = shared / "models" / "stories260k"

@@ -62,8 +62,8 @@ def test_a_hang_is_a_failure_and_the_questions_after_it_fail_at_once(fake_nvml: 
         "    tell([*found, n.read(0).used_bytes])\n"
     )
     hung, *after, used = told
-    assert hung == ["GPU 0: NVML has not answered for 0 s", 0.3]
-    assert [seconds for _, seconds in after] == [0.0, 0.0]
+    assert hung[0] == "GPU 0: NVML has not answered for 0 s" and hung[1] >= 0.3
+    assert all(seconds < 0.3 for _, seconds in after)
     assert all("NVML hangs" in text for text, _ in after)
     assert used == 20000 << 20
 

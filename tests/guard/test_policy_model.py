@@ -31,6 +31,7 @@ from runner.supervisor.guard.policy import (
     advance,
     initial,
 )
+from tests.security.soak import examples
 
 BUDGET = 1000
 ROOMY = 10 * 1024**3
@@ -58,7 +59,9 @@ numbers = st.lists(st.integers(0, KINDS - 1), min_size=1, max_size=30)
 
 
 def thorough(runs: int) -> Any:
-    return settings(max_examples=runs, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    """So many lives in a soak, a quarter in CI."""
+    tried = examples(runs // 4, runs)
+    return settings(max_examples=tried, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def lived(codes: list[int], *, events: bool = True) -> list[Observation]:

@@ -45,7 +45,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "stubborn" in sys.argv[3:] else leave)
     register(mib, there=True)
     print("holds", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not release.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     register(mib, there=False)

@@ -3,6 +3,7 @@
     python -m tests.runs.kills 100                                 one process
     python -m tests.runs.kills 100 --processes 2                   two gloo ranks
     python -m tests.runs.kills 100 --processes 2 --deepspeed zero2
+    python -m tests.runs.kills 100 --stub                          a trainer without torch
 
 A run is SIGKILLed (a trainer, its supervisor, both, or every process of it, as a power cut would)
 and started again with --resume, six kills a run at most; then it is left alone to its end, and must
@@ -26,8 +27,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +43,25 @@ from runner.engines.sft.resolve import make_plan
 from runner.launch.train import prepare_folder
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
+from tests.support.stub_trainer import stub_python
 
 KILLS_A_RUN = 6
 STEPS, SAVE_STEPS, EVAL_STEPS = 12, 3, 4
-GONE_SECONDS = 150.0  # a trainer without a supervisor has two minutes to save
-RUN_SECONDS = 400.0
+GONE_SECONDS = 900.0  # a trainer without a supervisor has two minutes to save; machines are slow
+RUN_SECONDS = 1800.0
 POLL_SECONDS = 0.002
 VICTIMS = ("trainer", "supervisor", "both", "everything")
 
 
-def settings(shared: Path, processes: int, deepspeed: str) -> list[str]:
+def settings(model: Path, rows: Path, processes: int = 1, deepspeed: str = "none") -> list[str]:
     """What makes demo-identity a run of seconds in which everything random and everything that
     has a state takes part: dropout, accumulation, a schedule with warm-up, evaluations."""
     return [
-        f"model={shared / 'models' / 'stories260k'}",
-        f"data.train={shared / 'data' / 'lora_identity.jsonl'}",
+        f"model={model}",
+        f"data.train={rows}",
         "data.format=conversations",
         f"training.max_steps={STEPS}",
-        "training.max_length=512",
+        "training.max_length=128",
         "training.learning_rate=2e-3",
         "training.lr_scheduler_type=cosine",
         f"training.save_steps={SAVE_STEPS}",
@@ -108,10 +110,22 @@ class Trained:
 
 
 class Ground:
-    """Where runs are made, started, shot at and looked at."""
+    """Where runs are made, started, shot at and looked at.
 
-    def __init__(self, place: Path, sets: list[str], chance: random.Random) -> None:
+    `python` is what trains, this interpreter by default, and `variables` are its own, as in
+    tests.support.stub_trainer.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        sets: list[str],
+        chance: random.Random,
+        python: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.place, self.chance = place, chance
+        self.python, self.variables = str(python or sys.executable), dict(variables or {})
         self.temporary = place / "tmp"
         self.temporary.mkdir(parents=True)
         self._loaded = load_job("demo-identity", sets)
@@ -119,7 +133,8 @@ class Ground:
 
     def make(self) -> RunFolder:
         """A new run folder, as `runner train --fresh` makes it."""
-        plan = make_plan(self._loaded, gather(self._loaded), "train", None)
+        facts = replace(gather(self._loaded), python=self.python)
+        plan = make_plan(self._loaded, facts, "train", None)
         assert isinstance(plan, Plan)
         self._number += 1
         return prepare_folder(self._loaded, plan, self.place / f"runs {self._number}")
@@ -132,7 +147,7 @@ class Ground:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "TMPDIR": str(self.temporary)},
+                env={**os.environ, "TMPDIR": str(self.temporary), **self.variables},
             )
 
     def undisturbed(self) -> tuple[Trained, dict[str, float]]:
@@ -171,14 +186,20 @@ class Ground:
             found.append(Aim(name, lambda run: _reached(run, evaluated), step / 2))
         return self.chance.choice(found)
 
-    def shoot(self, run: RunFolder, supervisor: subprocess.Popen[bytes], aim: Aim) -> str | None:
-        """Kill at the aim; whom. None where the run ended before."""
+    def shoot(
+        self,
+        run: RunFolder,
+        supervisor: subprocess.Popen[bytes],
+        aim: Aim,
+        victim: str | None = None,
+    ) -> str | None:
+        """Kill at the aim, the `victim` or one by chance; whom. None where the run ended before."""
         if not _wait(lambda: aim.reached(run), supervisor):
             return None
         until = time.monotonic() + self.chance.uniform(0.0, aim.seconds)
         if not _wait(lambda: time.monotonic() >= until, supervisor):
             return None
-        victim = self.chance.choice(VICTIMS)
+        victim = victim or self.chance.choice(VICTIMS)
         own = psutil.Process(supervisor.pid)
         with contextlib.suppress(psutil.NoSuchProcess):
             tree = own.children(recursive=True)
@@ -292,12 +313,26 @@ def damaged(run: RunFolder) -> list[str]:
     return [f"{name}: {why}" for name, why in found if why is not None]
 
 
+def aimed(name: str) -> Aim:
+    """At a part of a run: "step N", "checkpoint" or "final save"; at the instant it is reached."""
+    if name.startswith("step "):
+        step = int(name.removeprefix("step "))
+        return Aim(name, lambda run: _reached(run, step), 0.0)
+    return Aim(name, {"checkpoint": _is_saving, "final save": _is_ending}[name], 0.0)
+
+
 def bombard(
-    count: int, place: Path, sets: list[str], *, seed: int, say: Callable[[str], None]
+    count: int,
+    place: Path,
+    sets: list[str],
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    python: Path | None = None,
 ) -> Tally:
     """Kill `count` times, over as many runs as that takes."""
     chance, tally = random.Random(seed), Tally()  # noqa: S311 - not for secrets
-    ground = Ground(place, sets, chance)
+    ground = Ground(place, sets, chance, python)
     wanted, took = ground.undisturbed()
     say(f"undisturbed: adapter {wanted.adapter[:12]}, {took['ended']:.1f} s")
     while tally.count < count and not tally.wrong:
@@ -322,14 +357,15 @@ def bombard(
             tally.kills[aim.name.split()[0], victim] += 1
             say(f"{name}: kill {tally.count} at {aim.name}: {victim}; step {_step(run)}")
         tally.runs += 1
-        tally.wrong += [f"{name}: {line}" for line in _judge(run, wanted, ground.temporary)]
+        tally.wrong += [f"{name}: {line}" for line in judge(run, wanted, ground.temporary)]
         say(f"{name}: ended after {kills} kills" + "".join(f"\n  {line}" for line in tally.wrong))
         if not tally.wrong:
             shutil.rmtree(run.path)
     return tally
 
 
-def _judge(run: RunFolder, wanted: Trained, temporary: Path) -> Iterator[str]:
+def judge(run: RunFolder, wanted: Trained, temporary: Path) -> Iterator[str]:
+    """What is not as in an undisturbed run, or was left."""
     end = durable.read_json(run.termination)
     if not isinstance(end, dict) or end["reason"] != "completed":
         yield f"it ended otherwise: {end and end['message']}\n{_log_end(run)}"
@@ -361,20 +397,28 @@ def main() -> int:
     parser.add_argument("count", type=int, help="how many kills")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--deepspeed", default="none", choices=["none", "zero1", "zero2", "zero3"])
+    parser.add_argument("--stub", action="store_true", help="train by tests.support.stub_trainer")
     parser.add_argument("--seed", type=int, default=None, help="of the instants (default: new)")
     parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="a new folder")
     arguments = parser.parse_args()
     root = Path(__file__).resolve().parents[2]
     shared = Path(os.environ.get("RUNNER_SHARED", root.parent / "shared"))
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
-    sets = settings(shared, arguments.processes, arguments.deepspeed)
+    model, rows = shared / "models" / "stories260k", shared / "data" / "lora_identity.jsonl"
+    sets = settings(model, rows, arguments.processes, arguments.deepspeed)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with contextlib.ExitStack() as stack:
         place = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         print(f"seed {seed}", flush=True)
+        python = stub_python(place / "python") if arguments.stub else None
         began = time.monotonic()
         tally = bombard(
-            arguments.count, place, sets, seed=seed, say=lambda line: print(line, flush=True)
+            arguments.count,
+            place / "kills",
+            sets,
+            seed=seed,
+            say=lambda line: print(line, flush=True),
+            python=python,
         )
         took = time.monotonic() - began
     print("\n".join(table(tally)))

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.runs.agent_rows import ROWS, write_place
-from tests.runs.conftest import Workplace, lines
+from tests.support.forked import call_here, preloaded, train_here
+from tests.support.workplace import lines
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 TRAINED = {
     # line -> what is trained of the row, as the audit shows it
@@ -28,9 +29,12 @@ TRAINED = {
 
 def test_rows_of_an_agent_from_check_to_chat(tmp_path: Path, shared: Path) -> None:
     write_place(tmp_path, shared / "tokenizers" / "qwen2_5")
-    place = Workplace(tmp_path)
+    with preloaded():
+        from_check_to_chat(tmp_path)
 
-    checked = place.call("check", "job.yaml", "--samples", str(len(ROWS)), "--json")
+
+def from_check_to_chat(place: Path) -> None:
+    checked = call_here(place, "check", "job.yaml", "--samples", str(len(ROWS)), "--json")
     assert checked.code == 0, checked.err
     (training,) = checked.json["trainings"]
     samples = {each["line"]: each for each in training["data"]["train"]["samples"]}
@@ -43,16 +47,17 @@ def test_rows_of_an_agent_from_check_to_chat(tmp_path: Path, shared: Path) -> No
     assert source["marks"] == {"messages[].weight": {"trained": 0, "untrained": 1}}
     assert source["unused"] == {}
 
-    trained = place.call("train", "job.yaml", seconds=900)
-    assert trained.code == 0, trained.err
+    train_here(place, "job.yaml")
 
-    evaluated = place.call("evaluate", "@last", "--json", "--no-base", seconds=600)
+    evaluated = call_here(place, "evaluate", "@last", "--json", "--no-base")
     assert evaluated.code == 0, evaluated.err
     (said,) = lines(Path(evaluated.json["folder"]) / "predictions.jsonl")
     call = json.dumps({"name": "weather", "arguments": {"city": "Chur"}})
     assert said["expected"] == f"<tool_call>\n{call}\n</tool_call>"
     assert said["answer_tokens"] > 0 and said["finished"] is False
 
-    told = place.call("chat", "@last", "-p", "What is 2+2?", "--max-new-tokens", "4", "--json")
+    told = call_here(
+        place, "chat", "@last", "-p", "What is 2+2?", "--max-new-tokens", "4", "--json"
+    )
     assert told.code == 0, told.err
     assert told.json["answer"]

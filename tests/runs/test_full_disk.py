@@ -17,7 +17,7 @@ import pytest
 from runner.runs.folder import RunFolder
 from runner.runs.orphans import living_processes
 from tests.conftest import Answer
-from tests.runs.conftest import Workplace
+from tests.support.workplace import Workplace
 
 Cli = Callable[..., Answer]
 SCRIPT = """
@@ -30,6 +30,7 @@ sleep 300
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("by", ["stop", "stop while others fill it", "kill -9"])
 def test_a_run_on_a_full_disk_is_seen_stopped_and_judged(
     by: str, full_disk: Callable[[int], Path], cli: Cli, tmp_path: Path
@@ -50,7 +51,7 @@ def test_a_run_on_a_full_disk_is_seen_stopped_and_judged(
         wait_until(lambda: not living_processes(run) and not run.is_supervised())
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 1800) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
@@ -99,7 +100,7 @@ def look_at_it(
         assert "attached" in str(attached.stderr and attached.stderr.readline())
     finally:
         attached.send_signal(signal.SIGINT)
-        assert attached.wait(20) == 0
+        assert attached.wait(600) == 0
     if by != "kill -9":
         with filling(disk / "others", wanted="others" in by):
             assert cli("stop", run.name, *runs).code == 0

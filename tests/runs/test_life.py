@@ -1,4 +1,7 @@
-"""A run as other processes see it: detached, attached to, its terminal dead, its end told."""
+"""A run as other processes see it: detached, attached to, its terminal dead, its end told.
+
+What trains is the stub (tests/support/stub_trainer); all else is real.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,23 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runner.runs import checkpoints
-from tests.runs.conftest import Workplace, lines, termination, wait_gone
+from tests.support.workplace import Workplace, lines, termination, wait_gone
 
-LONG = ["--set", "training.max_steps=4000"]
+LONG = ["--set", "training.max_steps=100000"]
+
+
+@pytest.fixture
+def held(stub_place: Workplace, tmp_path: Path) -> tuple[Workplace, Path]:
+    """A place whose runs do not end before a file is there, and that file."""
+    release = tmp_path / "release"
+    return replace(stub_place, stub={"STUB_RELEASE": str(release)}), release
 
 
 def state_of(place: Workplace) -> str:
@@ -32,12 +42,12 @@ def in_a_terminal(place: Workplace, *arguments: str) -> tuple[int, int]:
     if not pid:
         os.chdir(place.folder)
         os.execve(  # noqa: S606 - no shell is wanted
-            sys.executable, [sys.executable, "-m", "runner", *arguments], place.environment()
+            place.python, [place.python, "-m", "runner", *arguments], place.environment()
         )
     return pid, terminal
 
 
-def read_until(terminal: int, text: str, seconds: float = 60) -> str:
+def read_until(terminal: int, text: str, seconds: float = 1800) -> str:
     seen, end = "", time.monotonic() + seconds
     while text not in seen:
         assert time.monotonic() < end, seen
@@ -45,10 +55,11 @@ def read_until(terminal: int, text: str, seconds: float = 60) -> str:
     return seen
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_a_detached_run_is_listed_attached_to_stopped_and_waited_for(
-    place: Workplace, small_job: list[str]
+    stub_place: Workplace, stub_job: list[str]
 ) -> None:
+    place, small_job = stub_place, stub_job
     started = place.call("train", *small_job, *LONG, "--detach", "--json").json
     run, name = Path(started["folder"]), started["run"]
     assert started["state"] == "running" and run == place.last
@@ -56,10 +67,10 @@ def test_a_detached_run_is_listed_attached_to_stopped_and_waited_for(
     waiter = place.start("wait", name)
     place.wait_for_step(2)
     [seen] = place.call("ps", "--json").json["runs"]
-    assert (seen["run"], seen["state"], seen["max_steps"]) == (name, "running", 4000)
+    assert (seen["run"], seen["state"], seen["max_steps"]) == (name, "running", 100000)
     assert seen["step"] >= 1 and seen["loss"] > 0 and seen["device"] == "cpu"
     assert 0 < seen["memory_bytes"] < seen["budget_bytes"] == 6 << 30
-    assert 0 < seen["seconds"] < 300
+    assert 0 < seen["seconds"] < 3600
     # Ctrl-C in a terminal that is attached leaves the run alone, and says how to stop it
     pid, terminal = in_a_terminal(place, "attach", name)
     read_until(terminal, "step ")
@@ -73,9 +84,9 @@ def test_a_detached_run_is_listed_attached_to_stopped_and_waited_for(
     assert "nothing here falls" in place.call("prune", "--older-than", "0m", "--yes").out
     assert state_of(place) == "running" and waiter.poll() is None and follower.poll() is None
     assert place.call("stop", name).code == 0
-    out, _ = waiter.communicate(timeout=30)
+    out, _ = waiter.communicate(timeout=1800)
     assert (waiter.returncode, out.startswith("stopped")) == (143, True)
-    log, _ = follower.communicate(timeout=30)
+    log, _ = follower.communicate(timeout=1800)
     assert follower.returncode == 0
     assert log == (run / "logs" / "train.log").read_text()  # to the last word
     assert place.call("attach", name).code == 143
@@ -84,18 +95,18 @@ def test_a_detached_run_is_listed_attached_to_stopped_and_waited_for(
     assert not run.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize("detach", [True, False])
 def test_the_death_of_the_terminal_does_not_end_the_run(
-    detach: bool, place: Workplace, small_job: list[str]
+    detach: bool, held: tuple[Workplace, Path], stub_job: list[str]
 ) -> None:
     """No setsid, no nohup: a login shell in a terminal, which is hung up and killed."""
+    place, release = held
     pid, terminal = pty.fork()
     if not pid:
         os.chdir(place.folder)
         os.execve("/bin/bash", ["bash", "--norc", "-i"], place.environment())  # noqa: S606
-    words = [sys.executable, "-m", "runner", "train", *small_job]
-    words += ["--set", "training.max_steps=30", *(["--detach"] if detach else [])]
+    words = [place.python, "-m", "runner", "train", *stub_job, *(["--detach"] if detach else [])]
     os.write(terminal, f"{shlex.join(words)}\n".encode())
     run = place.wait_for_step(1)
     if detach:
@@ -106,16 +117,20 @@ def test_the_death_of_the_terminal_does_not_end_the_run(
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert state_of(place) == "running"
+    release.touch()
     assert place.call("wait", "@last").code == 0
     assert termination(run)["reason"] == "completed"
-    wait_gone(run, 30)
+    wait_gone(run)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
-def test_killing_tmux_s_server_does_not_end_the_run(place: Workplace, small_job: list[str]) -> None:
+def test_killing_tmux_s_server_does_not_end_the_run(
+    held: tuple[Workplace, Path], stub_job: list[str]
+) -> None:
+    place, release = held
     tmux = ["tmux", "-L", f"runner-test-{os.getpid()}", "-f", "/dev/null"]
-    words = [sys.executable, "-m", "runner", "train", *small_job, "--set", "training.max_steps=30"]
+    words = [place.python, "-m", "runner", "train", *stub_job]
     subprocess.run(
         [*tmux, "new-session", "-d", "-c", str(place.folder), shlex.join(words)],
         env={**place.environment(), "TERM": "xterm"},
@@ -131,13 +146,16 @@ def test_killing_tmux_s_server_does_not_end_the_run(place: Workplace, small_job:
     os.kill(pid, signal.SIGHUP)  # nor does the death of who is attached
     os.close(terminal)
     os.waitpid(pid, 0)
+    release.touch()
     assert place.call("wait", "@last").code == 0
     assert termination(run)["reason"] == "completed"
 
 
+@pytest.mark.e2e
 def test_who_is_told_of_the_end_gets_the_outcome_and_changes_nothing(
-    place: Workplace, small_job: list[str]
+    stub_place: Workplace, stub_job: list[str]
 ) -> None:
+    place, small_job = stub_place, stub_job
     hook = "cat > told.json; test -f termination.json && flock -n .lock touch free; exit 9"
     done = place.call(
         "train", *small_job, "--set", "training.max_steps=2", "--set", f"on_end={json.dumps(hook)}"
@@ -154,12 +172,14 @@ def test_who_is_told_of_the_end_gets_the_outcome_and_changes_nothing(
     assert end["warnings"] == []
 
 
+@pytest.mark.e2e
 def test_a_detached_start_that_is_refused_says_so(
-    place: Workplace, small_job: list[str], finished_run: Path
+    stub_place: Workplace, stub_job: list[str]
 ) -> None:
     """Before the plan is written: a training process of an earlier start lives in the folder."""
-    run = place.folder / "runs" / finished_run.parent.name / finished_run.name
-    shutil.copytree(finished_run, run)
+    place, small_job = stub_place, stub_job
+    assert place.call("train", *small_job).code == 0
+    run = place.last
     (run / "termination.json").unlink()
     saved = run / "checkpoints" / "checkpoint-6"
     saved.mkdir(exist_ok=True)

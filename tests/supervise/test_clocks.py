@@ -16,7 +16,7 @@ from runner.runs.folder import RunFolder
 from runner.supervisor.event_log import Record
 from runner.supervisor.gpu_lease import Cards
 from runner.supervisor.ranks import reported_bytes
-from tests.runs.conftest import Workplace, lines, termination
+from tests.support.workplace import Workplace, lines, termination
 
 DAY = 86_400.0
 JUMPING = """
@@ -77,7 +77,7 @@ def test_the_wait_for_a_card_is_measured_by_no_wall_clock(clock: Clock, tmp_path
     cards._blocked = Blocked(1, ("GPU 0 is held by run-1",), 1, 1)
     assert cards.await_turn(Never(), Record(RunFolder(tmp_path))) is None  # type: ignore[arg-type]
     [event] = [e for e in lines(tmp_path / "events.jsonl") if "waited_seconds" in e]
-    assert 0.5 < event["waited_seconds"] < 10 and "waited 0:0" in event["text"]
+    assert 0.5 < event["waited_seconds"] < 3600 and "waited 0:" in event["text"]
 
 
 def test_the_speed_is_known_after_the_clock_was_set_back(tmp_path: Path) -> None:
@@ -99,6 +99,7 @@ def test_the_speed_is_known_after_the_clock_was_set_back(tmp_path: Path) -> None
     assert progress.line(200).endswith("3:20 left")  # 100 steps of 2 s
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("shift", [-DAY, DAY])
 def test_a_run_under_a_jumping_clock_is_neither_timed_out_nor_endless(
     shift: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -107,13 +108,16 @@ def test_a_run_under_a_jumping_clock_is_neither_timed_out_nor_endless(
     code = JUMPING.replace("SHIFT", repr(shift))
     (tmp_path / "site" / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}")
-    (tmp_path / "train.sh").write_text("sleep 1.5\n")
-    job = "engine: script\nscript: train.sh\ntimeout_minutes: 1\n"
+    release = tmp_path / "release"
+    script = f"sleep 1.5; while [[ ! -e '{release}' ]]; do sleep 0.1; done\n"
+    (tmp_path / "train.sh").write_text(script)
+    job = "engine: script\nscript: train.sh\ntimeout_minutes: 20\n"
     (tmp_path / "job.yaml").write_text(job)
     place = Workplace(tmp_path)
     started = place.call("train", "job.yaml", "--detach", "--json").json
     [seen] = place.call("ps", "--json").json["runs"]
-    assert 0 <= seen["seconds"] < 30
+    assert 0 <= seen["seconds"] < 3600
+    release.touch()
     assert place.call("wait", started["run"]).code == 0
     end = termination(Path(started["folder"]))
-    assert (end["reason"], 1 < end["seconds"] < 30) == ("completed", True)
+    assert (end["reason"], 1 < end["seconds"] < 3600) == ("completed", True)

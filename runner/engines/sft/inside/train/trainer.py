@@ -241,7 +241,7 @@ class RunTrainer(SFTTrainer):
         if first:
             shutil.rmtree(staging, ignore_errors=True)
             for old in self._too_many(final.parent):
-                shutil.rmtree(old)
+                checkpoints.delete(old)
         _barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
