@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.forked import preloaded
+from tests.support.engine_forks import preloaded
 
 Command = Callable[..., Any]
 

@@ -3,7 +3,8 @@
 A run has dropout, epochs of eight steps, an evaluation now and then: all that a resume has to put
 back. It takes two seconds, where a run of the real CLI takes a quarter of a minute.
 
-`python -m torch.distributed.run ... -- in_process.py OUT MODEL ROWS` does it in several processes.
+`python -m tests.engine.in_process OUT MODEL ROWS`, by a launcher's variables one of several
+processes, does it in all of them together.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ ROWS = 36
 """Of which 4 are held out: 32 x 1 row, 4 batches a step, make 8 steps an epoch."""
 
 
-def make_rows(path: Path) -> Path:
+def make_rows(path: Path, rows: int = ROWS) -> Path:
     """Short conversations, no two alike."""
     lines = []
-    for number in range(ROWS):
+    for number in range(rows):
         said = " ".join(WORDS[(number * step + step) % len(WORDS)] for step in range(1, 6))
         answer = " ".join(WORDS[(number + 3 * step) % len(WORDS)] for step in range(4 + number % 5))
         turns = [{"role": "user", "content": f"{number} {said}"}]
@@ -224,7 +225,7 @@ def _several(out: Path, model: Path, rows: Path) -> None:
     import torch
 
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    training = {"max_steps": 7, "gradient_accumulation_steps": 2, "eval_steps": 3}
+    training = {"max_steps": 6, "gradient_accumulation_steps": 2, "eval_steps": 3}
     plan = plan_of(model, rows, training=training)
     launch = plan.launch.model_copy(update={"num_processes": ranks})
     plan = plan.model_copy(update={"launch": launch})

@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,17 +18,29 @@ import pytest
 
 from runner.common import durable
 from runner.common.errors import RefusedError, RunnerError
+from runner.engines.sft.plan import Plan
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from tests.engine import in_process
-from tests.engine.in_process import Ended, Interruptions, make_rows, plan_of, run
+from tests.engine.in_process import Ended, Interruptions, make_rows, run
+from tests.support.forked import run_ranks
 
 pytest.importorskip("torch")
 pytest.importorskip("trl")
 pytest.importorskip("peft")
+pytestmark = pytest.mark.e2e
 
+ROWS = 9
+"""Of which 1 is held out: 8 x 1 row, 2 batches a step, make 4 steps an epoch."""
 STOP = (signal.SIGTERM,)
 SAVE_AND_STOP = (signal.SIGUSR1, signal.SIGTERM)  # as the guard asks
+
+
+def plan_of(model: Path, rows: Path, **changes: Any) -> Plan:
+    """A plan of 10 steps of 2 accumulated batches; `training` among the changes is merged."""
+    short = {"max_steps": 10, "gradient_accumulation_steps": 2, "eval_steps": 2}
+    training = {**short, **changes.pop("training", {})}
+    return in_process.plan_of(model, rows, training=training, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def job(place: Path, shared: Path) -> tuple[Path, Path]:
     """The model's folder and the rows."""
-    return shared / "models" / "stories260k", make_rows(place / "rows.jsonl")
+    return shared / "models" / "stories260k", make_rows(place / "rows.jsonl", ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +111,9 @@ def _noise() -> None:
 @pytest.mark.parametrize(
     ("batch", "signals", "checkpoint"),
     [
-        (14, STOP, 4),  # the second of four batches of a step whose evaluation the stop cuts off
-        (30, SAVE_AND_STOP, 8),  # the last step of an epoch, evaluated too
-        (75, STOP, 19),  # in the third epoch, where the rate is almost down
+        (3, STOP, 2),  # the first of two batches of a step whose evaluation the stop cuts off
+        (7, SAVE_AND_STOP, 4),  # the last step of an epoch, evaluated too
+        (18, STOP, 9),  # in the third epoch, where the rate is almost down
     ],
 )
 def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(
@@ -123,9 +134,9 @@ def test_a_run_stopped_twice_and_asked_for_a_checkpoint_is_the_same_run(
     undisturbed: Ended, job: tuple[Path, Path], tmp_path: Path
 ) -> None:
     plan, path = plan_of(*job), tmp_path / "run"
-    asked = {6: (signal.SIGUSR1,), 18: STOP}
+    asked = {3: (signal.SIGUSR1,), 9: STOP}
     first = run(plan, path, meanwhile=Interruptions(asked))
-    second = run(plan, path, resume=True, meanwhile=Interruptions({21: STOP}))
+    second = run(plan, path, resume=True, meanwhile=Interruptions({7: STOP}))
     third = run(plan, path, resume=True)
     batches = first.batches + second.batches + third.batches
     assert_same(replace(third, batches=batches), undisturbed)
@@ -147,10 +158,10 @@ def test_a_resume_puts_back_what_a_method_has_of_its_own(
 ) -> None:
     if "optim" in changes.get("training", {}) or changes.get("method") == "qlora":
         pytest.importorskip("bitsandbytes")
-    short = {"max_steps": 8, "eval_steps": 3}
+    short = {"max_steps": 5, "eval_steps": 3}
     changes = {**changes, "training": {**short, **changes.get("training", {})}}
     whole = run(plan_of(*job, **changes), tmp_path / "whole")
-    assert_same(stopped_at(23, job, tmp_path / "stopped", **changes), whole)
+    assert_same(stopped_at(5, job, tmp_path / "stopped", **changes), whole)
 
 
 def test_the_evaluation_that_a_stop_cut_off_is_made_up_for_and_can_end_the_run(
@@ -158,8 +169,8 @@ def test_the_evaluation_that_a_stop_cut_off_is_made_up_for_and_can_end_the_run(
 ) -> None:
     training = {"early_stopping_patience": 1, "early_stopping_threshold": 50.0}
     whole = run(plan_of(*job, training=training), tmp_path / "whole")
-    assert len(whole.batches) == 4 * 8  # the second evaluation is no better by 50
-    assert_same(stopped_at(31, job, tmp_path / "stopped", training=training), whole)
+    assert len(whole.batches) == 2 * 4  # the second evaluation is no better by 50
+    assert_same(stopped_at(7, job, tmp_path / "stopped", training=training), whole)
 
 
 def test_the_order_of_rows_depends_on_seed_and_step_alone(
@@ -179,12 +190,12 @@ def test_the_order_of_rows_depends_on_seed_and_step_alone(
 
     monkeypatch.setattr(arguments, "training_arguments", with_workers)
     # no dropout, no evaluation: nothing is drawn but the order
-    training = {"max_steps": 10, "eval_steps": None}
+    training = {"max_steps": 6, "eval_steps": None}  # in the second epoch
     changed = plan_of(*job, training=training, lora={"lora_dropout": 0.0, "r": 2})
-    assert run(changed, tmp_path / "run").batches == undisturbed.batches[:40]
+    assert run(changed, tmp_path / "run").batches == undisturbed.batches[:12]
     monkeypatch.undo()
     other = plan_of(*job, training={"max_steps": 2, "eval_steps": None, "seed": 43})
-    assert run(other, tmp_path / "other").batches != undisturbed.batches[:8]
+    assert run(other, tmp_path / "other").batches != undisturbed.batches[:4]
 
 
 def test_the_gradient_scaler_of_fp16_is_put_back(tmp_path: Path) -> None:
@@ -233,7 +244,7 @@ def test_a_checkpoint_that_is_not_our_own_runs_no_code(
     job: tuple[Path, Path], tmp_path: Path
 ) -> None:
     plan, path = plan_of(*job, training={"max_steps": 3, "save_steps": 1}), tmp_path / "run"
-    run(plan, path, meanwhile=Interruptions({5: STOP}))
+    run(plan, path, meanwhile=Interruptions({3: STOP}))
     checkpoint = path / "checkpoints" / "checkpoint-2"
     canary = tmp_path / "canary"
     state = (checkpoint / "rng_state.pth").read_bytes()
@@ -251,25 +262,16 @@ def test_a_checkpoint_that_is_not_our_own_runs_no_code(
 # Several processes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_processes_stopped_by_one_of_them_end_as_if_they_had_not_been(
     job: tuple[Path, Path], tmp_path: Path, ranks: int
 ) -> None:
     """With three, the order in which DDP's buckets hold gradients shows in the sums."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", str(ranks), "--", in_process.__file__),
-            *(str(tmp_path), *map(str, job)),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = dict(re.findall(r"^RESULT (\w+) (\w+)$", done.stdout, re.MULTILINE))
+    model, _ = job
+    rows = make_rows(tmp_path / "rows.jsonl")
+    ended = run_ranks("tests.engine.in_process", *map(str, (tmp_path, model, rows)), ranks=ranks)
+    assert [each.code for each in ended] == [0] * ranks, ended[0].err[-3000:]
+    results = dict(re.findall(r"^RESULT (\w+) (\w+)$", ended[0].out, re.MULTILINE))
     assert results["again"] == results["resumed"] == results["whole"]
     saved = tmp_path / "stopped" / "checkpoints" / "checkpoint-4"
     assert len(list(saved.glob("rng_state_*.pth"))) == ranks

@@ -25,6 +25,8 @@ from tests.testbed.hub import RIGHT_TOKEN, FakeHub, Repository, serve, surroundi
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
+PATIENCE_SECONDS = 600.0
+"""How long what will come is waited for, on whatever machine."""
 ROWS = [{"text": f"row {i} 你好", "label": str(i % 2)} for i in range(50)]
 LARGE = "model.safetensors"
 
@@ -89,7 +91,7 @@ def start(*wanted: dict[str, Any]) -> subprocess.Popen[str]:
 
 def fetch(*wanted: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """The records, and what a person was told."""
-    out, err = start(*wanted).communicate(timeout=120)
+    out, err = start(*wanted).communicate(timeout=PATIENCE_SECONDS)
     assert "Traceback" not in err, err
     return [json.loads(line) for line in out.splitlines()], err
 
@@ -192,7 +194,7 @@ def _largest_partial(folder: Path) -> int:
     return max(sizes)
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def _wait_for(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came to that"
@@ -331,7 +333,7 @@ def test_two_fetches_at_once_take_turns(hub: FakeHub) -> None:
     hub.repositories["o/m"] = Repository(files)
     hub.bytes_per_second = 8 * MIB
     both = [start(model()), start(model())]
-    records = [json.loads(process.communicate(timeout=120)[0]) for process in both]
+    records = [json.loads(process.communicate(timeout=PATIENCE_SECONDS)[0]) for process in both]
     assert all((Path(r["place"]) / LARGE).read_bytes() == files[LARGE] for r in records)
     assert len(hub.asked("/cdn/")) == 1
 

@@ -14,6 +14,7 @@ import pytest
 from runner.common.errors import RefusedError, RunnerError
 from tests.engine.methods import METHODS, Trained, plan_of, train
 
+pytestmark = pytest.mark.e2e
 Get = Callable[[str], Trained]
 
 

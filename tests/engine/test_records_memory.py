@@ -80,4 +80,5 @@ def _rank(rank: int, store: str) -> None:
 
 
 def test_of_processes_that_train_together_the_fullest_card_counts(tmp_path: Path) -> None:
-    processes.spawn(_rank, args=(f"file://{tmp_path}/store",), nprocs=2)
+    store = f"file://{tmp_path}/store"
+    processes.start_processes(_rank, args=(store,), nprocs=2, start_method="fork")

@@ -204,11 +204,11 @@ def test_saves_are_counted_as_step_by_step(made: list[dict[str, Any]], data: st.
 def test_a_billion_steps_are_counted_at_once() -> None:
     total = 999_999_999
     training = settings(max_steps=total, save_steps=7, eval_steps=11, save_total_limit=3)
-    began = time.monotonic()
+    began = time.process_time()
     assert count_saves(training, total) == total // 7 + 1
     assert kept_at_once(training, total) == 4
     assert has_best_candidate(training, total)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 5  # one by one they would take minutes
 
 
 def test_a_training_that_only_warms_up_learns_nothing() -> None:

@@ -20,6 +20,7 @@ from tests.engine.tiny import make_trainer, plan_of, run_folder
 pytest.importorskip("torch")
 pytest.importorskip("trl")
 pytest.importorskip("peft")
+pytestmark = pytest.mark.e2e
 
 TWO_STAGES = {
     "stages": [

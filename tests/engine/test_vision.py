@@ -536,6 +536,7 @@ def test_the_loss_is_that_of_a_plain_forward_pass(
     torch.testing.assert_close(plain.loss, by_hand, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pretraining_moves_the_projector_and_nothing_else(
     place: Path,
@@ -565,6 +566,7 @@ def test_pretraining_moves_the_projector_and_nothing_else(
         assert torch.equal(projector_parameters(fresh)[name], tensor)
 
 
+@pytest.mark.e2e
 def test_finetuning_moves_the_adapter_and_the_projector_and_never_enters_the_tower(
     place: Path, batch_rows: list[dict[str, Any]], collator: ImageTextCollator, tmp_path: Path
 ) -> None:
@@ -608,6 +610,7 @@ def test_a_batch_without_images_gives_the_projector_a_gradient_of_nothing(
         assert parameter.grad is not None and not parameter.grad.any()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("phase", ["pretrain", "finetune"])
 def test_a_phase_goes_on_from_its_checkpoint_to_the_bit(
     place: Path,
@@ -644,6 +647,7 @@ def test_a_phase_goes_on_from_its_checkpoint_to_the_bit(
 # real images
 
 
+@pytest.mark.e2e
 def test_five_steps_of_each_phase_on_real_images(place: Path, shared: Path, tmp_path: Path) -> None:
     import torch
     from transformers import set_seed

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs.agent_rows import ROWS, write_place
-from tests.support.forked import call_here, preloaded, train_here
+from tests.support.engine_forks import call_here, preloaded, train_here
 from tests.support.workplace import lines
 
 pytestmark = pytest.mark.e2e

@@ -1,6 +1,6 @@
 """`runner evaluate` on real runs of the 260K-parameter model, and on that model as it is.
 
-The engine is forked from this process (tests/support/forked.py); Ctrl-C is tried on a new one.
+The engine is forked from this process (support/engine_forks.py); Ctrl-C is tried on a new one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 from sklearn import metrics as sklearn
 
 from tests.runs.conftest import SHARED
-from tests.support.forked import call_here, preloaded, train_here
+from tests.support.engine_forks import call_here, preloaded, train_here
 from tests.support.workplace import Finished, Workplace, lines
 
 pytestmark = pytest.mark.e2e

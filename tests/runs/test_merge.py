@@ -13,7 +13,7 @@ from runner.common.errors import RefusedError, UsageError
 from runner.provenance.bundle.local_plan import plan_here
 from runner.runs.folder import RunFolder
 from tests.engine.methods import METHODS, plan_of, train
-from tests.support.forked import call_here, preloaded
+from tests.support.engine_forks import call_here, preloaded
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.e2e

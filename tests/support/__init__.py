@@ -1,1 +1,1 @@
-"""What several folders of tests use: places to call `runner` in, a stub trainer, runs, costs."""
+"""What several folders of tests use: places to call `runner` in, stubs, shared runs, costs."""

@@ -15,14 +15,14 @@ from runner.engines.sft.plan import Plan
 from tests.engine import methods
 from tests.engine.tiny import run_folder
 
-VOCABULARY, TOKENS, ROWS = 8192, 256, 2
+VOCABULARY, TOKENS, ROWS = 4096, 128, 2
 LLAMA = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": VOCABULARY,
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "num_hidden_layers": 6,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 3,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
@@ -32,7 +32,7 @@ QWEN = {
     **LLAMA,
     "model_type": "qwen2",
     "architectures": ["Qwen2ForCausalLM"],
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "tie_word_embeddings": True,
 }
 
@@ -61,7 +61,7 @@ def write_tokenizer(folder: Path, vocabulary: int) -> Path:
 
 
 def plan_of(folder: Path, config: dict[str, Any] = LLAMA, **settings: Any) -> Plan:
-    """A CPU plan in fp32 of 2 rows of 256 tokens, LoRA of rank 8, and these settings."""
+    """A CPU plan in fp32 of 2 rows of 128 tokens, LoRA of rank 8, and these settings."""
     model = write_model(folder / config["model_type"], config)
     rows = folder / "rows.jsonl"
     rows.touch()

@@ -27,6 +27,7 @@ from runner.engines.sft.memory.ladder import (
     with_choice,
 )
 from runner.engines.sft.plan import Plan
+from tests.security.soak import examples
 from tests.vram.plans import gpu_plan
 
 LAYERS = 12
@@ -132,7 +133,11 @@ def applied(path: Path, changes: dict[str, Any]) -> Any:
 
 
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(25, 200),  # each reads two jobs
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
+)
 def test_overrides_by_set_give_the_plan_that_was_predicted(
     data: st.DataObject, tmp_path: Path
 ) -> None:

@@ -17,9 +17,10 @@ from runner.engines.sft.memory.ask import Batch
 from runner.report.prediction import WIDTH, bar, ordered, prediction_lines
 from runner.vram.prediction import CONTEXT, HostMemory, Prediction, TrainingMemory
 from tests.conftest import Answer, run_cli
+from tests.support.forked import forks_for_modules
 from tests.vram.plans import gpu_plan
 from tests.vram.real import LLAMA, plan_of
-from tests.vram.tiny_job import WORDS, write_job
+from tests.vram.tiny_job import MODEL, WORDS, write_job
 
 GIB, MIB = 1 << 30, 1 << 20
 Cli = Callable[..., Answer]
@@ -35,7 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RUNNER_STATE", str(folder / "state"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         write_job(folder)
-        yield folder
+        with forks_for_modules():
+            yield folder
 
 
 def vram(*arguments: str) -> tuple[dict[str, Any], Answer]:
@@ -49,7 +51,7 @@ def on_gpu(place: Path) -> tuple[dict[str, Any], Answer]:
     return vram("job.yaml")
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_parts_sum_to_what_the_process_takes(on_gpu: tuple[dict[str, Any], Answer]) -> None:
     record, answer = on_gpu
     assert "assumed" in record["assumed"]  # there is no GPU here
@@ -62,11 +64,11 @@ def test_parts_sum_to_what_the_process_takes(on_gpu: tuple[dict[str, Any], Answe
     assert memory["parts"][CONTEXT] > 100 * MIB
     assert WORDS < memory["tokens"] < WORDS + 40
     assert "longest of 3 rows" in memory["length_from"]
-    assert memory["layers"] == 6
+    assert memory["layers"] == MODEL["num_hidden_layers"]
     assert "tracing a step" in answer.err
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_second_call_is_answered_from_the_cache(
     on_gpu: tuple[dict[str, Any], Answer],
 ) -> None:
@@ -76,7 +78,7 @@ def test_the_second_call_is_answered_from_the_cache(
     assert again == first
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_a_changed_setting_is_traced_anew_and_one_that_changes_nothing_is_not(
     on_gpu: tuple[dict[str, Any], Answer],
 ) -> None:
@@ -88,7 +90,7 @@ def test_a_changed_setting_is_traced_anew_and_one_that_changes_nothing_is_not(
     assert less["process_bytes"] < first["process_bytes"]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_on_the_cpu_it_is_the_hosts_memory_in_fp32(
     place: Path, on_gpu: tuple[dict[str, Any], Answer]
 ) -> None:
@@ -101,7 +103,7 @@ def test_on_the_cpu_it_is_the_hosts_memory_in_fp32(
     assert memory["parts"]["frozen weights"] == pytest.approx(2 * weights, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_for_people_it_says_all_that_takes_memory(
     place: Path, on_gpu: tuple[dict[str, Any], Answer]
 ) -> None:
@@ -113,7 +115,7 @@ def test_for_people_it_says_all_that_takes_memory(
     assert "assumed" in answer.out
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_a_model_that_is_nowhere_is_refused_with_a_way_out(place: Path) -> None:
     path = place / "unknown.yaml"
     path.write_text("model: nobody/knows-this\ndata: {train: rows.jsonl}\n")
@@ -327,9 +329,10 @@ def test_help_imports_no_torch(command: str, tmp_path: Path) -> None:
     assert loaded & {"torch", "transformers", "peft", "trl", "numpy", "yaml", "jinja2"} == set()
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_toolkits_job_says_why_full_does_not_fit_and_lora_does(cli: Cli) -> None:
-    answer = cli("vram", "mgm-10k-lora", "--json")
+    with forks_for_modules():
+        answer = cli("vram", "mgm-10k-lora", "--json")
     assert answer.code == 0, answer.err
     record = json.loads(answer.out)
     named = {memory["phase"]: memory for memory in record["trainings"]}

@@ -14,7 +14,7 @@ MODEL = {
     "vocab_size": 32_000,
     "hidden_size": 1024,
     "intermediate_size": 2816,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 2,
     "num_attention_heads": 16,
 }
 WORDS = 300

@@ -14,6 +14,8 @@ import pytest
 from runner.common.caches import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+USERS_CACHE = cache_folder()
+"""As it is before a test has one of its own, where the demo model would be made anew."""
 SHARED = Path(os.environ.get("RUNNER_SHARED", REPOSITORY.parent / "shared"))
 
 CHATML = (
@@ -35,7 +37,7 @@ _LOADED: dict[str, Any] = {}
 
 def _smollm2() -> Path:
     """The built-in demo model, fetched once into the user's cache where it is not there yet."""
-    folder = cache_folder() / "models" / "smollm2-135m-instruct"
+    folder = USERS_CACHE / "models" / "smollm2-135m-instruct"
     if not (folder / "config.json").is_file():
         command = [sys.executable, "-m", "runner.engines.sft.inside.builtin_model", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)

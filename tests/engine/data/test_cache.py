@@ -3,7 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,33 +41,35 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 SLOW = """
-import sys, time
+import sys
 from pathlib import Path
 from runner.data.cache import make_once
 def fill(folder):
     (folder / "rows").write_text("some")
     print("making", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.read()
 print(make_once(Path(sys.argv[1]), fill), flush=True)
 """
 
 
-def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(folder), str(seconds)],
+def start(folder: Path) -> subprocess.Popen[str]:
+    """A process that has begun to make a folder, and goes on when its stdin is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(folder)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
     )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "making\n"
+    return process
 
 
 def test_what_a_killed_process_left_is_made_anew(tmp_path: Path) -> None:
-    killed = start(tmp_path / "abc", 60)
-    assert killed.stdout is not None
-    assert killed.stdout.readline() == "making\n"
+    killed = start(tmp_path / "abc")
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    killed.stdout.close()
+    killed.communicate()
     assert (tmp_path / ".abc.staging").is_dir()
     assert make_once(tmp_path / "other", fill)  # another folder's making sweeps up
     assert not (tmp_path / ".abc.staging").exists()
@@ -75,10 +77,15 @@ def test_what_a_killed_process_left_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
-    one = start(tmp_path / "abc", 1)
-    assert one.stdout is not None
-    assert one.stdout.readline() == "making\n"
-    started = time.monotonic()
-    assert not make_once(tmp_path / "abc", lambda _: pytest.fail("the other one makes it"))
-    assert time.monotonic() - started > 0.3
+    one = start(tmp_path / "abc")
+    made_here: list[Path] = []
+    found: list[bool] = []
+    other = threading.Thread(
+        target=lambda: found.append(make_once(tmp_path / "abc", made_here.append))
+    )
+    other.start()
+    other.join(0.3)
+    assert other.is_alive()  # it waits for the one that makes it
     assert one.communicate()[0] == "True\n"
+    other.join()
+    assert (found, made_here) == ([False], [])

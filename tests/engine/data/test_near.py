@@ -12,6 +12,7 @@ from runner.data import near
 from runner.data.prepared import Prepared
 from runner.data.summary import near_lines
 from tests.engine.data.test_prepare import adds_up, cache, done, write
+from tests.support.soaking import ONLY_IN_SOAK
 
 __all__ = ["cache"]
 TEMPLATE = "Please read the following customer review carefully and answer yes or no: "
@@ -75,12 +76,16 @@ def test_it_says_where_the_library_is_not_there(
     ]
 
 
-@pytest.mark.slow
-def test_twenty_thousand_rows_take_seconds(tmp_path: Path) -> None:
-    texts = sentences(20_000, 1)
+@pytest.mark.parametrize(
+    ("rows", "seconds"),
+    [(5_000, 10), pytest.param(20_000, 20, marks=ONLY_IN_SOAK)],  # about a quarter is taken
+)
+def test_thousands_of_rows_take_seconds(rows: int, seconds: float, tmp_path: Path) -> None:
+    """CPU-seconds: each row against each other would take ten times as many of 5,000."""
+    texts = sentences(rows, 1)
     prepared = done(write(tmp_path / "t.jsonl", *((t, "a") for t in texts)), split={"eval": 0.1})
     began = time.process_time()
     found = near.near_duplicates(prepared, dict(prepared.counts), lambda _: None)
     assert found is not None
     assert found["rows"] == {"eval": 0, "test": 0}
-    assert time.process_time() - began < 20, "about 6 s on a free core"
+    assert time.process_time() - began < seconds

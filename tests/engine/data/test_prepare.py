@@ -579,7 +579,7 @@ def test_a_killed_one_is_made_anew(tmp_path: Path, cache: Path) -> None:
     wait = (
         "from runner.data import prepare as module\n"
         "import time\n"
-        "module.Ledger.place = lambda *_: (print('there', flush=True), time.sleep(60))"
+        "module.Ledger.place = lambda *_: (print('there', flush=True), time.sleep(600))"
     )
     killed = start(train, wait)
     assert killed.stdout is not None
@@ -661,10 +661,11 @@ print(json.dumps(ten_million.run({rows}, Path({folder!r}), lambda _: None)))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """The kernel's own high-water mark of a process that prepares nothing else."""
     peaks = {}
-    for rows in (80_000, 240_000):
+    for rows in (80_000, 240_000):  # with fewer the buffers are not full yet
         folder = tmp_path / str(rows)
         folder.mkdir()
         code = MEASURE.format(

@@ -3,10 +3,10 @@
 `stub_python` makes an interpreter. A command line called with it plans, supervises and renders as
 ever, and its launch.sh is the real one; only four modules are answered by the stub, by name:
 
-    runner.engines.sft.inside                     the real __main__ (signals, failures, --prepare, exit codes),
-                                      with stub_trainer/train.py in place of runner.engines.sft.inside.train.train
-    runner.engines.sft.inside.survey              a document computed from the plan, in stub_trainer/survey.py
-    runner.vram                       one change that would have fitted, in stub_trainer/survey.py
+    runner.engines.sft.inside         the real __main__ (signals, failures, --prepare, exit codes),
+                                      with stub_trainer/train.py in place of its train/train.py
+    runner.engines.sft.inside.survey  a document computed from the plan, in stub_trainer/survey.py
+    runner.engines.sft.inside.memory  one change that would have fitted, in stub_trainer/survey.py
     accelerate.commands.launch        a bash loop that starts the ranks and waits for them
 
 A start costs about 2 CPU-seconds where a start of the real engine costs 30. What the stub does in
@@ -25,7 +25,8 @@ import sys
 from pathlib import Path
 
 MAIN = Path(__file__).with_name("main.py")
-ENGINE_MODULES = ("runner.engines.sft.inside", "runner.engines.sft.inside.survey", "runner.vram")
+_ENGINE = "runner.engines.sft.inside"
+ENGINE_MODULES = (_ENGINE, f"{_ENGINE}.survey", f"{_ENGINE}.memory")
 
 _SHIM = """#!/bin/bash
 # Python, but for what would train. `exec -a` names it as this file, so that sys.executable is too.

@@ -21,9 +21,10 @@ def main() -> None:
         runpy.run_module("runner.engines.sft.inside", run_name="__main__")
     from tests.support.stub_trainer import survey
 
-    answer = {"runner.engines.sft.inside.survey": survey.survey, "runner.vram": survey.cheapest}[
-        module
-    ]
+    answer = {
+        "runner.engines.sft.inside.survey": survey.survey,
+        "runner.engines.sft.inside.memory": survey.cheapest,
+    }[module]
     answer(Path(arguments[0]))
     sys.stdout.flush()
     os._exit(0)
