@@ -24,8 +24,8 @@ test-quick *args: setup
 
 # Long repetitions: hostile files by the ten thousand, all jobs and the demo by the command line, two hundred kills; arguments go to pytest
 soak *args: setup
-    RUNNER_SOAK=1 .venv/bin/python -m pytest -q tests/security tests/guard/test_policy_model.py tests/test_job_files.py "$@"
-    RUNNER_SOAK=1 .venv/bin/python -m pytest -q -m soak --ignore tests/security "$@"
+    RUNNER_SOAK=1 .venv/bin/python -m pytest -q tests/security tests/provenance tests/bundle tests/guard/test_policy_model.py tests/test_job_files.py "$@"
+    RUNNER_SOAK=1 .venv/bin/python -m pytest -q -m soak --ignore tests/security --ignore tests/provenance --ignore tests/bundle "$@"
     .venv/bin/python -m tests.runs.kills 100 --stub
     .venv/bin/python -m tests.runs.kills 100
     .venv/bin/python -m tests.runs.kills 4 --processes 2

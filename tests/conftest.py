@@ -11,8 +11,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+
+from tests.support.containers import FIXTURES as OF_CONTAINERS
+from tests.support.containers import bench  # noqa: F401 - fixtures, as the next ones
+from tests.testbed.docker import docker_daemon, gpu_daemon, train_image  # noqa: F401
 
 pytest_plugins = ["tests.support.cost"]
 
@@ -30,29 +36,38 @@ os.environ["RUNNER_STATE"] = STATE.name
 # what libraries hold is not measured anew for every test that predicts
 os.environ["RUNNER_FOOTPRINT"] = "assumed"
 
+# how long an example takes says how busy the machine is, and nothing of what is tried
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
-TOGETHER = ("container",)
-"""Folders of tests that share something there is one of: a Docker daemon."""
+WEIGHTS = {"slow": 50, "e2e": 50, "container": 15}
+"""Of a test with such a mark, against any other: about its seconds against theirs."""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers side by side (-n) take whole files."""
+    from tests.support.groups import by_file
+
+    return by_file(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers side by side (-n) take whole files, so that a module's fixtures are made once.
-
-    What takes longest starts first: the last file to end is the one all wait for.
-    """
-    slow: dict[str, int] = {}
+    """What takes longest starts first: the last file to end is the one all wait for."""
     soaks = os.environ.get("RUNNER_SOAK") == "1"
     for item in items:
         if item.get_closest_marker("soak") and not soaks:
             item.add_marker(pytest.mark.skip(reason="a soak: ./just soak, or RUNNER_SOAK=1"))
-        folder, _, name = str(item.path.relative_to(REPOSITORY / "tests")).partition("/")
-        group = folder if folder in TOGETHER else f"{folder}/{name}"
-        item.add_marker(pytest.mark.xdist_group(group))
-        large = any(map(item.get_closest_marker, ("slow", "e2e", "container")))
-        weight = 50 if large else 1
-        slow[group] = slow.get(group, 0) + weight
-    items.sort(key=lambda item: -slow[item.get_closest_marker("xdist_group").args[0]])
+        if OF_CONTAINERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("container")
+    weights: dict[Path, int] = {}
+    for item in items:
+        weight = next((each for name, each in WEIGHTS.items() if item.get_closest_marker(name)), 1)
+        weights[item.path] = weights.get(item.path, 0) + weight
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.fixture(scope="session")

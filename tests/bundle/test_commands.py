@@ -13,9 +13,11 @@ import pytest
 
 from tests.conftest import run_cli
 from tests.provenance.conftest import make_bench, manifest_of
-from tests.runs.conftest import Finished, Workplace
+from tests.support.workplace import Finished, Workplace
 
 SCRIPT_LOG = "echo the licence is $MY_LICENCE\n"
+
+pytestmark = pytest.mark.e2e
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from runner.runs.folder import RunFolder, create
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.test_any_plan import any_plan
+from tests.security.soak import examples
 from tests.test_render import on_cpu
 
 END = Outcome(Reason.FAILED, 1, "it was only begun", started_unix_seconds=1, ended_unix_seconds=2)
@@ -74,8 +75,7 @@ def wrongs(manifest: Manifest, plan: PlanBase, place: Path) -> list[str]:
     return [each.text for each in wrong_inputs(manifest, plan, Hasher(place / "hashes"))]
 
 
-@pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(8, 200), deadline=None)
 @given(plan=any_plan())
 def test_any_plan_finds_its_rows_where_they_are_unpacked(
     tmp_path_factory: pytest.TempPathFactory, plan: PlanBase

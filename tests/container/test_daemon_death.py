@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from runner.containers.images import find_image
-from tests.container.conftest import Bench
-from tests.container.test_script_runs import ended, events, log, started, ticks, wait_until
-from tests.runs.conftest import Workplace, termination
+from tests.support.containers import LONG, Bench, ended, events, log, started, ticks, wait_until
+from tests.support.workplace import Workplace, termination
 from tests.testbed.docker import (
     FOLDER,
     Daemon,
@@ -28,6 +27,8 @@ from tests.testbed.docker import (
 )
 
 MORTAL = FOLDER.with_name(f"{FOLDER.name}-mortal")
+
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,15 @@ def far(
     if daemon.cli.ask("version").code:
         start_again(MORTAL)
     for run in (tmp_path / "runs").glob("*/*"):
-        wait_until(lambda run=run: bench.containers(run.absolute()) == [], 30)
+        wait_until(lambda run=run: bench.containers(run.absolute()) == [])
 
 
 def test_a_run_outlives_the_death_of_dockerd(far: Bench) -> None:
-    process, run = started(far, far.script(ticks(40)))
+    go = far.place.folder / "go"
+    process, run = started(far, far.script(ticks(LONG), environment={"GO": str(go)}))
     kill_daemon(MORTAL)
-    ended(process, 120)
+    go.touch()
+    ended(process)
     end = termination(run)
     # the script did all it had to, but nobody was there to hear its exit code
     assert log(run).splitlines()[-1] == "done"
@@ -70,20 +73,20 @@ def test_a_run_outlives_the_death_of_dockerd(far: Bench) -> None:
 
 
 def test_a_run_can_be_stopped_while_dockerd_is_dead(far: Bench) -> None:
-    process, run = started(far, far.script(ticks(300)))
+    process, run = started(far, far.script(ticks(LONG)))
     kill_daemon(MORTAL)
     process.send_signal(signal.SIGINT)
-    done = ended(process, 120)
+    done = ended(process)
     end = termination(run)
     assert (end["reason"], done.code) == ("stopped", 130)
     assert log(run).splitlines()[-1].startswith("saved at ")
 
 
 def test_a_restarted_dockerd_ends_the_run_and_the_verdict_says_so(far: Bench) -> None:
-    process, run = started(far, far.script(ticks(300)))
+    process, run = started(far, far.script(ticks(LONG)))
     kill_daemon(MORTAL)
     start_again(MORTAL)
-    ended(process, 120)
+    ended(process)
     end = termination(run)
     assert end["reason"] == "failed"
     assert log(run).splitlines()[-1].startswith(("tick ", "saved at "))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.containers.private import dead_private
-from tests.runs.conftest import Workplace
+from tests.support.containers import private_by
+from tests.support.workplace import Workplace
 
 FAKE = """#!{python}
 import json, os, sys, time
@@ -31,13 +31,19 @@ elif words[:2] == ["container", "inspect"]:
 elif words[0] == "run" and "--cidfile" in words:
     (label,) = [word for word in words if word.startswith("dev.runner.run=")]
     open(place + "/label", "w").write(label.partition("=")[2])
+    (label,) = [word for word in words if word.startswith("dev.runner.supervisor=")]
+    open(place + "/supervisor", "w").write(label.partition("=")[2].partition(":")[0])
     open(words[words.index("--cidfile") + 1], "w").write("2" * 64)
-    time.sleep(60)
+    end = time.monotonic() + 900
+    while not os.path.exists(place + "/removed") and time.monotonic() < end:
+        time.sleep(0.2)
 elif words[0] == "rm":
     open(place + "/removed", "a").write(" ".join(words) + "\\n")
 else:
     sys.exit("Error: not here")
 """
+
+pytestmark = pytest.mark.e2e
 
 
 def test_a_remote_daemons_pid_is_neither_measured_nor_killed(
@@ -58,13 +64,13 @@ def test_a_remote_daemons_pid_is_neither_measured_nor_killed(
         "budget": {"host_memory": "1MiB"},
     }
     (tmp_path / "job.yaml").write_text(json.dumps(job))
-    done = Workplace(tmp_path).call("train", str(tmp_path / "job.yaml"), seconds=60)
+    done = Workplace(tmp_path).call("train", str(tmp_path / "job.yaml"))
     try:
         assert done.code == 3, done.err
         assert "on another machine" in done.err and "DOCKER_HOST" in done.err
         assert neighbour.poll() is None
         assert "2" * 64 in (tmp_path / "removed").read_text()
-        assert dead_private() == []  # no secret is left
+        assert private_by(int((tmp_path / "supervisor").read_text())) == []  # no secret is left
     finally:
         neighbour.kill()
         neighbour.wait()

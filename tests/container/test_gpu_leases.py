@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.conftest import Bench
 from tests.container.test_gpu_runs import HOLDER, UUIDS, holding, library, node  # noqa: F401
-from tests.container.test_script_runs import ended, started
+from tests.support.containers import Bench, ended, started
 from tests.testbed import FakeNvml
+
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(autouse=True)

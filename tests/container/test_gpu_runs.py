@@ -6,20 +6,20 @@ by the test which process of the container holds how much.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runner.containers.images import find_image
-from tests.container.conftest import Bench
-from tests.container.test_script_runs import ended, events, log, started, ticks, wait_until
-from tests.runs.conftest import Workplace, lines, termination
+from tests.support.containers import LONG, Bench, ended, events, log, started, ticks, wait_until
+from tests.support.workplace import Workplace, lines, termination
 from tests.testbed import FakeNvml, build_nvml
 from tests.testbed.docker import GPUS, UUIDS, Daemon, bring, build_base
 
-HOLDER = ticks(300).replace('echo "tick $i"', '[[ -e /dev/nvidia0 ]] && echo "tick $i"')
+HOLDER = ticks(LONG).replace('echo "tick $i"', '[[ -e /dev/nvidia0 ]] && echo "tick $i"')
+
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ def node(
     bench = Bench(Workplace(tmp_path), gpu_daemon, name)
     yield bench, nvml
     for run in (tmp_path / "runs").glob("*/*"):
-        wait_until(lambda run=run: bench.containers(run.absolute()) == [], 20)
+        wait_until(lambda run=run: bench.containers(run.absolute()) == [])
 
 
 def job(bench: Bench, **more: object) -> str:
@@ -85,7 +85,11 @@ def test_what_a_process_in_the_container_holds_is_the_runs_own(
     process, run = started(bench, job(bench, budget={"gpu_memory": "4GiB", "grace_seconds": 5}))
     pid = int(bench.inspect(run.absolute())["State"]["Pid"])
     nvml.set(*holding((pid, 2000), (1, 60000)))  # a neighbour's spike is not ours
-    time.sleep(2)
+
+    def own() -> set[int | None]:
+        return {sample["own_bytes"] for sample in lines(run / "memory.jsonl")}
+
+    wait_until(lambda: 2000 << 20 in own())
     assert not (run / "termination.json").exists()
     nvml.set(*holding((pid, 5000)))
     done = ended(process)
@@ -94,8 +98,7 @@ def test_what_a_process_in_the_container_holds_is_the_runs_own(
     assert end["peak_bytes"] == 5000 << 20
     assert end["peak_source"] == "nvml_pid:nvml"
     assert log(run).splitlines()[-1].startswith("saved at ")
-    own = {sample["own_bytes"] for sample in lines(run / "memory.jsonl")}
-    assert 2000 << 20 in own and not any(value and value > 5000 << 20 for value in own)
+    assert not any(value and value > 5000 << 20 for value in own())
     assert any(event["kind"] == "signal" for event in events(run))
 
 

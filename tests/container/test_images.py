@@ -690,7 +690,7 @@ def test_refusals_are_refusals() -> None:
 # An installed wheel -----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_a_wheel_brings_the_same_context(tmp_path: Path) -> None:
     """Slow only for pip's build environment."""
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path)]

@@ -10,13 +10,15 @@ import pytest
 
 from runner.containers.images import Image
 from runner.engines.script.plan import ScriptPlan
-from tests.container.conftest import Bench
 from tests.provenance.test_manifest import validate
+from tests.support.containers import Bench
 
 BODY = """
 [[ $(cat /run/secrets/runner/MY_LICENCE) == "licence-of-1234" ]] || exit 9
 seq 3 > result.txt
 """
+
+pytestmark = pytest.mark.e2e
 
 
 def test_a_run_in_a_container_is_reproduced_in_its_image(

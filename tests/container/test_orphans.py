@@ -20,14 +20,14 @@ from runner.containers import labels, orphans
 from runner.containers.cli import ContainerCli
 from runner.containers.labels import run_labels, supervisor_label
 from tests.testbed import H100, REPOSITORY, FakeNvml, build_nvml
-from tests.testbed.tiny_image import Testbed, build_tiny, require_daemon
+from tests.testbed.docker import Daemon
+from tests.testbed.tiny_image import Testbed, build_tiny
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> ContainerCli:
-    cli = require_daemon()
-    build_tiny(cli, tmp_path_factory.mktemp("tiny"))
-    return cli
+def tiny(docker_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> ContainerCli:
+    build_tiny(docker_daemon.cli, tmp_path_factory.mktemp("tiny"))
+    return docker_daemon.cli
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def doctor(bed: Testbed, *arguments: str, **environment: str) -> subprocess.Comp
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -21,8 +21,8 @@ from runner.common.units import GIB
 from runner.containers import ready
 from runner.containers.cli import Answer, ContainerCli
 from runner.containers.ready import Daemon, require_ready
+from tests.testbed.docker import Daemon as RealDaemon
 from tests.testbed.docker import make_bridge
-from tests.testbed.tiny_image import require_daemon
 
 HERE = os.uname()
 
@@ -83,8 +83,8 @@ def ask(cli: ContainerCli, **wanted: Any) -> Daemon:
 # The real daemon --------------------------------------------------------------------------------
 
 
-def test_the_daemon_of_this_machine_is_ready_for_a_cpu_run() -> None:
-    cli = require_daemon()
+def test_the_daemon_of_this_machine_is_ready_for_a_cpu_run(docker_daemon: RealDaemon) -> None:
+    cli = docker_daemon.cli
     daemon = ask(cli, disk_needed_bytes=1)
     assert daemon.version[0].isdigit() and daemon.cgroup_version in (1, 2)
     assert daemon.is_podman == cli.is_podman
@@ -95,8 +95,10 @@ def test_the_daemon_of_this_machine_is_ready_for_a_cpu_run() -> None:
         assert "system df" in str(refused.value.hint)
 
 
-def test_a_daemon_that_is_down_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cli = require_daemon()
+def test_a_daemon_that_is_down_is_refused(
+    docker_daemon: RealDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = docker_daemon.cli
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/absent.sock")
     with pytest.raises(RefusedError, match="is not running"):
         ask(cli)
@@ -111,9 +113,8 @@ def test_podman_describes_itself(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def second_daemon(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def second_daemon(docker_daemon: RealDaemon, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A dockerd with nothing but a PATH of its own: its socket, and a folder on that PATH."""
-    require_daemon()
     dockerd = shutil.which("dockerd")
     if dockerd is None or os.getuid() != 0:
         pytest.skip("needs dockerd, and root to start it")
@@ -136,7 +137,7 @@ def second_daemon(tmp_path: Path) -> Iterator[tuple[str, Path]]:
             stderr=log,
         )
     try:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 600
         while subprocess.run(
             ["docker", "--host", socket, "version"], capture_output=True
         ).returncode:
@@ -147,15 +148,17 @@ def second_daemon(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         yield socket, hook
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(600)
+        # dockerd mounts its data on itself, and does not always take that down; pytest could never
+        # remove the folder, and would try at the start of every run
+        subprocess.run(["umount", "--recursive", str(tmp_path / "data")], capture_output=True)
         subprocess.run(["ip", "link", "delete", "runnertest9"], capture_output=True)
 
 
-@pytest.mark.slow
 def test_the_hook_is_looked_for_where_that_dockerd_looks(
-    second_daemon: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+    docker_daemon: RealDaemon, second_daemon: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cli = require_daemon()
+    cli = docker_daemon.cli
     before = ready.ask_daemon(cli).nvidia
     socket, hook = second_daemon
     monkeypatch.setenv("DOCKER_HOST", socket)

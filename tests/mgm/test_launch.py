@@ -67,7 +67,7 @@ class Case:
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
         process = self.start(*arguments, **environment)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=600)
         return process.returncode, out
 
     def ran(self) -> list[str]:
@@ -179,13 +179,13 @@ def test_a_failed_stage_ends_the_run_with_its_status_and_no_marker(case: Case, s
 
 
 def test_sigterm_reaches_the_trainer_and_the_script_ends_with_143(case: Case) -> None:
-    process = case.start(STUB_SLEEP="30")
-    for _ in range(200):
-        if case.log.exists() and "started" in case.log.read_text():
-            break
+    process = case.start(STUB_SLEEP="900")
+    end = time.monotonic() + 600
+    while not case.log.exists() or "started" not in case.log.read_text():
+        assert time.monotonic() < end and process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 143, out
     assert "TERM train.py" in case.ran()
     assert not (case.folder / "run/stages/pretrain.json").exists()

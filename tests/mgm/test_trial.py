@@ -25,7 +25,7 @@ def test_another_loss_than_the_pages_is_found(monkeypatch: pytest.MonkeyPatch) -
     assert "no row" in mgm_trial.differences(["| losses of a third | 1.0000 |"], page)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_real_toolkit_trains_merges_and_loads_on_a_cpu() -> None:
     """The figures in docs/mgm.md are those of this run."""
     toolkit = os.environ.get("MGM_TOOLKIT")

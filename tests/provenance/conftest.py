@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import pytest
 
 from runner.provenance.manifest import Manifest
+from tests.conftest import run_cli
 from tests.runs.conftest import (  # noqa: F401 - fixtures of real trainings
-    Finished,
-    Workplace,
     finished_run,
     identity_rows,
     small_job,
     stories,
 )
+from tests.support.workplace import Finished, Workplace
 
 SCRIPT = """
 step=0
@@ -38,6 +39,9 @@ environment: {RATE: "0.1", PAUSE: "0"}
 """
 
 
+IN_PROCESS = ("verify", "diff", "bundle", "unbundle")
+
+
 @dataclass(frozen=True)
 class Bench:
     """A folder with the job, and the runs made there."""
@@ -52,7 +56,13 @@ class Bench:
         return Path(done.json["folder"])
 
     def call(self, *arguments: str) -> Finished:
-        return self.place.call(*arguments)
+        """In this process, where nothing is started."""
+        if arguments[0] not in IN_PROCESS:
+            return self.place.call(*arguments)
+        with contextlib.chdir(self.place.folder):
+            answer = run_cli(*arguments)
+        assert "Traceback" not in answer.err, answer.err
+        return Finished(answer.code, answer.out, answer.err)
 
 
 def make_bench(folder: Path) -> Bench:
@@ -71,7 +81,7 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Path]:
-    """A bench and a completed run of it, for tests that leave both as they are."""
+    """A bench and a completed run of it, for tests that leave the run as it is."""
     bench = make_bench(tmp_path_factory.mktemp("first"))
     return bench, bench.train()
 

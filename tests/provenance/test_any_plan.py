@@ -25,6 +25,7 @@ from runner.runs.folder import create
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.test_manifest import validate
+from tests.security.soak import examples
 from tests.test_render import JOBS, on_cpu, on_gpus
 
 END = Outcome(Reason.FAILED, 1, "it was only begun", started_unix_seconds=1, ended_unix_seconds=2)
@@ -49,8 +50,7 @@ def any_plan(draw: st.DrawFn) -> PlanBase:
     return make_plan(loaded, host(gather(loaded)), draw(st.sampled_from(["train", "smoke"])))
 
 
-@pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(15, 200), deadline=None)
 @given(plan=any_plan())
 def test_a_manifest_of_any_plan_validates_and_gives_it_again(
     tmp_path_factory: pytest.TempPathFactory, plan: PlanBase

@@ -18,7 +18,10 @@ from hypothesis import strategies as st
 
 from runner.common.packages import package_version
 from runner.common.yaml_text import to_yaml
+from runner.engines.load import load_job
 from runner.engines.render import read_any_plan
+from runner.engines.resolve import make_any_plan
+from runner.launch.train import prepare_folder
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import json_schema
 from runner.provenance.recorder import Keeper
@@ -26,7 +29,8 @@ from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.conftest import Bench, make_bench, manifest_of
-from tests.runs.conftest import termination
+from tests.security.soak import examples
+from tests.support.workplace import termination
 
 SCHEMA = REPOSITORY / "docs" / "manifest.schema.json"
 
@@ -46,6 +50,7 @@ def test_the_committed_schema_is_that_of_the_code() -> None:
     jsonschema.Draft202012Validator.check_schema(json_schema())
 
 
+@pytest.mark.e2e
 def test_a_manifest_says_what_went_in_and_what_came_out(first: tuple[Bench, Path]) -> None:
     bench, run = first
     record = manifest_of(run)
@@ -79,6 +84,7 @@ def test_a_manifest_says_what_went_in_and_what_came_out(first: tuple[Bench, Path
     ).stat().st_mtime_ns
 
 
+@pytest.mark.e2e
 def test_a_changed_checkout_is_told_with_its_diff(first: tuple[Bench, Path]) -> None:
     run = first[1]
     code = manifest_of(run)["code"]
@@ -93,24 +99,26 @@ def test_a_changed_checkout_is_told_with_its_diff(first: tuple[Bench, Path]) -> 
         assert code["dirty"] is True and sha256(diff) == code["diff_sha256"]
 
 
+@pytest.mark.e2e
 def test_a_stopped_run_has_its_results_too(bench: Bench) -> None:
-    process = bench.place.start("train", "job.yaml", "--set", "environment.PAUSE='30'")
+    process = bench.place.start("train", "job.yaml", "--set", "environment.PAUSE='900'")
     run = bench.place.wait_for_step(1)
     assert manifest_of(run)["complete"] is False  # its inputs are there from the start
     validate(manifest_of(run))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     record = manifest_of(run)
     validate(record)
     assert record["complete"] is True
     assert (record["results"]["reason"], record["results"]["steps"]) == ("stopped", 1)
 
 
+@pytest.mark.e2e
 def test_a_killed_supervisor_leaves_the_inputs(bench: Bench) -> None:
-    process = bench.place.start("train", "job.yaml", "--set", "environment.PAUSE='2'")
+    process = bench.place.start("train", "job.yaml", "--set", "environment.PAUSE='900'")
     run = bench.place.wait_for_step(1)
     os.kill(json.loads((run / "supervisor.json").read_text())["pid"], signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     record = manifest_of(run)
     validate(record)
     assert record["complete"] is False and record["results"] is None
@@ -118,6 +126,7 @@ def test_a_killed_supervisor_leaves_the_inputs(bench: Bench) -> None:
     assert refused.code == 3 and "has no results" in refused.err
 
 
+@pytest.mark.e2e
 def test_what_can_not_be_recorded_never_ends_a_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +145,7 @@ def test_what_can_not_be_recorded_never_ends_a_run(
     assert record["code"]["commit"] is None and record["results"]["reason"] == "completed"
 
 
+@pytest.mark.e2e
 def test_a_defect_of_the_manifest_is_a_warning_of_the_run(
     first: tuple[Bench, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,52 +168,40 @@ WORD = st.text(st.sampled_from("abcdefghij KLMNÄ$'\"\\{}:#%0123456789"), max_si
 VALUE = st.text("abcdefghijklmnopqrstuvwxyz0123456789!$'\"\\", min_size=8, max_size=24)
 
 
-@pytest.mark.slow
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    words=st.lists(WORD, max_size=3),
-    rates=st.dictionaries(st.sampled_from(["RATE", "NAME", "MODE"]), WORD, max_size=3),
-    title=WORD,
-    values=st.lists(VALUE, min_size=6, max_size=6, unique=True),
-    losses=st.lists(st.floats(-1e6, 1e6), max_size=4),
-    threads=st.integers(1, 3),
-)
-def test_manifests_of_any_job_validate_and_hold_no_secret(
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    rates: dict[str, str],
-    title: str,
-    values: list[str],
-    losses: list[float],
-    threads: int,
-) -> None:
-    bench = make_bench(tmp_path_factory.mktemp("any"))
-    folder = bench.place.folder
-    values = [f"s3cr3t-{value}" for value in values]
+@st.composite
+def any_job(draw: st.DrawFn) -> dict[str, Any]:
+    """Rows, the job's fields, and the values of the secrets that are set beside it."""
+    rates = draw(st.dictionaries(st.sampled_from(["RATE", "NAME", "MODE"]), WORD, max_size=3))
+    values = draw(st.lists(VALUE, min_size=6, max_size=6, unique=True))
+    return {
+        "rows": "".join(f"{loss!r}\n" for loss in draw(st.lists(st.floats(-1e6, 1e6), max_size=4))),
+        "secrets": [f"s3cr3t-{value}" for value in values],
+        "job": {
+            "description": draw(WORD),
+            "engine": "script",
+            "script": "train.sh",
+            "inputs": ["rows.txt"],
+            "arguments": ["{inputs.0}", *draw(st.lists(WORD, max_size=3))],
+            "environment": {"PAUSE": "0", "RATE": "1", **rates},
+            "launch": {"threads_per_process": draw(st.integers(1, 3))},
+            "container": {"secrets": ["PLAIN_NAME"]},
+        },
+    }
+
+
+def lay_out(bench: Bench, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job's files in the bench's folder, and the secrets in the environment."""
+    values = given["secrets"]
     names = [*SECRET_NAMES, "PLAIN_NAME"]  # the last is one because the job says so
     for name, value in zip(names, values, strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_ENDPOINT", f"https://user:{values[0]}@mirror.example/hub")
     monkeypatch.setenv("NCCL_TOKEN_OF_MINE", values[1])
-    (folder / "rows.txt").write_text("".join(f"{loss!r}\n" for loss in losses))
-    (folder / "job.yaml").write_text(
-        to_yaml(
-            {
-                "description": title,
-                "engine": "script",
-                "script": "train.sh",
-                "inputs": ["rows.txt"],
-                "arguments": ["{inputs.0}", *words],
-                "environment": {"PAUSE": "0", "RATE": "1", **rates},
-                "launch": {"threads_per_process": threads},
-                "container": {"secrets": ["PLAIN_NAME"]},
-            }
-        )
-    )
-    run = bench.train()
+    (bench.place.folder / "rows.txt").write_text(given["rows"])
+    (bench.place.folder / "job.yaml").write_text(to_yaml(given["job"]))
+
+
+def holds_no_secret(run: Path, values: list[str]) -> None:
     record = manifest_of(run)
     validate(record)
     assert record["secrets"] == ["PLAIN_NAME"]
@@ -217,6 +215,46 @@ def test_manifests_of_any_job_validate_and_hold_no_secret(
             assert json.dumps(value)[1:-1].encode() not in text, path
 
 
+any_example = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@pytest.mark.e2e
+@settings(any_example, max_examples=examples(3, 100))
+@given(given=any_job())
+def test_the_run_of_any_job_holds_no_secret(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+) -> None:
+    """All that a run leaves, its supervisor's records and its log too."""
+    bench = make_bench(tmp_path_factory.mktemp("any"))
+    lay_out(bench, given, monkeypatch)
+    holds_no_secret(bench.train(), given["secrets"])
+
+
+@settings(any_example, max_examples=examples(30, 1000))
+@given(given=any_job())
+def test_manifests_of_any_job_validate_and_hold_no_secret(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+) -> None:
+    """What is written before a script starts and after it has ended; nothing runs."""
+    bench = make_bench(tmp_path_factory.mktemp("any"))
+    lay_out(bench, given, monkeypatch)
+    loaded = load_job(str(bench.place.folder / "job.yaml"), ["launch.on=local"])
+    plan = make_any_plan(loaded, "train")[0]
+    run = prepare_folder(loaded, plan, bench.place.folder / "runs")
+    keeper = Keeper(run, pytest.fail)
+    keeper.begin(plan, resume=False)
+    end = Outcome(Reason.COMPLETED, 0, "done", started_unix_seconds=1, ended_unix_seconds=2)
+    keeper.complete(plan, end, lambda: False)
+    holds_no_secret(run.path, given["secrets"])
+
+
+@pytest.mark.e2e
 def test_what_was_begun_of_a_refused_start_does_not_come_back(
     first: tuple[Bench, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

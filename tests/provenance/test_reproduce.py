@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from runner.engines.inputs import relocated
+from runner.engines.render import read_any_plan, render
+from runner.engines.sft.plan import Plan
+from runner.provenance.manifest import sha256_of
+from runner.provenance.recorder import Keeper
+from runner.runs.folder import RunFolder
+from runner.runs.outcome import Outcome, Reason
+from tests.conftest import Answer
 from tests.provenance.conftest import Bench, manifest_of
-from tests.runs.conftest import Workplace, termination
+from tests.support.workplace import Workplace, termination
+
+pytestmark = pytest.mark.e2e
 
 
 def test_a_manifest_alone_is_enough(bench: Bench) -> None:
@@ -58,8 +70,13 @@ def test_a_result_that_is_another_is_told_by_its_step(bench: Bench) -> None:
 
 
 def test_the_first_steps_are_enough_where_asked(bench: Bench) -> None:
+    """The replay hangs at its fifth step, of which the plan says nothing, until it is stopped."""
     (bench.place.folder / "rows.txt").write_text("".join(f"{n}.5\n" for n in range(30)))
-    run = bench.train("environment.PAUSE='0.1'")
+    slow, script = bench.place.folder / "slow", bench.place.folder / "train.sh"
+    hang = f'[[ $step == 5 && -e {shlex.quote(str(slow))} ]] && sleep 900\n  sleep "$PAUSE"'
+    script.write_text(script.read_text().replace('sleep "$PAUSE"', hang))
+    run = bench.train()
+    slow.touch()
     done = bench.call("reproduce", str(run), "--steps", "3")
     assert done.code == 0, done.out + done.err
     assert "the first 3 steps, bit for bit" in done.out
@@ -89,10 +106,17 @@ def test_a_later_train_does_not_go_on_with_a_replay(bench: Bench) -> None:
     assert [found.path for found in runs_of(root, "job", plan_hash)] == [run]
 
 
-@pytest.mark.slow
-def test_a_training_is_reproduced_to_the_bit(finished_run: Path) -> None:
-    place = Workplace(finished_run.parents[2])
+def test_a_training_is_reproduced_to_the_bit_from_its_bundle(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With model and rows, in another folder; a bare reproduce does the same but for the places."""
     record = manifest_of(finished_run)
+    # libraries that other tests import here set such variables, which decide bits
+    for name in {*os.environ, *record["environment"]}:
+        if name.startswith("KMP_"):
+            monkeypatch.delenv(name, raising=False)
+            if name in record["environment"]:
+                monkeypatch.setenv(name, record["environment"][name])
     rows = record["rows"][""]
     assert rows["counts"] == {"train": 86, "eval": 5, "test": 0}
     assert set(rows["split_sha256"]) == {"train", "eval"}
@@ -101,27 +125,57 @@ def test_a_training_is_reproduced_to_the_bit(finished_run: Path) -> None:
     assert record["stack"]["torch"].startswith("2.")
     weights = {each["what"]: each["sha256"] for each in record["files"]}
     assert weights["model/model.safetensors"] and weights["model/config.json"]
-    done = place.call("reproduce", str(finished_run), "--json")
+    place = Workplace(tmp_path)
+    words = ["--with", "data,model", "-o", "b.tar", "--runs", str(finished_run.parents[1])]
+    packed = place.call("bundle", finished_run.name, *words)
+    assert packed.code == 0, packed.err
+    unpacked = place.call("unbundle", "b.tar", "there", "--json")
+    assert unpacked.code == 0, unpacked.err
+    done = place.call("reproduce", "there", "--json")
     assert done.code == 0, done.out + done.err
+    assert done.json["identical"] is True
     again = Path(done.json["folder"])
     assert termination(again)["adapter_sha256"] == termination(finished_run)["adapter_sha256"]
-    assert manifest_of(again)["rows"] == record["rows"]
+    made = manifest_of(again)
+    assert made["rows"] == record["rows"]
+    assert all(each["path"].startswith(str(tmp_path / "there")) for each in made["files"])
 
 
-@pytest.mark.slow
 def test_one_byte_of_a_trainings_rows_is_named(
-    finished_run: Path, small_job: list[str], identity_rows: Path, tmp_path: Path
+    finished_run: Path,
+    identity_rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cli: Callable[..., Answer],
 ) -> None:
-    place = Workplace(finished_run.parents[2])
+    """The run that other rows would have left: its rows are prepared, and its weights the same."""
+    from runner.data.prepare import prepare
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as of the run, which another plan would be without
     rows = tmp_path / "rows.jsonl"
     text = identity_rows.read_text()
     assert "MiniMind" in text
     rows.write_text(text.replace("MiniMind", "MiniMine", 1))
-    done = place.call("train", *small_job, "--set", f"data.train={rows}", "--json")
-    assert done.code == 0, done.err
-    told = place.call("verify", str(finished_run), done.json["folder"])
+    was = read_any_plan(finished_run / "plan.yaml")
+    plan = relocated(was, {"data.train": str(rows)})
+    assert isinstance(plan, Plan)
+    known = plan.rows.train.model_copy(update={"sha256": sha256_of(rows)})
+    plan = plan.model_copy(update={"rows": plan.rows.model_copy(update={"train": known})})
+    folder = RunFolder(tmp_path / "runs" / "demo-identity" / finished_run.name)
+    shutil.copytree(finished_run, folder.path)
+    for name, content in render(plan).items():
+        (folder.path / name).write_text(content)
+    report = json.loads(folder.data_report.read_text())
+    report["split_sha256"] = prepare(plan, say=lambda _: None).split_hashes()
+    folder.data_report.write_text(json.dumps(report))
+    keeper = Keeper(folder, pytest.fail)
+    keeper.begin(plan, resume=False)
+    end = termination(finished_run)
+    times = {name: end[name] for name in ("started_unix_seconds", "ended_unix_seconds")}
+    results = {"steps": end["steps"], "adapter_sha256": end["adapter_sha256"], **times}
+    keeper.complete(plan, Outcome(Reason.COMPLETED, 0, end["message"], **results), lambda: False)
+
+    told = cli("verify", str(finished_run), str(folder.path))
     assert told.code == 1
     assert told.out.startswith("different  files: data.train: ")
-    assert (
-        "other rows are in train" in place.call("diff", str(finished_run), done.json["folder"]).out
-    )
+    assert "other rows are in train" in cli("diff", str(finished_run), str(folder.path)).out

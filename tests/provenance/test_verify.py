@@ -10,6 +10,8 @@ import pytest
 
 from tests.provenance.conftest import Bench, make_bench, manifest_of
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture
 def beside(first: tuple[Bench, Path], tmp_path: Path) -> tuple[Bench, Path]:

@@ -445,9 +445,9 @@ def test_a_process_in_a_runs_container_is_the_runs(monkeypatch: pytest.MonkeyPat
 def test_a_command_with_blanks_and_brackets_is_read(tmp_path: Path) -> None:
     program = tmp_path / "a (b) c"
     program.symlink_to(shutil.which("sleep") or "/bin/sleep")
-    with subprocess.Popen([str(program), "60"]) as process:
+    with subprocess.Popen([str(program), "900"]) as process:
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 600
             stat = read_stat(process.pid)
             while stat and stat.command != "a (b) c" and time.monotonic() < deadline:
                 time.sleep(0.01)

@@ -38,7 +38,7 @@ def other_user(act: Callable[[], Any], uid: int = UID) -> Iterator[Other]:
     process = _context.Process(target=_live, args=(act, uid, there), daemon=True)
     process.start()
     try:
-        assert here.poll(60)
+        assert here.poll(600)
         result = here.recv()
         if isinstance(result, BaseException):
             raise result

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,18 @@ from runner.runs import recover as unfinished
 from runner.runs.folder import RunFolder
 from runner.runs.planted_links import remove_planted
 from runner.supervisor.execute.docker import docker_argv
-from tests.container.conftest import (  # noqa: F401 - fixtures
-    Bench,
-    bench,
-    docker_daemon,
-)
 from tests.container.test_argv import after
-from tests.container.test_script_runs import ended, log, supervisor_of
 from tests.engine.tiny import plan_of
-from tests.runs.conftest import termination
+from tests.support.containers import (
+    Bench,
+    ended,
+    log,
+    private_of,
+    started,
+    supervisor_of,
+    wait_until,
+)
+from tests.support.workplace import termination
 
 ATTACKS = r"""
 RUN="$(dirname "$RUNNER_OUTPUT")"
@@ -69,7 +71,7 @@ ln -s -- "$CANARY/file" engine/failure.json
 mkdir -p "$RUNNER_CACHE/hashes" 2>/dev/null && echo "made: hashes"
 echo "attacked"
 """
-TICKS = "for ((i = 0; i < 600; i++)); do sleep 0.1; done\n"
+TICKS = "for ((i = 0; i < 6000; i++)); do sleep 0.1; done\n"
 
 
 @pytest.fixture
@@ -86,12 +88,12 @@ def content(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def attack(bench: Bench, canary: Path, body: str = "") -> str:  # noqa: F811
+def attack(bench: Bench, canary: Path, body: str = "") -> str:
     return bench.script(ATTACKS + body, environment={"CANARY": str(canary)})
 
 
 def test_nothing_that_the_host_trusts_can_be_changed_from_inside(
-    bench: Bench,  # noqa: F811
+    bench: Bench,
     canary: Path,
 ) -> None:
     before = content(canary)
@@ -111,19 +113,16 @@ def test_nothing_that_the_host_trusts_can_be_changed_from_inside(
 
 
 def test_a_run_whose_supervisor_was_killed_leaves_no_trap_for_the_next_start(
-    bench: Bench,  # noqa: F811
+    bench: Bench,
     canary: Path,
 ) -> None:
     """What it left half made is cleared by patterns, which a link had lead into a home folder."""
     before = content(canary)
-    process = bench.place.start("train", job := attack(bench, canary, "echo tick\n" + TICKS))
-    run = _attacked(bench, process)
+    job = attack(bench, canary, "echo tick\n" + TICKS)
+    process, run = started(bench, job)
     supervisor_of(run).kill()
     ended(process)
-    end = time.monotonic() + 30
-    while bench.containers(run.absolute()):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    wait_until(lambda: bench.containers(run.absolute()) == [])
     assert (run / "phases").is_symlink()
     again = bench.place.call("train", job, "--resume", "--set", "timeout_minutes=0.05")
     assert "Traceback" not in again.err
@@ -131,11 +130,10 @@ def test_a_run_whose_supervisor_was_killed_leaves_no_trap_for_the_next_start(
 
 
 def test_the_id_is_the_daemons_and_others_can_read_it(
-    bench: Bench,  # noqa: F811
+    bench: Bench,
     canary: Path,
 ) -> None:
-    process = bench.place.start("train", attack(bench, canary, "echo tick\n" + TICKS))
-    run = _attacked(bench, process)
+    process, run = started(bench, attack(bench, canary, "echo tick\n" + TICKS))
     identity = (run / "container.id").read_text().strip()
     seen = bench.inspect(run.absolute())
     assert identity == seen["Id"]
@@ -144,11 +142,11 @@ def test_the_id_is_the_daemons_and_others_can_read_it(
     bench.place.call("stop")
     ended(process)
     assert not (run / "container.id").exists()
-    assert not [p for p in private.SHARED_MEMORY.glob("runner-*") if "-" in p.name[7:]]
+    assert private_of(run) == []
 
 
 def test_a_script_in_a_writable_folder_does_not_reach_the_runs_that_lie_in_it(
-    bench: Bench,  # noqa: F811
+    bench: Bench,
     canary: Path,
 ) -> None:
     first = bench.place.call("train", bench.script("echo tick", name="other"))
@@ -167,18 +165,6 @@ def test_a_script_in_a_writable_folder_does_not_reach_the_runs_that_lie_in_it(
     assert done.code == 0, done.err
     assert [line for line in log(bench.place.last).splitlines() if ": " not in line] == ["attacked"]
     assert content(other) == kept
-
-
-def _attacked(bench: Bench, process: subprocess.Popen[str]) -> Path:  # noqa: F811
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        runs = list((bench.place.folder / "runs").glob("*/*"))
-        if runs and "attacked" in log(runs[0]):
-            assert "tick" in log(runs[0]) or time.sleep(1) is None
-            return runs[0]
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    pytest.fail("the script did not begin")
 
 
 def box(**changes: Any) -> PlannedContainer:

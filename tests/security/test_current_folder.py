@@ -33,7 +33,7 @@ def trap(tmp_path: Path) -> tuple[Path, Path]:
 def run_in(folder: Path, argv: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
     return subprocess.run(
-        argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
 
 

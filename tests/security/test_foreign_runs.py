@@ -26,7 +26,7 @@ from runner.runs import checkpoints
 from runner.runs.folder import RunFolder, create
 from runner.runs.origin import origin_of
 from tests.provenance.conftest import Bench, make_bench
-from tests.runs.conftest import Finished, termination
+from tests.support.workplace import Finished, termination
 
 FAILING = "exit 7\n"
 
@@ -128,7 +128,7 @@ def test_a_supervisor_starts_no_folder_on_its_own_word(
         [sys.executable, "-m", "runner.supervisor", str(run.path), "--resume"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == 3 and "carries no seal" in done.stderr
     assert not canary.exists() and termination(run.path)["reason"] == "failed"

@@ -46,7 +46,8 @@ COMMANDS = (
 )
 CODES = (0, 1, 2, 3)
 FOLDERS = ("engine", "checkpoints", "logs", "attempts", "phases", "stages", "evaluations")
-LONGEST_SECONDS = 60
+LONGEST_SECONDS = 600
+"""Only what waits for a pipe takes as long, however busy the machine is."""
 MOST_MIB = 700
 
 
@@ -150,7 +151,7 @@ BOMBS = (
     "- " * 3_000 + "x",
     "schema_version: 1\nengine: sft\nplan_hash: " + ":".join(["1"] * 500_000),
     "plan_hash: 0x" + "f" * 100_000,
-    "- x\n" * 200_000,
+    "- x\n" * examples(100_000, 200_000),
     "{" * 2_000,
     "!!python/object/apply:os.system ['touch /tmp/never']",
     "? [a]\n: b",
@@ -364,7 +365,7 @@ def check(scene: Scene, commands: tuple[tuple[str, ...], ...] = COMMANDS) -> Non
 
 
 @settings(
-    max_examples=examples(200, 10_000),
+    max_examples=examples(40, 10_000),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

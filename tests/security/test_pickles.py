@@ -1,7 +1,7 @@
 """Checkpoints whose files are pickles that would run something: refused by name, and nothing runs.
 
 The attacker has sealed them: hashes fit. Plain (transformers' files) in this process; DeepSpeed's
-in real runs of launch.sh with two ranks.
+in real runs of launch.sh with two ranks, forked.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import pytest
 
 from runner.common import durable
 from runner.common.errors import RefusedError
+from runner.engines.inputs import relocated
 from runner.engines.sft.inside import pickles
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from tests.engine.in_process import Interruptions, make_rows, plan_of, run
 from tests.security.soak import examples
+from tests.support.preloaded import preloaded
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
@@ -207,14 +209,23 @@ def launch(folder: RunFolder, *arguments: str) -> tuple[int, str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
+def forking_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with preloaded(tmp_path_factory.mktemp("preloaded") / "of ranks") as python:
+        yield python
+
+
+@pytest.fixture(scope="module")
 def sharded(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared: Path
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    shared: Path,
+    forking_python: Path,
 ) -> RunFolder:
     """A run of four steps on two ranks with checkpoints at steps 2 and 4."""
     pytest.importorskip("deepspeed")
@@ -241,6 +252,7 @@ def sharded(
     ]
     loaded = load_job("demo-identity", sets)
     plan = make_plan(loaded, gather(loaded), "train", None)
+    plan = relocated(plan, {"python": str(forking_python)})
     folder = prepare_folder(loaded, plan, place / "runs")
     code, told = launch(folder)
     assert code == 0, told[-3000:]
@@ -267,7 +279,7 @@ POISONED = [
 ][: examples(1, 4)]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize("sharded", STAGES, indirect=True)
 def test_a_sharded_run_goes_on_to_the_same_bits(sharded: RunFolder, tmp_path: Path) -> None:
     folder = half(sharded, tmp_path / "run")
@@ -280,7 +292,7 @@ def test_a_sharded_run_goes_on_to_the_same_bits(sharded: RunFolder, tmp_path: Pa
     assert whole == resumed
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize(("sharded", "what"), POISONED, indirect=["sharded"])
 def test_a_file_of_a_sharded_checkpoint_runs_nothing(
     sharded: RunFolder, tmp_path: Path, canary: Path, what: str

@@ -131,7 +131,7 @@ def supervise(folder: RunFolder, *words: str) -> int:
             stdout=log,
             stderr=log,
             env=safe_environment(),
-            timeout=60,
+            timeout=600,
         ).returncode
 
 

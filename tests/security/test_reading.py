@@ -125,12 +125,12 @@ def test_a_record_without_end_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_bytes(b"1")
     os.truncate(path, 1 << 43)
-    began = time.monotonic()
+    began = time.process_time()
     assert durable.read_json(path) is None
     assert list(durable.read_jsonl(path)) == []
     assert durable.last_jsonl(path) is None
     assert list(Tail(path).read()) == []
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_a_line_without_end_takes_no_other_with_it(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_supervisor_itself_is_reached(folder: RunFolder) -> None:
     with folder.lock.open("r") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert signal_supervisor(folder, signal.SIGTERM).pid == theirs.pid
-    assert theirs.wait(10) == 9
+    assert theirs.wait(600) == 9
 
 
 def test_one_of_another_run_is_not(tmp_path: Path, folder: RunFolder) -> None:

@@ -62,7 +62,7 @@ class FakeNvml:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])

@@ -32,7 +32,7 @@ from tests.testbed import REPOSITORY
 
 FOLDER = Path(os.environ.get("RUNNER_TESTBED", "/var/tmp/runner-testbed"))
 BASE = "runner-testbed-base:bookworm"
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 GPUS = (
     "driver 580.95.05",
     "gpu 0 GPU-11111111-0000-4000-8000-000000000001 81559 0 0 40 70000 0 NVIDIA H100 80GB HBM3",
@@ -232,7 +232,7 @@ def _stop(folder: Path) -> None:
     if f"{folder}/" not in command:
         return
     os.kill(pid, 15)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         with suppress(ChildProcessError):  # started by another test process
             os.waitpid(pid, os.WNOHANG)
