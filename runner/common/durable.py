@@ -13,7 +13,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,22 +26,6 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def replace_folder(staged: Path, final: Path, aside: Path) -> None:
-    """Rename a finished folder to its place; what stands there gives way by `aside`, then goes.
-
-    A kill between the two renames leaves the older one at `aside` (runner.runs.recover puts it
-    back). Raises OSError.
-    """
-    if final.exists():
-        shutil.rmtree(aside, ignore_errors=True)  # left by a kill between these lines
-        final.rename(aside)
-        staged.rename(final)
-        shutil.rmtree(aside)
-    else:
-        staged.rename(final)
-    fsync_folder(final.parent)
 
 
 @contextlib.contextmanager

@@ -87,12 +87,12 @@ class SharedFolder:
         """Write over what is there, from its first byte on, without a new file. Raises OSError."""
         return os.fdopen(self._open(place, os.O_RDWR), "r+b")
 
-    def open_lock(self, place: Path) -> IO[bytes]:
-        """A file to be locked; what is in it stays. Raises OSError.
+    def open_lock(self, place: Path) -> int:
+        """The descriptor of a file to be locked; what is in it stays. Raises OSError.
 
         It may be another user's, or have other names: nothing is written to it.
         """
-        return os.fdopen(self._open(place, os.O_RDWR, owned=False), "r+b")
+        return self._open(place, os.O_RDWR, owned=False)
 
     def make_folder(self, place: Path) -> None:
         """Make it, and those on the way, where they are not there yet. Raises OSError."""

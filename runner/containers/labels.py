@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from runner import __version__
-from runner.common.processes import start_ticks
+from runner.common.process_times import start_ticks
 
 PREFIX = "dev.runner."
 RUN = PREFIX + "run"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.common.errors import RunnerError
-from runner.common.processes import start_ticks
+from runner.common.process_times import start_ticks
 from runner.containers import labels
 from runner.containers.cli import Answer, ContainerCli, explain
 

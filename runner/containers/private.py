@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from runner.common.processes import pid_namespace, start_ticks
+from runner.common.process_times import pid_namespace, start_ticks
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - in memory; a folder of the user's own in it
 _NAME = re.compile(r"runner-(\d{1,10})-(\d{1,12})-(\d{1,10})-(\d{1,19})-\w{8}")

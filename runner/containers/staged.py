@@ -1,6 +1,6 @@
 """Where a container writes a result that goes beside other things: in a folder of its own.
 
-Standard library, runner.common.durable and runner.common.errors only. A result is renamed into
+Imports the standard library and runner.common.staged_folder, errors. A result is renamed into
 place, for which the container would have to write the folder that it goes to, such as a home
 folder.
 """
@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from runner.common import durable
 from runner.common.errors import RunnerError
+from runner.common.staged_folder import Taken, place_new
 
 
 @contextlib.contextmanager
@@ -38,9 +38,10 @@ def staged_beside(target: Path, *, apart: bool) -> Iterator[Path]:
         if os.path.lexists(place):
             if place.is_symlink() or not place.is_dir():
                 raise RunnerError(f"what was written for {target} is no folder")
-            if os.path.lexists(target):
-                raise RunnerError(f"{target} came to be there meanwhile; nothing is overwritten")
-            place.rename(target)
-            durable.fsync_folder(target.parent)
+            try:
+                place_new(place, target)
+            except Taken:
+                meanwhile = f"{target} came to be there meanwhile; nothing is overwritten"
+                raise RunnerError(meanwhile) from None
     finally:
         shutil.rmtree(holder, ignore_errors=True)

@@ -1,23 +1,21 @@
 """Folders made once and reused: named by what they hold, whole or not there.
 
-Imports the standard library, runner.common.durable and runner.common.errors.
+Imports the standard library, runner.common.durable, locks, staged_folder and errors.
 
 A folder is made beside its place under a lock, flushed, and renamed; its manifest, written last,
-tells the files and their sizes. The lock is the kernel's and ends with the process, so neither a
-kill nor two processes at once leave anything that has to be put right by hand.
+tells the files and their sizes. The lock ends with the process, so neither a kill nor two processes
+at once leave anything that has to be put right by hand.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from runner.common import durable
+from runner.common import durable, locks, staged_folder
 from runner.common.errors import RefusedError
 
 MANIFEST = "manifest.json"
@@ -36,22 +34,13 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> bool:
     if is_whole(folder):
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locks.locked(lock_of(folder)):
         if is_whole(folder):  # another process made it meanwhile
             return False
-        staging = _staging(folder)
-        shutil.rmtree(staging, ignore_errors=True)  # of a killed process: the lock is ours
-        _sweep(folder.parent)
-        try:
-            staging.mkdir()
+        staged_folder.sweep(folder.parent)  # of other folders too
+        with staged_folder.staged(folder, existing="replace") as staging:
             make(staging)
             seal(staging)
-            if folder.exists():
-                shutil.rmtree(folder)
-            staging.rename(folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        durable.fsync_folder(folder.parent)
     return True
 
 
@@ -81,26 +70,6 @@ def seal(folder: Path) -> None:
             os.fsync(stream.fileno())
         sizes[path.name] = path.stat().st_size
     durable.write_json(folder / MANIFEST, {"schema_version": _SCHEMA_VERSION, "files": sizes})
-
-
-def _staging(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.staging")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with lock_of(folder).open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what killed processes left of other folders."""
-    for staging in parent.glob(".*.staging"):
-        name = staging.name[1 : -len(".staging")]
-        with contextlib.suppress(OSError), lock_of(parent / name).open("rb") as held:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def tells_full(error: Exception, folder: Path) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from runner.common import durable
+from runner.common import staged_folder
 from runner.common.errors import RefusedError
 from runner.data.messages import Message, Tools
 
@@ -145,20 +144,9 @@ class Prepared:
 
         Raises OSError where it can't be written. A folder that is there is replaced.
         """
-        staging = folder.with_name(f".{folder.name}.staging")
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
-            staging.mkdir(parents=True)
+        with staged_folder.staged(folder, existing="replace") as staging:
             for side in SIDES:
-                name = hashes_name(side)
-                shutil.copyfile(self.folder / name, staging / name)
-                with (staging / name).open("rb") as stream:
-                    os.fsync(stream.fileno())
-            shutil.rmtree(folder, ignore_errors=True)
-            staging.rename(folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        durable.fsync_folder(folder.parent)
+                shutil.copyfile(self.folder / hashes_name(side), staging / hashes_name(side))
 
 
 def _rows(table: Any) -> Iterator[PreparedRow]:

@@ -7,7 +7,6 @@ the repository. Imports datasets when it is called.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.common import durable
+from runner.common import durable, locks
 from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError
 from runner.fetch import hub, modelscope
@@ -96,12 +95,8 @@ def _datasets() -> Any:
 def _staging(target: Path, say: Callable[[str], None]) -> Iterator[Path]:
     """A folder for what is in the making, one process at a time, and gone afterwards."""
     folder = target.with_name(f".{target.stem}.making")
-    with target.with_name(f".{target.stem}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another runner is fetching the same rows; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    busy = "another runner is fetching the same rows; waiting for it"
+    with locks.locked(target.with_name(f".{target.stem}.lock"), waiting=lambda: say(busy)):
         shutil.rmtree(folder, ignore_errors=True)  # of a fetch that was killed
         folder.mkdir()
         try:

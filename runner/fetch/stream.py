@@ -7,7 +7,6 @@ process: their temporary files have random names and are removed (huggingface_hu
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from runner.common import durable
+from runner.common import durable, locks
 from runner.common.errors import RefusedError
 from runner.common.units import format_bytes
 from runner.fetch.fetched import SPARE_BYTES
@@ -94,12 +93,8 @@ def download(
 @contextlib.contextmanager
 def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One process at a time; the lock ends with its holder, however that ends."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another runner is fetching into the same folder; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    busy = "another runner is fetching into the same folder; waiting for it"
+    with locks.locked(path, waiting=lambda: say(busy)):
         yield
 
 

@@ -11,7 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from runner.common.units import format_bytes, format_duration
+from runner.engines.registry import ENGINES
+from runner.plans.base import PlanBase
 from runner.plans.inputs import FileRecord
 from runner.provenance.environment import decides
 from runner.provenance.image_list import first_other
@@ -153,7 +157,7 @@ def _versions(a: Manifest, b: Manifest) -> Iterator[Difference]:
 
 
 def _settings(a: Manifest, b: Manifest) -> Iterator[Difference]:
-    ours, theirs = settings_of(a.plan), settings_of(b.plan)
+    ours, theirs = (settings_of(_with_defaults(each.plan)) for each in (a, b))
     other_plan, named = a.plan_hash != b.plan_hash, False
     for name in _in_order(ours, theirs):
         if ours.get(name) != theirs.get(name):
@@ -182,6 +186,15 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[Difference]:
             # the hash is over some paths too: of a model's folder, of a script's
             text, known = f"{text}, by where its inputs lie alone", True
         yield Difference("settings", "plan", a.plan_hash, b.plan_hash, text, decides=not known)
+
+
+def _with_defaults(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A plan as this runner reads it: what an earlier one did not know yet has its default."""
+    try:
+        read: PlanBase = ENGINES[str(plan.get("engine"))].plan_type.model_validate(plan)
+    except (KeyError, ValidationError):
+        return plan
+    return read.model_dump(mode="json")
 
 
 def settings_of(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from runner.common import durable
 from runner.common.errors import RunnerError
-from runner.common.processes import age_seconds, host_pid
+from runner.common.process_times import age_seconds
+from runner.common.processes import host_pid
 from runner.common.units import format_bytes, format_duration
 from runner.engines.mgm.progress import MGM, stage_now
 from runner.runs import checkpoints

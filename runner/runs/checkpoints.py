@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.common import durable
+from runner.common import durable, staged_folder
 
 SEAL = "seal.json"
 SCHEMA_VERSION = 1
@@ -54,7 +54,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
 
 def publish(staged: Path, final: Path) -> None:
     """Rename a sealed staging folder to its final name; an older one of that name gives way."""
-    durable.replace_folder(staged, final, staged.parent / f"{final.name}.replaced")
+    staged_folder.replace(staged, final, staged.parent / f"{final.name}{staged_folder.REPLACED}")
 
 
 def damage(folder: Path, *, by_size: bool = False) -> str | None:

@@ -8,7 +8,6 @@ being removed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +49,7 @@ def held(folder: RunFolder) -> Iterator[None]:
             f"kill {' '.join(map(str, living))} ends them",
         )
     try:
-        lock = folder.open_lock(folder.lock)
+        lock = folder.try_lock()
     except FileNotFoundError:
         raise RunnerError(f"{folder.name}: its folder is gone already") from None
     except PermissionError:
@@ -60,11 +59,9 @@ def held(folder: RunFolder) -> Iterator[None]:
             f"{folder.lock} of {folder.name} can't be locked: {error.strerror}",
             "it is no file that runner made; delete the run by hand",
         ) from None
+    if lock is None:
+        raise RefusedError(f"{folder.name} is being started; it is left alone")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(f"{folder.name} is being started; it is left alone") from None
         yield
 
 

@@ -7,18 +7,17 @@ judges nothing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
 import shutil
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.common import durable
+from runner.common import durable, locks
 from runner.common.errors import RunnerError, UsageError, nearest
 from runner.common.shared_folder import SharedFolder, require_own_way
 from runner.runs import origin
@@ -248,19 +247,35 @@ class RunFolder(SharedFolder):
 
     @property
     def lock(self) -> Path:
-        """Held (flock) by the supervisor as long as it lives."""
+        """Held by the supervisor as long as it lives (runner.common.locks)."""
         return self.path / ".lock"
+
+    @property
+    def lock_lease(self) -> Path:
+        """Who holds the lock, where the file system's own can't be believed."""
+        return locks.lease_folder(self.lock)
+
+    def try_lock(
+        self, *, patience_seconds: float = 0.0, on_lost: Callable[[str], None] | None = None
+    ) -> locks.Held | None:
+        """Take the lock, as runner.common.locks.try_lock does; None where another has it.
+
+        Raises OSError.
+
+        What was put in its place and is none is moved aside.
+        """
+        if self.is_there(self.lock_lease) and not self.is_folder(self.lock_lease):
+            self.remove(self.lock_lease)
+        return locks.try_lock(
+            self.lock,
+            opening=lambda: self.open_lock(self.lock),
+            patience_seconds=patience_seconds,
+            on_lost=on_lost,
+        )
 
     def is_supervised(self) -> bool:
         """Whether a supervisor holds the lock, in whatever container or namespace this is asked."""
-        try:
-            with durable.open_record(self.lock) as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return locks.is_locked(self.lock)
 
     @property
     def container(self) -> Path:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.common import durable
-from runner.common.processes import boot_id, real_uid, start_ticks
+from runner.common.process_times import boot_id, start_ticks
+from runner.common.processes import real_uid
 from runner.runs.folder import RunFolder
 from runner.runs.protocol import SUPERVISOR_VARIABLE
 from runner.runs.ranks import living_engines

@@ -1,7 +1,7 @@
 """What a kill left half made in a run folder: cleared before the next start, or put back.
 
-Imports the standard library and runner.runs.folder. Called where nobody else writes in the folder.
-What a user's script or a tracker keeps there is not looked at.
+Imports the standard library and runner.runs.folder, staged_folder. Called where nobody else writes
+in the folder. What a user's script or a tracker keeps there is not looked at.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from runner.common.staged_folder import REPLACED as REPLACED
+from runner.common.staged_folder import replaced_of as replaced_of
 from runner.runs.folder import RunFolder
 
 _PATTERNS = (".*.tmp", ".staging-*", ".*-staging", ".*.staging", ".*.replaced", ".reserve*")
-REPLACED = ".replaced"
-"""Ends the name that a finished folder has while a newer one takes its place."""
 
 
 def clear(folder: RunFolder) -> list[str]:
@@ -37,11 +37,6 @@ def clear(folder: RunFolder) -> list[str]:
 def staging_of(final: Path) -> Path:
     """Where a run's result is written before it takes its place at `final`."""
     return final.with_name(f".{final.name}-staging")
-
-
-def replaced_of(final: Path) -> Path:
-    """Where what stood at `final` lies for the instant in which another takes its place."""
-    return final.with_name(f".{final.name}{REPLACED}")
 
 
 def _replaced(folder: RunFolder) -> list[Path]:

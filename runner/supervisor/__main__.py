@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
+import os
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import IO
 
 from runner.common import durable, terminal
 from runner.common.errors import RefusedError, RunnerError
@@ -27,6 +27,8 @@ from runner.supervisor.rendered import render_anew
 from runner.supervisor.run import supervise
 from runner.supervisor.termination_file import LastWord
 
+_PATIENCE_SECONDS = 0.5
+
 
 def main() -> int:
     """Exit code of the run, as in termination.json."""
@@ -41,11 +43,17 @@ def main() -> int:
     cards = Cards(folder, wait=arguments.wait, share=arguments.share)
     plan: PlanBase | None = None
     with contextlib.ExitStack() as stack:  # all is held until the verdict is written
-        lock = stack.enter_context(folder.open_lock(folder.lock))
-        stack.enter_context(cards)
-        if not _locked(lock):
+        # a trainer that only looks whether it is held has it for an instant
+        try:
+            lock = folder.try_lock(patience_seconds=_PATIENCE_SECONDS, on_lost=_stop)
+        except OSError as error:
+            terminal.say(f"error: {folder.lock} can't be locked: {error.strerror or error}")
+            return 3
+        if lock is None:
             terminal.say(f"error: {folder.name} already has a supervisor")
             return 3
+        stack.enter_context(lock)
+        stack.enter_context(cards)
         last_word = stack.enter_context(LastWord(folder))
         started, began = time.time(), time.monotonic()
         try:
@@ -100,15 +108,10 @@ def trusted_plan(folder: RunFolder, sha256: str | None) -> PlanBase:
     return parse_plan(content, folder.plan)
 
 
-def _locked(lock: IO[bytes]) -> bool:
-    """Take the lock; a trainer that only looks whether it is held has it for an instant."""
-    for attempt in range(5):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.05 * attempt)
-    return False
+def _stop(holder: str) -> None:
+    """End the run: another supervisor took this one for dead, and has its lock (lease_file)."""
+    terminal.say(f"error: the run's lock is another's now ({holder}); this supervisor ends its run")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

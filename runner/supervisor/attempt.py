@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from runner.common.processes import start_ticks
+from runner.common.process_times import start_ticks
 from runner.machine.sampler import Schedule
 from runner.plans.base import PlanBase
 from runner.runs.folder import RunFolder

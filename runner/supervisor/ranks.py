@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable
-from runner.common.processes import host_pid, start_ticks
+from runner.common.process_times import start_ticks
+from runner.common.processes import host_pid
 from runner.common.units import MIB
 from runner.machine.sampler import Reported
 from runner.runs.folder import RunFolder

@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.common import terminal
 from runner.common.errors import RefusedError
-from runner.common.processes import boot_id, start_ticks
+from runner.common.process_times import boot_id, start_ticks
 from runner.engines.registry import engine_of
 from runner.machine.process_tree import become_subreaper
 from runner.plans.base import PlanBase

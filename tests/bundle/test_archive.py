@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runner.cli.bundle import tidy_at_sigterm
+from runner.common import locks
 from runner.common.errors import RefusedError, UsageError
 from runner.provenance.bundle import tar, unpack
 from runner.provenance.bundle.contents import Contents, Item
@@ -351,13 +352,15 @@ def test_what_a_killed_unbundling_left_is_swept_and_a_running_ones_is_not(
     place: Path, tmp_path: Path
 ) -> None:
     path = bundle(FILES, tmp_path / "b.tar")
-    for name in ("dead", "alive"):
-        (place / f".unbundling-{name}").mkdir()
-        (place / f".unbundling-{name}" / "half").write_bytes(b"x")
-    held = unpack._held(place / ".unbundling-alive")
+    dead, alive = (place / f".run.{token * 16}.staging" for token in "da")
+    for left in (dead, alive):
+        left.mkdir()
+        (left / "half").write_bytes(b"x")
+    held = locks.try_lock_folder(alive)
+    assert held is not None
     unpack.unpack(path, place / "run", lambda *_: None)
-    os.close(held)
-    assert sorted(each.name for each in place.iterdir()) == [".unbundling-alive", "run"]
+    held.release()
+    assert sorted(each.name for each in place.iterdir()) == [alive.name, "run"]
 
 
 @pytest.mark.parametrize("command", ["bundle", "unbundle"])

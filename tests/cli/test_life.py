@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from runner.common.processes import boot_id, is_living, start_ticks
+from runner.common.process_times import boot_id, start_ticks
+from runner.common.processes import is_living
 from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.sft.facts import gather

@@ -12,7 +12,7 @@ import pytest
 
 from runner.common.errors import RefusedError
 from runner.common.output import Output
-from runner.common.processes import start_ticks
+from runner.common.process_times import start_ticks
 from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.sft.facts import gather

@@ -35,7 +35,7 @@ from typing import Any
 import psutil
 
 from runner.common import durable
-from runner.common.processes import start_ticks
+from runner.common.process_times import start_ticks
 from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
 from runner.engines.sft.plan import Plan

@@ -370,7 +370,7 @@ def test_a_trainer_that_outlives_its_supervisor_keeps_the_card_before_it_has_any
     tmp_path: Path,
 ) -> None:
     """It may load weights still: NVML does not list it yet."""
-    from runner.common.processes import boot_id, start_ticks
+    from runner.common.process_times import boot_id, start_ticks
 
     book = tmp_path / "leases"
     (tmp_path / "run" / "engine").mkdir(parents=True)

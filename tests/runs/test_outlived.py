@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.common.processes import boot_id
+from runner.common.process_times import boot_id
 from runner.runs.folder import RunFolder
 from runner.runs.orphans import living_processes
 from tests.conftest import Answer

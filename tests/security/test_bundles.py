@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from runner.common import locks, staged_folder
 from runner.common.errors import RefusedError, UsageError
 from runner.engines.registry import ENGINES
 from runner.provenance.bundle import bounded, unpack
@@ -381,21 +382,22 @@ def test_a_sweep_in_the_first_instant_takes_no_work(
     (tmp_path / "b.tar").write_bytes(made.archive())
     place = tmp_path / "place"
     place.mkdir()
-    real, made_folders, held = unpack.tempfile.mkdtemp, [], []
+    real, made_folders, held = Path.mkdir, [], []
 
-    def make(*arguments: Any, **named: Any) -> str:
-        folder = real(*arguments, **named)
+    def make(folder: Path, *arguments: Any, **named: Any) -> None:
+        real(folder, *arguments, **named)
+        if folder.suffix != ".staging":
+            return
         made_folders.append(folder)
         if len(made_folders) == 1:
-            unpack._sweep(place)
+            staged_folder.sweep(place)
             assert not os.path.lexists(folder)
         elif len(made_folders) == 2:
-            held.append(unpack._held(Path(folder)))  # a sweep that is about to delete it
-        return folder
+            held.append(locks.try_lock_folder(folder))  # a sweep that is about to delete it
 
-    monkeypatch.setattr(unpack.tempfile, "mkdtemp", make)
-    unpack.unpack(tmp_path / "b.tar", place / "run", lambda *_: unpack._sweep(place))
-    os.close(held[0])
+    monkeypatch.setattr(Path, "mkdir", make)
+    unpack.unpack(tmp_path / "b.tar", place / "run", lambda *_: staged_folder.sweep(place))
+    held[0].release()
     assert len(made_folders) == 3
     run = read_manifest(place / "run" / "manifest.json")
     assert run.run == made.index["run"]
@@ -406,18 +408,18 @@ def test_a_sweep_between_opening_and_locking_takes_no_work(
 ) -> None:
     """The folder that was locked is deleted already: its place is empty."""
     (tmp_path / "b.tar").write_bytes(made.archive())
-    real, locked = unpack._held, []
+    real, locked = locks.try_flock, []
 
-    def hold(folder: Path) -> int:
+    def lock(descriptor: int, *, shared: bool = False) -> bool:
         if not locked:
-            locked.append(folder)
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            shutil.rmtree(folder)
-            return descriptor
-        return real(folder)
+            locked.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+            shutil.rmtree(locked[0])
+        return real(descriptor, shared=shared)
 
-    monkeypatch.setattr(unpack, "_held", hold)
-    unpack.unpack(tmp_path / "b.tar", tmp_path / "run", lambda *_: unpack._sweep(tmp_path))
+    monkeypatch.setattr(locks, "try_flock", lock)
+    sweep = staged_folder.sweep
+    unpack.unpack(tmp_path / "b.tar", tmp_path / "run", lambda *_: sweep(tmp_path))
+    assert locked[0].suffix == ".staging"
     assert (tmp_path / "run" / "manifest.json").is_file()
 
 

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.common.packaged import templates_folder
-from runner.common.processes import boot_id, pid_namespace, start_ticks
+from runner.common.process_times import boot_id, pid_namespace, start_ticks
 from runner.common.units import GIB
 from runner.machine.leases import observe as look_module
 from runner.machine.leases import run_files
@@ -274,13 +274,13 @@ def test_of_another_pid_namespace_the_lock_counts_if_its_own_user_holds_it(place
 def test_nobody_else_can_lock_a_lease_before_its_writer_does(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modes, real = [], book_module.try_lock
+    modes, real = [], book_module.try_flock
 
-    def seen(descriptor: int, kind: int) -> bool:
+    def seen(descriptor: int) -> bool:
         modes.append(os.fstat(descriptor).st_mode & 0o7777)
-        return real(descriptor, kind)
+        return real(descriptor)
 
-    monkeypatch.setattr(book_module, "try_lock", seen)
+    monkeypatch.setattr(book_module, "try_flock", seen)
     kept = turn(place)
     kept.ask(wait=False)
     assert modes == [0o1777, 0o600]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.common.processes import boot_id, start_ticks
+from runner.common.process_times import boot_id, start_ticks
 from runner.runs.folder import RunFolder, create
 from runner.runs.orphans import living_processes
 from runner.runs.ranks import living_engines

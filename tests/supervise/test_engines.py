@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from runner.common import durable
-from runner.common.processes import pid_namespace, start_ticks
+from runner.common.process_times import pid_namespace, start_ticks
 from runner.common.units import GIB, MIB
 from runner.runs.folder import RunFolder
 from runner.supervisor.actions import Hand

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from runner.common import file_systems
 from runner.common.packaged import templates_folder
 from runner.machine.leases.store import FOLDER_VARIABLE, Book, user_name
 
@@ -34,16 +35,20 @@ class Leases:
     """It belongs to the user who asks."""
     notes: tuple[str, ...] = ()
     """What could not be read in it."""
+    disk: str | None = None
+    """The type of the file system it lies on, where a lock there can't be believed."""
 
 
 def leases() -> Leases:
     """Look at the folder; nothing is made."""
     book = Book()
     given = FOLDER_VARIABLE in os.environ
+    trusted = file_systems.has_trusted_flock(book.folder)
+    disk = None if trusted else file_systems.name_type(book.folder)
     try:
         about = book.folder.lstat()
     except OSError:
-        return Leases(book.folder, given, None, None, "", None, own=False)
+        return Leases(book.folder, given, None, None, "", None, own=False, disk=disk)
     book.claims()
     return Leases(
         folder=book.folder,
@@ -54,6 +59,7 @@ def leases() -> Leases:
         mode=stat.S_IMODE(about.st_mode),
         own=about.st_uid == os.geteuid(),
         notes=book.notes,
+        disk=disk,
     )
 
 
@@ -70,6 +76,11 @@ def put_right(found: Leases) -> str:
 def describe(found: Leases) -> tuple[Literal["ok", "warning", "problem"], str, str | None]:
     """Status, what was found, and what to do, as in runner.machine.doctor.checks.Check."""
     told, fix = "; ".join([str(found.folder), *found.notes]), put_right(found)
+    if found.disk is not None:
+        text = (
+            f"{told} is on {found.disk}, where locks may be given to several: GPU runs are refused"
+        )
+        return "problem", text, f"{FOLDER_VARIABLE} names a folder on a disk of this machine"
     if found.is_folder is None:
         text = f"{told} is made by the first GPU run, whose user then owns it"
         return "ok", text, f"so that nobody but root does: {fix}"

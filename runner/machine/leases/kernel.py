@@ -10,7 +10,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from runner.common.processes import real_uid, start_ticks, uid_of
+from runner.common.process_times import start_ticks
+from runner.common.processes import real_uid, uid_of
 
 LARGEST_PID = 2**22
 

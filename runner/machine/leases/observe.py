@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from runner.common.processes import pid_namespace, real_uid
+from runner.common.process_times import pid_namespace
+from runner.common.processes import real_uid
 from runner.machine.leases.kernel import is_process
 from runner.machine.leases.lease_file import plain
 from runner.machine.leases.models import Card, CardProcess, Claim, Identity

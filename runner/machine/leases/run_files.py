@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from runner.common.processes import boot_id
+from runner.common.process_times import boot_id
 from runner.machine.leases.kernel import LARGEST_PID, Inner, is_process
 from runner.machine.leases.lease_file import decode_record
 from runner.machine.leases.models import Claim

@@ -1,15 +1,16 @@
 """Reading a small file that anybody may have put there: no link, no waiting, no more than asked.
 
-Standard library only.
+Standard library and runner.common.locks.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+from runner.common.locks import try_flock
 
 LARGEST_BYTES = 64 * 1024
 
@@ -45,18 +46,9 @@ def read_small(
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode) or about.st_size > largest:
             return None
-        locked = not try_lock(descriptor, fcntl.LOCK_SH)
+        locked = not try_flock(descriptor, shared=True)
         return SmallFile(os.read(descriptor, largest), about, locked)
     except OSError:
         return None
     finally:
         os.close(descriptor)
-
-
-def try_lock(descriptor: int, kind: int) -> bool:
-    """Take a flock if it is free. Raises OSError where the filesystem has none."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

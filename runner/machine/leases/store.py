@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import heapq
 import os
@@ -23,13 +22,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from runner.common import file_systems
 from runner.common.errors import RefusedError
-from runner.common.processes import boot_id, pid_namespace, real_uid
+from runner.common.locks import try_flock
+from runner.common.process_times import boot_id, pid_namespace
+from runner.common.processes import real_uid
 from runner.machine.leases.kernel import Inner, has_locked, is_process, lock_holders
 from runner.machine.leases.lease_file import LARGEST_BYTES, decode_claim, encode_claim, plain
 from runner.machine.leases.models import Claim, Identity
 from runner.machine.leases.run_files import find_orphans
-from runner.machine.leases.small_file import SmallFile, read_small, try_lock
+from runner.machine.leases.small_file import SmallFile, read_small
 
 FOLDER_VARIABLE = "RUNNER_LEASES"
 PARENTS = (Path("/run/lock"), Path("/dev/shm"))  # noqa: S108 - opened with care below
@@ -66,7 +68,7 @@ def leases_folder() -> Path:
     """Where the leases of this machine are: $RUNNER_LEASES, else the same for all of its users.
 
     Not below /dev/shm where that can be helped: logind empties it of what belongs to a user who
-    logs out (RemoveIPC).
+    logs out (RemoveIPC). Not where flock can't be believed, as on a rootless container's FUSE.
     """
     given = os.environ.get(FOLDER_VARIABLE)
     if given:
@@ -78,7 +80,8 @@ def leases_folder() -> Path:
                 return parent / "runner-leases"
     for parent in PARENTS:
         with contextlib.suppress(OSError):
-            if parent.stat().st_mode & _MODE == _MODE:
+            open_to_all = parent.stat().st_mode & _MODE == _MODE
+            if open_to_all and file_systems.has_trusted_flock(parent):
                 return parent / "runner-leases"
     return Path("/tmp/runner-leases")  # noqa: S108
 
@@ -259,7 +262,7 @@ class Book:
     def _lock(self, descriptor: int) -> bool:
         """Whether the folder is this process's now."""
         try:
-            return try_lock(descriptor, fcntl.LOCK_EX) and self._is_still(descriptor)
+            return try_flock(descriptor) and self._is_still(descriptor)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -283,6 +286,16 @@ class Book:
         except OSError as error:
             raise self._unusable(error) from None
         mode = os.fstat(descriptor).st_mode
+        if not file_systems.has_trusted_flock(descriptor):
+            kind = file_systems.name_type(descriptor)
+            os.close(descriptor)
+            raise LeasesUnusable(
+                f"{self.folder} is on {kind}, where a lock may be given to several at once: two "
+                "runs would take the same card",
+                f"{FOLDER_VARIABLE} names another folder, on a disk of this machine and the same "
+                "for all, such as /run/lock/runner-leases",
+                own=True,
+            )
         if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
             owner = os.fstat(descriptor).st_uid
             os.close(descriptor)
@@ -367,7 +380,7 @@ def _write(folder: int, final: str, new: str, content: bytes) -> int:
     # nobody else can open it, and so lock it, before this process does
     descriptor = os.open(new, flags, 0o600, dir_fd=folder)
     try:
-        if not try_lock(descriptor, fcntl.LOCK_EX):
+        if not try_flock(descriptor):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if os.write(descriptor, content) < len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from runner.common.errors import RefusedError
-from runner.common.processes import boot_id, pid_namespace, start_ticks
+from runner.common.process_times import boot_id, pid_namespace, start_ticks
 from runner.machine.leases.models import Card, Claim
 from runner.machine.leases.observe import read_cards
 from runner.machine.leases.schedule import Answer, Blocked, Chosen, collides, decide

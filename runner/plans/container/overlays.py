@@ -57,7 +57,7 @@ def run_overlays(
     closed += [folder.sources, folder.prediction, folder.supervisor, folder.termination]
     closed += [folder.manifest, folder.project_diff, folder.bundle, folder.queue, folder.advice]
     closed += sorted(run.glob("images*.sha256"))
-    closed += [*_host_files(folder), *_host_folders(folder, earlier=earlier)]
+    closed += [*_host_files(folder), *_host_folders(folder, earlier=earlier), folder.lock_lease]
     known = (stat.S_IFREG, stat.S_IFDIR)
     there = {place for place in closed if _kind(place) in known}
     pinned = [place for place in (folder.logs, folder.engine) if _kind(place) == stat.S_IFDIR]

@@ -9,21 +9,17 @@ renamed at the end. What `members` leaves out is read and checked as all else, a
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import fcntl
 import gzip
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from runner.common import durable
+from runner.common import durable, staged_folder
 from runner.common.errors import RefusedError, UsageError
 from runner.common.units import format_bytes
 from runner.provenance.bundle import members, tar
@@ -74,22 +70,17 @@ def unpack(path: Path, folder: Path, progress: Progress) -> Index:
         with _told(path), _opened(path) as stream:
             index = _index(stream, path)
             _require_room(index, folder.parent)
-            _sweep(folder.parent)
-            hidden, held = _new_hidden(folder.parent)
-            try:
+            staged_folder.sweep(folder.parent)
+            with staged_folder.staged(folder, existing="refuse", private=True) as hidden:
                 _unpack_all(stream, index, hidden, progress)
                 hidden.chmod(0o777 & ~_umask())
-                _rename_new(hidden, folder)
-            except BaseException:
-                shutil.rmtree(hidden, ignore_errors=True)
-                raise
-            finally:
-                os.close(held)
-        durable.fsync_folder(folder.parent)
     except BaseException as error:
         for each in made:  # deepest first
             with contextlib.suppress(OSError):
                 each.rmdir()
+        if isinstance(error, staged_folder.Taken):  # meanwhile
+            taken = f"{folder} is there already"
+            raise UsageError(taken, "name a new folder, or remove that one") from None
         if isinstance(error, OSError):
             raise RefusedError(
                 f"{path} can't be unpacked as {folder}: {error.strerror or error}",
@@ -158,7 +149,6 @@ def _unpack_all(stream: tar.Counted, index: Index, folder: Path, progress: Progr
     tar.require_end(stream, after)
     _settle_kinds(index, folder)
     durable.write_bytes(folder / BESIDE, index.content())
-    _settle(index, folder)
 
 
 def _copy(stream: tar.Counted, member: Member, place: Path | None) -> Iterator[int]:
@@ -211,67 +201,6 @@ def _manifest(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _settle(index: Index, folder: Path) -> None:
-    """Have the disk hold it all before the rename: at the end, when most of it is there already."""
-    for member in _taken(index):
-        descriptor = os.open(folder / member.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    for root, _, _ in os.walk(folder):
-        durable.fsync_folder(Path(root))
-
-
-def _new_hidden(parent: Path) -> tuple[Path, int]:
-    """A new hidden folder, and the descriptor that holds it. Raises OSError.
-
-    Between its making and its lock another's sweep may take it for a dead one's; then it is made
-    again.
-    """
-    while True:
-        hidden = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=parent))
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            held = _held(hidden)
-            if _is_at(hidden, held):
-                return hidden, held
-            os.close(held)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the folder that is open is still the one that lies there."""
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _held(folder: Path) -> int:
-    """A lock on a folder while the descriptor is open.
-
-    Raises BlockingIOError where another has it, OSError.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what an unbundling that was killed has left: a hidden folder of ours, held by none."""
-    for left in folder.glob(f"{_HIDDEN}*"):
-        with contextlib.suppress(OSError):
-            held = _held(left)
-            try:
-                if _is_at(left, held) and os.fstat(held).st_uid == os.geteuid():
-                    shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(held)
-
-
 def _require_room(index: Index, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     size = sum(member.size_bytes for member in _taken(index))
@@ -280,34 +209,6 @@ def _require_room(index: Index, folder: Path) -> None:
             f"it holds {format_bytes(size)}, and {folder} has {format_bytes(free)}",
             "name a folder on a larger disk; nothing was unpacked",
         )
-
-
-def _rename_new(hidden: Path, folder: Path) -> None:
-    """A rename that replaces nothing, not even an empty folder that appeared meanwhile.
-
-    Raises UsageError where something is there, OSError.
-    """
-    try:
-        _rename_alone(hidden, folder)
-    except FileExistsError:
-        raise UsageError(
-            f"{folder} is there already", "name a new folder, or remove that one"
-        ) from None
-
-
-def _rename_alone(one: Path, other: Path) -> None:
-    """renameat2 with RENAME_NOREPLACE; a look and a rename where the file system lacks it."""
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call is not None:
-        names = os.fsencode(one), os.fsencode(other)
-        if not call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE):
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code), str(other))
-    if os.path.lexists(other):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(other))
-    one.rename(other)
 
 
 def _umask() -> int:

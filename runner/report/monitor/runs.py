@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from runner.common import durable
 from runner.common.errors import RunnerError
-from runner.common.processes import host_pid, start_ticks
+from runner.common.process_times import start_ticks
+from runner.common.processes import host_pid
 from runner.common.tail import Tail
 from runner.common.terminal import clean_line
 from runner.report.monitor.snapshot import RunView, largest

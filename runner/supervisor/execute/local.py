@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from runner.common.processes import start_ticks
+from runner.common.process_times import start_ticks
 from runner.machine.process_tree import ProcessTree
 from runner.runs import tmpdir as temporary
 from runner.runs.folder import RunFolder

@@ -1,16 +1,15 @@
-"""A folder of runner's cache mgm/ made aside and put in its place whole. Standard library only."""
+"""A folder of runner's cache mgm/, made aside and put in its place whole."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runner.common import durable
+from runner.common import durable, locks, staged_folder
 from runner.common.errors import RefusedError
 from runner.plans.sources import MANIFEST
 
@@ -21,12 +20,8 @@ _JOURNAL = ".runner-installing.json"
 def alone(base: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One fetch into `base` at a time; the lock ends with its holder, however that ends."""
     base.mkdir(parents=True, exist_ok=True)
-    with (base / ".fetch.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another runner is fetching for the MGM toolkit; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    busy = "another runner is fetching for the MGM toolkit; waiting for it"
+    with locks.locked(base / ".fetch.lock", waiting=lambda: say(busy)):
         yield
 
 
@@ -58,10 +53,7 @@ def install(made: Path, target: Path, record: dict[str, object]) -> None:
     """`made` with its record becomes `target`, in place of what a fetch put there before."""
     durable.write_json(made / MANIFEST, record)
     os.sync()  # thousands of files: one call for all, before the name says that they are there
-    if target.exists():
-        target.rename(made.parent / "before")
-    made.rename(target)
-    durable.fsync_folder(target.parent)
+    staged_folder.replace(made, target, made.parent / "before")
 
 
 def merge(made: Path, target: Path, record: dict[str, object], keep: frozenset[str]) -> None:

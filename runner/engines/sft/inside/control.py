@@ -14,7 +14,7 @@ import time
 from types import FrameType
 
 from runner.common import terminal
-from runner.common.processes import boot_id, pid_namespace, start_ticks
+from runner.common.process_times import boot_id, pid_namespace, start_ticks
 from runner.runs.folder import RunFolder
 from runner.runs.protocol import SUPERVISOR_BY_LOCK, SUPERVISOR_VARIABLE
 

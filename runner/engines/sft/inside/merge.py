@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from runner.common import durable, terminal
+from runner.common import durable, staged_folder, terminal
 from runner.common.errors import RefusedError, RunnerError, bug
 from runner.common.tensors_only import load_tensors_only
 from runner.common.units import format_bytes
@@ -35,7 +34,7 @@ from runner.engines.sft.inside.model.trained import (
     require_result,
     token_batch,
 )
-from runner.engines.sft.inside.train.result import publish_folder, sums
+from runner.engines.sft.inside.train.result import sums
 from runner.engines.sft.plan import Plan
 from runner.runs.folder import RunFolder
 
@@ -98,8 +97,7 @@ def merge(folder: RunFolder, plan: Plan, out: Path, dtype: str | None) -> dict[s
     arithmetic = difference(logits(merged, batches, "fp32"), wanted)
     _require_same(arithmetic, working, "the merged weights")
 
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=_existing_parent(out)))
-    try:
+    with staged_folder.staged(out, existing="refuse") as staging:
         _write(merged, tokenizer, plain, staging, kept)
         del model, merged, base
         _say("reading it again with plain transformers")
@@ -123,11 +121,6 @@ def merge(folder: RunFolder, plan: Plan, out: Path, dtype: str | None) -> dict[s
             **sums(staging, sorted(path.name for path in staging.glob("*.safetensors"))),
         }
         durable.write_json(staging / "merge.json", record)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging.chmod(0o755)
-        publish_folder(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return record
 
 

@@ -9,17 +9,15 @@ and nothing about quality. Imports torch and transformers when called.
 
 from __future__ import annotations
 
-import os
-import shutil
+import errno
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from runner.common import terminal
+from runner.common import staged_folder, terminal
 from runner.common.errors import RefusedError, RunnerError
 from runner.common.tensors_only import load_tensors_only
 from runner.data.read import AS_THEY_ARE, ReadOptions, read_rows
@@ -117,14 +115,11 @@ def make(model_type: str, out: Path, rows: Path, reading: ReadOptions = AS_THEY_
         parts += _tiny_llava(text_type, tokenizer)
     else:
         parts.append(_tiny_text(text_type, tokenizer))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with staged_folder.staged(out, existing="keep") as staging:
         for part in parts:
             part.save_pretrained(str(staging))
-        publish(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    if not (out / "config.json").is_file():
+        raise FileExistsError(errno.EEXIST, "it is there, and no model", str(out))
 
 
 def chat_style(model_type: str) -> ChatStyle:
@@ -232,20 +227,6 @@ def _tiny_llava(text_type: str, tokenizer: Any) -> list[Any]:
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}
     )
     return [LlavaForConditionalGeneration(config), processor]
-
-
-def publish(staging: Path, out: Path) -> None:
-    """Flush a finished model folder and rename it into place; the first of two at once wins."""
-    for path in staging.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    staging.chmod(0o755)
-    try:
-        staging.rename(out)
-    except OSError:
-        if not (out / "config.json").is_file():
-            raise
 
 
 def main() -> int:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.common import durable
+from runner.common import durable, staged_folder
 from runner.common.errors import RunnerError
 from runner.engines.sft.inside.model.adapter import (
     PREFIX_ENCODER,
@@ -25,7 +24,7 @@ from runner.engines.sft.inside.model.trained import result_folder
 from runner.engines.sft.inside.model.weights import precision_dtype
 from runner.engines.sft.plan import Plan
 from runner.runs.folder import RunFolder
-from runner.runs.recover import replaced_of, staging_of
+from runner.runs.recover import staging_of
 
 Marks = Mapping[str, int]
 """A checksum of each trained tensor, by the name it is saved under."""
@@ -114,23 +113,9 @@ def _publish(
     else:
         _name_base(staging / "adapter_config.json", plan)
     target = result_folder(plan, folder)
-    _flush(staging)
-    durable.replace_folder(staging, target, replaced_of(target))
+    staged_folder.flush(staging)
+    staged_folder.replace(staging, target, staged_folder.replaced_of(target))
     return {"folder": target.name, **sums(target, [path.name for path in weights])}
-
-
-def publish_folder(staging: Path, target: Path) -> None:
-    """Flush every file of `staging` and rename it to `target`, which must not be there."""
-    _flush(staging)
-    staging.rename(target)
-    durable.fsync_folder(target.parent)
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
 
 
 def sums(folder: Path, names: list[str]) -> dict[str, Any]:
