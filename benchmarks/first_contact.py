@@ -21,7 +21,9 @@ another limit, `--seconds 570` ends the whole in time for a call that is limited
 not fit is listed as not reached. Nothing needs a network; weights are drawn on the device.
 
 `--rehearse` runs all of it on a CPU with tiny shapes, and says so in every line: no figure of it
-says anything of a card. Exit code 0 where every part completed and found what it should.
+says anything of a card. Its limits are longer, by what else the machine is doing as a part begins;
+those that --limits gives stay as given. Exit code 0 where every part completed and found what it
+should.
 """
 
 from __future__ import annotations
@@ -50,7 +52,31 @@ PARTS = {
     6: ("one hash", 120.0),
 }
 LEAST_SECONDS = 15.0  # a part that has less is not begun
+REHEARSAL_FACTOR = 3.0
+"""A free CPU's time for the rehearsal's shapes, as a multiple of the limits; measured: up to 2."""
+MOST_FACTOR = 12.0  # what hangs ends all the same
 LOG_BYTES = 4 << 20
+
+
+def rehearsal_factor(load: float, cores: int) -> float:
+    """By what a part's limit is multiplied in a rehearsal.
+
+    Args:
+        load: processes that run or wait to run, the mean of the last minute.
+        cores: that this process may use.
+    """
+    return min(MOST_FACTOR, REHEARSAL_FACTOR * max(1.0, (load + 1) / cores))
+
+
+def limit_now(part: int, given: argparse.Namespace) -> float:
+    """Seconds that a part which begins now may take."""
+    own = parse_limits(given.limits)
+    if part in own:
+        return own[part]
+    limit = PARTS[part][1]
+    if not given.rehearse:
+        return limit
+    return limit * rehearsal_factor(os.getloadavg()[0], len(os.sched_getaffinity(0)))
 
 
 def choose_work() -> Path:
@@ -201,7 +227,6 @@ def main() -> int:
     chosen = [int(text) for text in given.parts.split(",")]
     if unknown := [part for part in chosen if part not in PARTS]:
         parser.error(f"--parts: there is no part {unknown[0]}; 1 to {len(PARTS)}")
-    limits = {part: limit for part, (_name, limit) in PARTS.items()} | parse_limits(given.limits)
     began = time.monotonic()
     given.out, given.work = given.out.absolute(), (given.work or choose_work()).absolute()
     for folder in (given.out, given.work):
@@ -218,7 +243,7 @@ def main() -> int:
         if left < LEAST_SECONDS:
             unreached.append(part)
             continue
-        run_part(part, min(limits[part], left), results, given, env)
+        run_part(part, min(limit_now(part, given), left), results, given, env)
         text = table(results.read(), rehearse=given.rehearse, unreached=unreached)
         (given.out / "table.txt").write_text(text)
     text = table(results.read(), rehearse=given.rehearse, unreached=unreached)

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import vram_battery
 
 HERE = Path(__file__).resolve().parent
 GIB = 2**30
+LEAST_SECONDS = 5.0  # a program that has less is not begun
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Call:
     """Until it is killed."""
     rehearse: bool
     emit: Callable[..., None]
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """Seconds in which something can still be run, and told before the part is killed."""
+        margin = max(2.0, 0.03 * self.seconds)
+        return self.seconds - margin - (time.monotonic() - self.began)
 
     @property
     def device(self) -> str:
@@ -42,14 +50,25 @@ class Call:
         return self.work / "battery" / "models"  # one folder: 7B and 0.5B are made once for all
 
     def run(self, *command: str, seconds: float | None = None) -> tuple[int | None, str, str]:
-        """Exit code, stdout and stderr of a program; code None where its time was up."""
-        limit = self.seconds if seconds is None else seconds
+        """Exit code, stdout and stderr of a program; code None where its time, or the part's, was
+        up, with that as stderr's last line."""
+        limit = min(self.left, self.left if seconds is None else seconds)
+        if limit < LEAST_SECONDS:
+            return None, "", f"not enough time: {max(0.0, limit):.0f} s were left to begin it in"
         code, out, err = vram_battery.run_within(command, dict(os.environ), limit)
         sys.stderr.write(f"\n$ {' '.join(command[:8])} ...: {code}\n{out[-2000:]}\n{err[-6000:]}\n")
+        if code is None:
+            err += f"\nnot enough time: ended after {limit:.0f} s"
         return code, out, err
 
     def runner(self, *arguments: str, seconds: float | None = None) -> tuple[int | None, str, str]:
         return self.run(sys.executable, "-m", "runner", *arguments, seconds=seconds)
+
+
+def _why(code: int | None, err: str) -> str:
+    """How a program ended that did not do what it should, in a line."""
+    lines = err.strip().splitlines() or ["no word"]
+    return lines[-1] if code is None else f"exit code {code}: {err.strip()[-400:]}"
 
 
 def _sets(lines: list[str]) -> list[str]:
@@ -81,11 +100,12 @@ def look_around(call: Call) -> None:
     gpus = record.get("devices") or []
     names = ", ".join(str(gpu.get("name")) for gpu in gpus if isinstance(gpu, dict))
     ok = code == 0 and (bool(gpus) or call.rehearse)
-    call.emit("monitor", f"exit code {code}; {names or 'no GPU listed'}", ok=ok, record=record)
+    said = f"exit code 0; {names or 'no GPU listed'}" if code == 0 else _why(code, err)
+    call.emit("monitor", said, ok=ok, record=record)
     report = call.work / "validation_report.json"
     code, _out, err = call.runner("doctor", "--json", "--out", str(report))
     if not report.is_file():
-        call.emit("doctor", f"exit code {code}: {err.strip()[-300:]}", ok=False)
+        call.emit("doctor", _why(code, err), ok=False)
         return
     record = json.loads(report.read_text())
     odd = [each for each in record["checks"] if each["status"] in ("warning", "problem")]
@@ -124,7 +144,7 @@ def _step(call: Call, who: str, shape: str, model: Path, rows: Path) -> dict[str
     command += ["--device", call.device, "--out", str(record_file)]
     began = time.monotonic()
     code, _out, err = call.run(*command)
-    record: dict[str, Any] = {"error": f"ended with {code}: {err.strip()[-300:]}"}
+    record: dict[str, Any] = {"error": _why(code, err)}
     if record_file.is_file():
         record = json.loads(record_file.read_text())
     if "error" in record:
@@ -148,15 +168,14 @@ def compare_memory(call: Call) -> None:
     battery.mkdir(parents=True, exist_ok=True)
     cases = vram_battery.REHEARSAL if call.rehearse else vram_battery.FIRST
     kept, done = _kept(call), _measured(call)
-    began, most = time.monotonic(), max(90.0, call.seconds / 3)
+    most = max(90.0, call.seconds / 3)
     for case in cases:
         record = done.get(case.name)
         if record is None:
-            left = call.seconds - (time.monotonic() - began) - 2
-            if left < 10:
-                call.emit(case.name, "not reached: no time was left", ok=False)
+            if call.left < 2 * LEAST_SECONDS:
+                call.emit(case.name, f"not enough time: {call.left:.0f} s were left", ok=False)
                 continue
-            record = vram_battery.measure(case, battery, call.device, min(most, left))
+            record = vram_battery.measure(case, battery, call.device, min(most, call.left))
             if isinstance(record["error"], float):
                 with kept.open("a") as stream:
                     stream.write(json.dumps(record) + "\n")
@@ -252,7 +271,7 @@ def _train(call: Call, job: str, sets: list[str], seconds: float) -> dict[str, A
     try:
         record: dict[str, Any] = json.loads(out)
     except ValueError:
-        return {"reason": f"no verdict, exit code {code}: {err.strip()[-400:]}"}
+        return {"reason": f"no verdict, {_why(code, err)}"}
     end = Path(str(record.get("folder"))) / "termination.json"
     found = json.loads(end.read_text()) if end.is_file() else {}
     keys = ("reason", "exit_code", "peak_bytes", "peak_source", "adapter_sha256", "peaks")
@@ -283,7 +302,7 @@ def compare_hashes(call: Call) -> None:
     for run in ("first", "second"):
         code, out, err = call.runner("train", "demo-identity", "--fresh", "--json", *_sets(sets))
         if code != 0:
-            call.emit(run, f"exit code {code}: {err.strip()[-400:]}", ok=False)
+            call.emit(run, _why(code, err), ok=False)
             return
         folder = Path(json.loads(out)["folder"])
         sha = json.loads((folder / "termination.json").read_text())["adapter_sha256"]

@@ -74,6 +74,18 @@ def test_attention_kernels_are_told_by_their_names() -> None:
     assert [ms for _name, ms in found] == [8.0, 7.0, 6.0]
 
 
+def test_a_steps_ratio_is_the_median_of_pairs_with_their_spread() -> None:
+    def turn(*seconds: float) -> dict[str, Any]:
+        steps = [{"seconds": one, "cpu": 2 * one} for one in (99.0, *seconds)]
+        return {"steps": steps, "losses": [1.0]}
+
+    plain = [turn(10.0, 10.0), turn(20.0, 20.0), turn(40.0, 40.0)]
+    ours = [turn(9.0, 9.0), turn(19.0, 19.0), turn(60.0, 60.0)]
+    told = load("step_cpu").compared({"plain": plain, "ours": ours})
+    assert told["ratios"]["cpu"]["pairs"] == [0.9, 0.95, 1.5]
+    assert told["text"][-1] == "ratio  0.950 of the CPU time (0.900 to 1.500, 3 pairs)"
+
+
 # The battery of predictions ---------------------------------------------------------------------
 
 
@@ -255,6 +267,49 @@ def test_first_contact_limits_each_part_and_writes_at_once(tmp_path: Path) -> No
     code, found, table = call("--parts", "1", "--seconds", "5")
     assert code == 1 and "1 loads and runs: not reached" in table
     assert "REHEARSAL" not in table
+
+
+def test_a_rehearsals_limits_grow_with_what_else_the_machine_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contact = load("first_contact")
+    assert contact.rehearsal_factor(0.0, 16) == contact.REHEARSAL_FACTOR
+    assert contact.rehearsal_factor(5.0, 2) == 3 * contact.REHEARSAL_FACTOR
+    assert contact.rehearsal_factor(500.0, 2) == contact.MOST_FACTOR
+    monkeypatch.setattr(contact.os, "getloadavg", lambda: (5.0, 0.0, 0.0))
+    monkeypatch.setattr(contact.os, "sched_getaffinity", lambda _: {0, 1})
+    given = SimpleNamespace(limits="6=7", rehearse=True)
+    assert contact.limit_now(1, given) == 9 * 60 and contact.limit_now(6, given) == 7
+    given.rehearse = False
+    assert contact.limit_now(1, given) == 60
+
+
+def test_a_part_says_what_it_had_not_enough_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = load("first_contact_parts")
+    told: dict[str, dict[str, Any]] = {}
+
+    def emit(what: str, said: str, **figures: Any) -> None:
+        told[what] = {"said": said, **figures}
+
+    call = parts.Call(tmp_path, 3600.0, True, emit)
+    code, out, err = call.run(sys.executable, "-c", "import time; time.sleep(60)", seconds=6.0)
+    assert (code, out) == (None, "") and err.endswith("not enough time: ended after 6 s")
+    assert 3400 < call.left < 3600 - 6
+
+    # nothing is begun that could not end, and each case, program and run is named
+    monkeypatch.setattr(parts.vram_battery, "run_within", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr(parts, "_weights", lambda *_: tmp_path)
+    call = parts.Call(tmp_path, 10.0, True, emit, began=time.monotonic() - 8)
+    for part in (parts.look_around, parts.measure_speed, parts.compare_memory):
+        part(call)
+    parts.breach_budgets(call)
+    parts.compare_hashes(call)
+    names = [case.name for case in parts.vram_battery.REHEARSAL]
+    wanted = ["monitor", "doctor", "ours 2x64", "trl 2x64", *names, "watchdog", "first"]
+    assert [name for name in wanted if "not enough time" not in told[name]["said"]] == []
+    assert all(told[name]["ok"] is False for name in wanted)
 
 
 def test_first_contact_refuses_a_part_that_is_none(tmp_path: Path) -> None:

@@ -57,6 +57,36 @@ def test_a_smoke_goes_through_every_stage() -> None:
     assert plan.planned_steps == 5
 
 
+def test_a_smoke_says_which_warm_up_it_is_too_short_for(tmp_path: Path) -> None:
+    job = loaded(tmp_path, PHASES, "training.warmup_ratio=0.03", "phases.1.training.warmup_ratio=0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        one = make_plan(job, gather(job), "smoke", 1)
+        two = make_plan(job, gather(job), "smoke", 2)
+    assert [part.training.warmup_ratio for part in one.trainings] == [0, 0]
+    assert [line for line in one.substitutions if "warm-up" in line] == [
+        "no warm-up in place of phases.0.training.warmup_ratio 0.03: the only step would have "
+        "rate 0"
+    ]
+    assert not [line for line in two.substitutions if "warm-up" in line]
+
+
+def test_a_smoke_says_which_stages_warm_up_it_is_too_short_for() -> None:
+    place = str(REPOSITORY / "jobs/commonsense-two-stage.yaml")
+    job = load_job(place, ["training.stages.0.warmup_steps=10", "training.stages.1.warmup_steps=1"])
+    plan = make_plan(job, gather(job), "smoke", 5)
+    assert [stage.warmup_steps for stage in plan.training.stages] == [2, 1]
+    assert [line for line in plan.substitutions if "warm-up" in line] == [
+        "a warm-up of 2 steps in place of training.stages.0.warmup_steps 10: the stage has 3 steps "
+        "here"
+    ]
+    plan = make_plan(job, gather(job), "smoke", 2)
+    assert [line for line in plan.substitutions if "warm-up" in line] == [
+        "no warm-up in place of training.stages.0.warmup_steps 10: the stage has 1 step here",
+        "no warm-up in place of training.stages.1.warmup_steps 1: the stage has 1 step here",
+    ]
+
+
 def test_a_training_with_stages_has_their_length_unless_cut() -> None:
     job = load_job(str(REPOSITORY / "jobs/commonsense-two-stage.yaml"))
     facts = gather(job)

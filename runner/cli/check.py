@@ -21,7 +21,7 @@ from runner.launch.plan import planned
 from runner.launch.preflight import place_line, require_place
 from runner.launch.risks import all_warnings
 from runner.launch.survey import require_disk, survey, survey_lines
-from runner.launch.vram import require_fits
+from runner.launch.vram import over_budget, require_fits
 from runner.plans.base import PlanBase
 from runner.plans.facts import HostFacts
 from runner.runs.folder import default_root
@@ -59,9 +59,11 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     )
     lines += [field("SUBSTITUTE", text) for text in plan.substitutions]
     warnings = [*plan.warnings, *surveyed["warnings"], *all_warnings(loaded, plan)]
+    prediction = corrected_survey(surveyed, plan, own_facts)
+    over = over_budget(prediction, plan) if prediction is not None else None
+    warnings += [over] if over else []
     lines += [field("WARNING", text) for text in warnings]
     lines += [field("note", text) for text in surveyed["notes"]]
-    prediction = corrected_survey(surveyed, plan, own_facts)
     if prediction is not None:
         require_fits(prediction, plan, own_facts)
         lines.append(field("memory", memory_line(prediction, plan)))
@@ -71,7 +73,9 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
         lines.append(field("rows", head + _histogram(part["data"]["train"]["lengths"])))
         for sample in part["data"]["train"]["samples"]:
             lines += ["", *sample_lines(sample)]
-    lines += ["", field("ok", f"{shlex.join(command)} would start")]
+    starts = f"{shlex.join(command)} would start"
+    lost = field("starts", f"{starts}, but is predicted to be ended over its budget")
+    lines += ["", lost if over else field("ok", starts)]
     out.result(
         {
             "ok": True,

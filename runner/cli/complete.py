@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import unicodedata
 from pathlib import Path
 
 import typer
@@ -11,8 +11,19 @@ import typer
 ASKED = "_RUNNER_COMPLETE"
 """Set where a shell asks for completions, by Typer's script."""
 
-_PLAIN = re.compile(r"[\w./@+=,:-]+")
-"""What is completed: a shell takes the word as it is, where `;` ends a command."""
+_SIGNS = frozenset("_./@+=,:-")
+
+
+def _is_plain(word: str) -> bool:
+    """Whether a shell takes the word as it is, where `;` ends a command.
+
+    Letters and digits of any script, with the marks that combine with them: "é" is one character or
+    two, by the keyboard and by the file system, and vowel signs of Hindi are characters of their
+    own.
+    """
+    return bool(word) and all(
+        sign in _SIGNS or unicodedata.category(sign)[0] in "LNM" for sign in word
+    )
 
 
 def rejoin_words() -> None:
@@ -45,7 +56,7 @@ def complete_jobs(incomplete: str) -> list[str]:
         for pattern in ("*.yaml", "*.yml")
         for path in folder.glob(pattern)
     }
-    return sorted(name for name in found if name.startswith(incomplete) and _PLAIN.fullmatch(name))
+    return sorted(name for name in found if name.startswith(incomplete) and _is_plain(name))
 
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -58,4 +69,4 @@ def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
     if incomplete[:1].isdigit():
         names += [run.path.name for run in runs]
     words = ["@last", *names] if runs else []
-    return [word for word in words if word.startswith(incomplete) and _PLAIN.fullmatch(word)]
+    return [word for word in words if word.startswith(incomplete) and _is_plain(word)]

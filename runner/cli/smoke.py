@@ -102,6 +102,7 @@ def _kinds(substitutions: list[str]) -> str:
         "fp32": "precision",
         "unquantized": "quantization",
         "not tried": "settings",
+        "warm-up": "warm-up",
     }
     found = [
         next((word for sign, word in words.items() if sign in text), "data")

@@ -50,10 +50,19 @@ BUILDS = (
     Build("cu128", (12, 8), own=(570, 26), least=(525, 60, 13)),
     Build("cu130", (13, 0), own=(580, 65, 6), least=(580,)),
 )
-"""Drivers of Linux x86-64, by NVIDIA's CUDA Toolkit Release Notes: "Toolkit Driver Version" (the
-table "CUDA Toolkit and Corresponding Driver Versions", the general releases) and "Minimum Required
-Driver Version for CUDA Minor Version Compatibility".
-https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/index.html"""
+"""Drivers of Linux x86-64, by NVIDIA's CUDA Toolkit Release Notes.
+
+`own`: the table "CUDA Toolkit and Corresponding Driver Versions" (3 in the notes of 13.2 Update 2),
+whose lines are 12.6 GA >=560.28.03, 12.8 GA >=570.26 and 13.0 GA >=580.65.06. Updates of a release
+name later ones (12.6 Update 3 560.35.05, 12.8 Update 1 570.124.06, 13.0 Update 2 580.95.05); within
+one minor version the general release's driver runs them. 570.26 is that table's figure for 12.8;
+the driver in 12.8.0's installer is 570.86.10.
+
+`least`: the table "CUDA Toolkit and Minimum Required Driver Version for CUDA Minor Version
+Compatibility" (2 there): 12.x >=525 and 13.x >=580. The first driver of branch 525 with CUDA 12 is
+the one of 12.0 GA, 525.60.13.
+
+https://docs.nvidia.com/cuda/archive/13.2.2/cuda-toolkit-release-notes/index.html"""
 
 
 def parse_version(text: str | None) -> Version | None:

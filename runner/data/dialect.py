@@ -64,6 +64,7 @@ class Reading:
     rows: int = 0
     lines: int = 0
     blank: int = 0  # lines between rows that hold nothing
+    hinted: bool = False  # the first line is Excel's sep=, which is neither blank nor a row
     quoted: Places = field(default_factory=Places)  # quotes were taken off a cell
     breaks: Places = field(default_factory=Places)  # a cell holds a line break
     tabs: Places = field(default_factory=Places)  # a cell holds a tab
@@ -136,7 +137,9 @@ def look(dialect: Dialect, lines: Lines) -> Reading:
             text = own[: last - first + 1]
             del own[: last - first + 1]
             found.lines = last
-            if not cells or (first == 1 and is_hint(text[0])):
+            if first == 1 and is_hint(text[0]):
+                found.hinted = True
+            elif not cells:
                 found.blank += 1
             elif not found.header:
                 if any(cell.strip() for cell in cells):

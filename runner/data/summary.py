@@ -113,6 +113,8 @@ def table_lines(source: dict[str, Any], head: str = "") -> list[str]:
         inside = "doubled" if table["escape"] == "doubled" else "behind a backslash"
         quotes = f"{table['quote']} quotes around cells, {inside} within"
     blank = f", {table['blank_lines']:,} of them blank" if table["blank_lines"] else ""
+    if table.get("delimiter_line"):  # not in reports of before
+        blank += ", the first of them sep=, which names the delimiter"
     mark = " with a byte order mark" if table["byte_order_mark"] else ""
     out = [
         f"{head}{table['lines']:,} lines{blank} -> a header and {table['rows']:,} rows of "

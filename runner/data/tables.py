@@ -69,6 +69,7 @@ class Table:
             "columns": self.header,
             "lines": read.lines,
             "blank_lines": read.blank,
+            "delimiter_line": read.hinted,
             "rows": read.rows,
             "quoted": read.quoted.record(),
             "with_line_breaks": read.breaks.record(),

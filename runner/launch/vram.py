@@ -122,6 +122,22 @@ def correct(prediction: Prediction, plan: Plan, facts: Facts) -> Prediction:
     )
 
 
+def over_budget(prediction: Prediction, plan: Plan) -> str | None:
+    """That a run which starts all the same is predicted over its budget, in words; else None.
+
+    A GPU run of which that is sure is refused (require_fits). On a CPU it starts: the guard ends it
+    where it does pass its budget.
+    """
+    limit = plan.budget.limit_bytes
+    if prediction.device == "cuda" or limit is None or prediction.low_bytes <= limit:
+        return None
+    return (
+        f"predicted over its budget: at least {format_bytes(prediction.low_bytes)} of "
+        f"{format_bytes(limit)}; a CPU run starts all the same, and is ended (over_budget) once it "
+        "holds more"
+    )
+
+
 def require_fits(
     prediction: Prediction, plan: Plan, facts: Facts, *, recovers: bool = False
 ) -> None:

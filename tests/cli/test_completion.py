@@ -60,6 +60,16 @@ def test_jobs_are_completed(command: str, place: Path) -> None:
     assert complete(place, f"runner {command} nothing-like-it") == []
 
 
+def test_names_with_combining_marks_are_completed_and_signs_of_the_shell_are_not(
+    place: Path,
+) -> None:
+    names = ["demo-cafe\u0301", "demo-हिन्दी", "demo-ไทยที่", "demo-你好"]
+    for name in [*names, "demo-a;b", "demo-$(c)", "demo-\u200bd", "demo-e f"]:
+        (place / "jobs" / f"{name}.yaml").write_text("model: a/b\n")
+    known = ["demo-identity", "demo-of-mine"]
+    assert complete(place, "runner train demo-") == sorted([*known, *names])
+
+
 @pytest.mark.parametrize(
     "command",
     ["report", "stop", "attach", "logs", "wait", "rm", "chat", "monitor", "evaluate", "bundle"],

@@ -79,4 +79,5 @@ def test_the_jobs_own_rows_are_taken_where_they_are(tmp_path: Path) -> None:
 
 
 def test_one_step_has_no_warm_up_and_says_so() -> None:
-    assert any("no warm-up" in line for line in made(steps=1).substitutions)
+    told = [line for line in made(steps=1).substitutions if "warm-up" in line]
+    assert told == ["no warm-up in place of warmup_ratio 0.03: the only step would have rate 0"]

@@ -13,20 +13,23 @@ from typing import Any
 
 import pytest
 
+from runner.cli.check import check_job
 from runner.engines.sft.inside.memory import footprint as measuring
 from runner.engines.sft.inside.memory import predict as predicting
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint, footprint
 from runner.engines.sft.inside.memory.predict import predict
-from runner.engines.sft.memory.ask import Batch
+from runner.engines.sft.memory.ask import ASSUMED_NOTE, Batch, predicted
 from runner.engines.sft.memory.process import held, packages_of
 from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_formats
 from runner.vram.allocator import LIBC_MAPPED_BYTES, LIBC_SHARE, libc_holds
 from runner.vram.calibration import Measured, apply, correction, matching
 from runner.vram.prediction import LIBRARIES, Prediction, TrainingMemory
+from tests.conftest import run_cli
 from tests.engine.methods import plan_of
 from tests.support.soaking import only_in_soak
 from tests.vram.plans import gpu_plan
 from tests.vram.real import write_model
+from tests.vram.tiny_job import write_job
 
 MIB = 1 << 20
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -134,6 +137,19 @@ def test_where_nothing_can_be_measured_it_is_assumed_and_not_kept(
     assert footprint((), {}) == ASSUMED
     assert not ASSUMED.measured
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_prediction_that_stands_on_an_assumption_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path))
+    monkeypatch.delenv("RUNNER_FOOTPRINT", raising=False)
+    assumed = prediction(1, 100).model_copy(update={"notes": [ASSUMED_NOTE]})
+    measured = prediction(1, 200)
+    made = iter([assumed, measured])
+    plan, batches = cpu_plan(), [Batch(64, 0, "a test")]
+    found = [predicted(plan, batches, {}, lambda *_: next(made)) for _ in range(3)]
+    assert found == [assumed, measured, measured]
 
 
 def test_what_a_plan_imports_besides() -> None:
@@ -255,3 +271,36 @@ def test_what_a_run_takes_lies_in_its_interval(case: str, tmp_path: Path) -> Non
     )
     line = next((one for one in done.stdout.splitlines() if one.startswith(f"| {case}")), "")
     assert line.endswith("| yes |"), done.stdout + done.stderr
+
+
+# What is said of it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "fit", "end"),
+    [
+        ("100MiB", "does NOT fit", "would start, but is predicted to be ended over its budget"),
+        ("8GiB", "fits", "would start"),
+    ],
+)
+def test_a_check_says_one_thing_of_a_budget_that_a_cpu_run_is_predicted_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, fit: str, end: str
+) -> None:
+    write_job(tmp_path, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    memory = prediction(1, 200 << 20).model_dump(mode="json")
+    found = {"disk_bytes": 0, "warnings": [], "notes": [], "trainings": [], "memory": memory}
+    check = sys.modules[check_job.__module__]  # the package has a command of that name
+    monkeypatch.setattr(check, "survey", lambda *_: found)
+    monkeypatch.setattr(check, "require_training_stack", lambda *_: None)
+    monkeypatch.setattr(check, "fetch_missing", lambda *_: False)
+    words = ["check", "job.yaml", "--set", f"budget.host_memory={budget}"]
+    answer = run_cli(*words)
+    assert answer.code == 0, answer.err
+    assert f"{fit} the budget" in answer.out
+    label, _, last = answer.out.strip().splitlines()[-1].partition(" ")
+    assert (label, last.strip().endswith(end)) == ("ok" if fit == "fits" else "starts", True)
+    warned = [line for line in answer.out.splitlines() if "predicted over its budget" in line]
+    assert len(warned) == (fit != "fits")
+    told = json.loads(run_cli(*words, "--json").out)["warnings"]
+    assert sum("predicted over its budget: at least" in line for line in told) == len(warned)

@@ -102,12 +102,9 @@ def stand_in(
         "list of its real parser, and nothing else",
         *differences(job, plan.mgm, other, facts, own_rows=own_rows),
     ]
-    return (
-        other.model_copy(
-            update={"job": loaded.name, "substitutions": [*lines, *other.substitutions]}
-        ),
-        facts,
-    )
+    # the missing warm-up is told above, by the toolkit's own name
+    lines += [text for text in other.substitutions if not text.startswith("no warm-up")]
+    return other.model_copy(update={"job": loaded.name, "substitutions": lines}), facts
 
 
 def has_own_rows(planned: PlannedMgm) -> bool:

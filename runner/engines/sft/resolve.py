@@ -72,6 +72,7 @@ def make_plan(
         model = stand_in or model
         if stand_in and vision:
             vision = vision.model_copy(update={"model": stand_in})
+        substitutions += _lost_warm_ups(job, phases)
     substitutions += absent
     precision = _precision(job.training.precision, device, facts, substitutions)
     last = phases[-1]
@@ -165,6 +166,30 @@ def _training(training: TrainingSettings, variant: Variant, steps: int | None) -
         total = sum(stage.max_steps for stage in stages)
         return training.model_copy(update={"max_steps": min(steps or total, total)})
     return training if steps is None else training.model_copy(update={"max_steps": steps})
+
+
+def _lost_warm_ups(job: Job, phases: list[PlannedPhase]) -> list[str]:
+    """A substitution line for each warm-up that a smoke is too short for."""
+    lines = []
+    for asked, taken in zip(resolved_phases(job), phases, strict=True):
+        before, after = asked.training, taken.training
+        if before.warmup_ratio and not after.warmup_ratio:
+            lines.append(
+                f"no warm-up in place of {asked.field}training.warmup_ratio "
+                f"{before.warmup_ratio:g}: the only step would have rate 0"
+            )
+        # of the stages, a smoke keeps the first ones
+        for number, (old, new) in enumerate(zip(before.stages, after.stages, strict=False)):
+            if new.warmup_steps < old.warmup_steps:
+                count = (
+                    f"a warm-up of {new.warmup_steps} steps" if new.warmup_steps else "no warm-up"
+                )
+                lines.append(
+                    f"{count} in place of {asked.field}training.stages.{number}.warmup_steps "
+                    f"{old.warmup_steps}: the stage has {new.max_steps} "
+                    f"{'step' if new.max_steps == 1 else 'steps'} here"
+                )
+    return lines
 
 
 def _tracking(tracking: TrackingSettings, variant: Variant) -> TrackingSettings:

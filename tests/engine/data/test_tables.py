@@ -133,6 +133,21 @@ def test_delimiter_and_escape_are_told_from_every_row(
     assert (told["delimiter"], told["escape"]) == (delimiter, escape)
 
 
+def test_a_first_line_that_names_the_delimiter_is_said_and_is_no_blank_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "sep=;\ntext;label\n\nHello, you;1\n")
+    told = record(path)
+    assert (told["lines"], told["blank_lines"], told["rows"]) == (4, 1, 1)
+    assert told["delimiter_line"] is True
+    assert table_lines({"table": told})[0].startswith(
+        "4 lines, 1 of them blank, the first of them sep=, which names the delimiter -> a header "
+        "and 1 rows of 2 cells; semicolon-separated"
+    )
+    plain = record(write(tmp_path / "b.csv", "text;label\nsep=;\n"))
+    assert plain["delimiter_line"] is False and plain["blank_lines"] == 0
+    del plain["delimiter_line"]  # a report of before
+    assert table_lines({"table": plain})[0].startswith("2 lines -> a header and 1 rows")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_encodings_and_line_ends(tmp_path: Path, encoding: str, end: str) -> None:

@@ -21,12 +21,10 @@ from pathlib import Path
 from runner.common import terminal
 from runner.common.own_python import module_argv, safe_environment
 from runner.common.tensors_only import load_tensors_only
-from runner.engines.sft.memory.ask import keep_record, kept_record
+from runner.engines.sft.memory.ask import ASSUME_VARIABLE, keep_record, kept_record
 
 VERSION = 1
 MIB = 1 << 20
-ASSUME_VARIABLE = "RUNNER_FOOTPRINT"
-"""Set to "assumed" nothing is measured: for tests."""
 LIMIT_SECONDS = 180
 """On a busy machine imports take most of a minute."""
 

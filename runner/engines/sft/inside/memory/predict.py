@@ -14,7 +14,7 @@ from runner.common.errors import RunnerError
 from runner.engines.sft.inside.memory.estimate import estimate
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint, footprint
 from runner.engines.sft.inside.memory.step import Traced, trace
-from runner.engines.sft.memory.ask import Batch
+from runner.engines.sft.memory.ask import ASSUMED_NOTE, Batch
 from runner.engines.sft.memory.process import held, packages_of
 from runner.engines.sft.plan import Plan
 from runner.vram.prediction import HostMemory, Prediction, TrainingMemory
@@ -49,7 +49,7 @@ def predict(
         if versions is not None:
             own = footprint(packages_of(plan), versions)
         if not own.measured:
-            notes.append("what the training libraries hold was not measured on this machine")
+            notes.append(ASSUMED_NOTE)
     trainings, weights, on_device, offload = [], 0, False, 0
     for part, batch in zip(plan.trainings, batches, strict=True):
         try:
