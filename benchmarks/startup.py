@@ -1,6 +1,9 @@
 """How long `runner --help` and `runner render` take, against the `--help` of a bare Typer app.
 
     .venv/bin/python benchmarks/startup.py [N]
+    .venv/bin/python benchmarks/startup.py first-step [--repeats N] ...
+
+The second is benchmarks/first_step.py: from Enter to the first optimizer step, beside plain TRL.
 
 Runs the commands in turn, N times each (default 15) after one that counts for nothing, and prints
 the medians and their ratios. Typer draws help with rich unless told not to, as runner tells it; so
@@ -57,6 +60,11 @@ def imported(command: list[str], folder: Path) -> set[str]:
 
 def main() -> int:
     """Measure, print, and say by the exit code whether the goals are met."""
+    if sys.argv[1:2] == ["first-step"]:
+        import first_step
+
+        del sys.argv[1]
+        return first_step.main()
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

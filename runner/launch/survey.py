@@ -1,6 +1,7 @@
 """What a plan comes to, asked of the engine in a process of its own: rows, parameters, disk.
 
-Imports no torch. The rows that the survey prepares are cached for the run that follows.
+Imports no torch. The rows that the survey prepares are cached for the run that follows, and so is
+what it said (survey_cache): the same question is not asked twice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from runner.common.output import Output, field
 from runner.common.units import format_bytes
 from runner.engines.sft.plan import Plan
 from runner.launch.ask_engine import ask_engine
+from runner.launch.survey_cache import keep_survey, kept_survey, survey_key
 from runner.plans.plan_file import plan_yaml
 
 
@@ -25,6 +27,11 @@ def survey(plan: Plan, out: Output, samples: int = 0) -> dict[str, Any]:
         EngineRefused: as the engine refused.
         RefusedError: it could not be asked.
     """
+    key = survey_key(plan, samples)
+    known = kept_survey(key) if key is not None else None
+    if known is not None:
+        out.say(field("surveyed", "before: the same plan, rows, model and packages"))
+        return known
     out.say(field("preparing", "the rows, and counting parameters"))
 
     def arguments(folder: Path) -> list[str]:
@@ -32,7 +39,10 @@ def survey(plan: Plan, out: Output, samples: int = 0) -> dict[str, Any]:
         path.write_text(plan_yaml(plan), encoding="utf-8")
         return ["runner.engines.sft.inside.survey", str(path), str(samples)]
 
-    return ask_engine(plan, out, arguments, failed="the plan could not be surveyed")
+    record = ask_engine(plan, out, arguments, failed="the plan could not be surveyed")
+    if key is not None and key == survey_key(plan, samples):  # nothing changed meanwhile
+        keep_survey(key, record)
+    return record
 
 
 def survey_lines(surveyed: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ number. Host memory swings with what libc keeps."""
 KNOWN_OVERHEAD_SHARE = 0.06
 """Half-width on a CPU, as a share of what processes hold besides, however often it was measured:
 neighbours that map the same libraries come and go."""
-CPU_SCHEMA_VERSION = 2
+CPU_SCHEMA_VERSION = 3
 """Records of host memory before it were made beside figures that meant something else."""
 UNKNOWN_OVERHEAD_SHARE = 0.2
 """Of an assumed overhead, what it widens an interval by; taken off where it was measured."""

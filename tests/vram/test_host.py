@@ -22,7 +22,7 @@ from runner.engines.sft.memory.ask import ASSUMED_NOTE, Batch, predicted
 from runner.engines.sft.memory.process import held, packages_of
 from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_formats
 from runner.vram.allocator import LIBC_MAPPED_BYTES, LIBC_SHARE, libc_holds
-from runner.vram.calibration import Measured, apply, correction, matching
+from runner.vram.calibration import CPU_SCHEMA_VERSION, Measured, apply, correction, matching
 from runner.vram.prediction import LIBRARIES, Prediction, TrainingMemory
 from tests.conftest import run_cli
 from tests.engine.methods import plan_of
@@ -182,7 +182,9 @@ def prediction(ranks: int, tensors: int) -> Prediction:
     return Prediction(device="cpu", num_processes=ranks, trainings=[memory])
 
 
-def record(tensors: int, overhead: int, measured: int, version: int = 2) -> Measured:
+def record(
+    tensors: int, overhead: int, measured: int, version: int = CPU_SCHEMA_VERSION
+) -> Measured:
     return Measured(
         schema_version=version,
         device="cpu",
@@ -211,7 +213,7 @@ def test_one_process_that_was_measured_corrects_two() -> None:
 
 
 def test_records_that_meant_something_else_correct_nothing() -> None:
-    old = record(20 * MIB, 700 * MIB, 900 * MIB, version=1)
+    old = record(20 * MIB, 700 * MIB, 900 * MIB, version=CPU_SCHEMA_VERSION - 1)
     new = record(20 * MIB, 700 * MIB, 900 * MIB)
     assert matching([old, new], "cpu", "s", "lora") == [new]
 

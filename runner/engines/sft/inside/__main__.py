@@ -21,6 +21,7 @@ from runner.common.units import MIB
 from runner.engines.render import read_plan
 from runner.engines.sft.inside.control import STOPPED_EXIT_CODE, Control, Stopped
 from runner.engines.sft.inside.oom import keep_snapshot
+from runner.engines.sft.unused_packages import leave_out_unused
 from runner.runs import recover as unfinished
 from runner.runs.folder import RunFolder
 from runner.runs.protocol import SUPERVISOR_VARIABLE
@@ -51,6 +52,7 @@ def main() -> int:
         plan = read_plan(folder.plan)
         control.install()
         folder.write_file(_reserve(folder, rank), b"\0" * RESERVE_BYTES)
+        leave_out_unused(plan)
         from runner.engines.sft.inside.train.train import train
 
         code = train(plan, folder, control, resume=arguments.resume)

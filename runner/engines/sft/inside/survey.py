@@ -30,6 +30,7 @@ from runner.engines.sft.inside.train.schedule import (
 )
 from runner.engines.sft.memory.ask import Batch
 from runner.engines.sft.plan import Plan
+from runner.engines.sft.unused_packages import leave_out_unused
 from runner.jobs.training import TrainingSettings, beyond_the_end
 
 MANY_PASSES = 10
@@ -262,6 +263,7 @@ def main() -> int:
     load_tensors_only()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     plan = read_plan(Path(sys.argv[1]))
+    leave_out_unused(plan)
     if plan.model.folder is not None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     code = 0

@@ -27,7 +27,7 @@ from runner.vram.calibration import (
 )
 from runner.vram.prediction import Prediction, read_prediction
 
-VERSION = 3
+VERSION = 4
 """Raised with every change of what is traced or computed, so that no cache of before is reused."""
 ASSUME_VARIABLE = "RUNNER_FOOTPRINT"
 """Set to "assumed" what libraries hold is not measured: for tests."""

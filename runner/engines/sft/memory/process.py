@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint
 from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_bytes
 from runner.engines.sft.plan import Plan
+from runner.engines.sft.unused_packages import used_packages
 from runner.vram.prediction import CONTEXT, LIBRARIES
 from runner.vram.sharding import Sharded, shard
 
@@ -139,6 +140,4 @@ def _on_host(plan: Plan, traced: Traced, footprint: Footprint) -> Held:
 
 def packages_of(plan: Plan) -> tuple[str, ...]:
     """What a plan's processes import beside the training stack."""
-    eight = any("8bit" in part.training.optim for part in plan.trainings)
-    found = ["bitsandbytes"] if plan.method == "qlora" or eight else []
-    return (*found, *(["deepspeed"] if plan.launch.deepspeed != "none" else []))
+    return tuple(sorted(used_packages(plan)))

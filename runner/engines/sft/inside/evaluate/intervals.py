@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 4000
@@ -39,6 +38,8 @@ def proportion(successes: int, rows: int) -> Figure:
     Unlike the textbook interval it stays within 0 to 1 and has a width at 0 and at 1. Raises
     ValueError for no rows.
     """
+    from scipy import stats
+
     test = stats.binomtest(successes, rows)
     interval = test.proportion_ci(confidence_level=LEVEL, method="wilson")
     return Figure(successes / rows, float(interval.low), float(interval.high))
@@ -100,6 +101,8 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     only_second = sum(two and not one for one, two in zip(first, second, strict=True))
     if only_first + only_second == 0:
         return 1.0
+    from scipy import stats
+
     return float(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 

@@ -1,8 +1,9 @@
 """Figures from judged answers, each with its interval, for a model and its base. Pure.
 
-Imports numpy, scikit-learn and `intervals`. A figure's record is {"model": {value, low, high},
-"base": the same or null, "difference": model - base with a paired interval or null}; for answers
-that are right or wrong also "mcnemar_p". Values are shares from 0 to 1; losses are in nats.
+Imports numpy and `intervals`; scikit-learn when classes are counted. A figure's record is {"model":
+{value, low, high}, "base": the same or null, "difference": model - base with a paired interval or
+null}; for answers that are right or wrong also "mcnemar_p". Values are shares from 0 to 1; losses
+are in nats.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from runner.engines.sft.inside.evaluate.intervals import (
     Figure,
@@ -119,6 +119,8 @@ def classification(
     counts nowhere. Unparseable answers are wrong everywhere and no class; they stand in the last
     row and column of the matrix (its row is all zero: no row expects them).
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     ours = [UNPARSEABLE if told is None else told for told in model]
     theirs = None if base is None else [UNPARSEABLE if told is None else told for told in base]
     both = [(ours, "model")] + ([] if theirs is None else [(theirs, "base")])
@@ -244,6 +246,8 @@ def _gap(figure: OfSums) -> OfSums:
 
 def _classes(expected: Sequence[str], told: Sequence[str], labels: Sequence[str]) -> list[Record]:
     """Precision and recall of each class by Wilson, its F1 by bootstrap; null where undefined."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     precisions, recalls, scores, rows = precision_recall_fscore_support(
         expected, told, labels=list(labels), average=None, zero_division=0
     )

@@ -20,6 +20,7 @@ from runner.common.packages import package_version
 from runner.common.tensors_only import load_tensors_only
 from runner.engines.render import read_plan
 from runner.engines.sft.memory.ask import PACKAGES, Batch, predicted
+from runner.engines.sft.unused_packages import leave_out_unused
 
 
 def main() -> int:
@@ -39,6 +40,8 @@ def main() -> int:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     plan = read_plan(Path(request["plan"]))
+    if request.get("fit") is None and request.get("cheapest") is None:  # which try other methods
+        leave_out_unused(plan)
     if plan.model.folder is not None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if request.get("mgm") is not None:

@@ -1,9 +1,10 @@
 """What a training's processes hold on the host before any tensor of its model: measured once.
 
 `python -m runner.engines.sft.inside.memory.footprint PACKAGE ...` is the process that is measured:
-it starts as a launcher does, then imports what a trainer imports and trains a model of no size, and
-prints how much of it is its own and how much it maps. It is asked once for each set of package
-versions, and its answer kept in the cache. Only that process imports torch.
+it imports what a trainer imports, the packages that its plan does not use left out, trains a model
+of no size, and prints how much of it is its own and how much it maps; what a launcher holds it asks
+another. It is asked once for each set of package versions, and its answer kept in the cache. Only
+these processes import torch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from runner.common import terminal
 from runner.common.own_python import module_argv, safe_environment
 from runner.common.tensors_only import load_tensors_only
 from runner.engines.sft.memory.ask import ASSUME_VARIABLE, keep_record, kept_record
+from runner.engines.sft.unused_packages import SPARED, leave_out
 
-VERSION = 1
+VERSION = 2
+LAUNCHER = "--launcher"
 MIB = 1 << 20
-LIMIT_SECONDS = 180
+LIMIT_SECONDS = 300
 """On a busy machine imports take most of a minute."""
 
 
@@ -46,16 +49,17 @@ class Footprint:
         return self.launcher_bytes + ranks * self.trainer_bytes + self.mapped_bytes
 
 
-ASSUMED = Footprint(150 * MIB, 445 * MIB, 215 * MIB, measured=False)
+ASSUMED = Footprint(150 * MIB, 322 * MIB, 199 * MIB, measured=False)
 """Where it can't be measured: what benchmarks/host_memory.py found with torch 2.13 for CPUs,
-transformers 5.23, trl 1.16 and deepspeed 0.19 on Linux x86-64."""
+transformers 5.23, trl 1.16 and deepspeed 0.19 on Linux x86-64, less the 123 MiB of a trainer's own
+and 16 of mapped pages that were measured to go with what a plan does not use."""
 
 
 def footprint(packages: tuple[str, ...], versions: Mapping[str, str | None]) -> Footprint:
     """What processes hold that use `packages` besides the training stack: kept, or measured now.
 
     Args:
-        packages: bitsandbytes, deepspeed: where the plan uses them.
+        packages: of runner.engines.sft.unused_packages those that the plan uses.
         versions: of the stack, by name.
     """
     if os.environ.get(ASSUME_VARIABLE) == "assumed":
@@ -145,18 +149,36 @@ def _train_nothing() -> None:
     optimizer.step()
 
 
+def _hold(modules: Iterable[str]) -> tuple[int, int] | None:
+    """This process's own memory once it has imported `modules`, those that are installed."""
+    for module in modules:
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)
+    return own_memory()
+
+
+def _launcher(packages: list[str]) -> list[int] | None:
+    """The same of a launcher, in a process of its own: it leaves nothing out."""
+    done = subprocess.run(
+        module_argv("runner.engines.sft.inside.memory.footprint", LAUNCHER, *packages),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=safe_environment(),
+    )
+    found: list[int] | None = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main(packages: list[str]) -> int:
     """0; prints the footprint as JSON."""
     load_tensors_only()
-    launches = [name for name in packages if name == "deepspeed"]  # its launcher imports it, too
-    for module in ("accelerate.commands.launch", "torch.distributed.run", *launches):
-        importlib.import_module(module)
-    launcher = own_memory()
-    importlib.import_module("runner.engines.sft.inside.train.trainer")
-    # transformers' Trainer imports the first wherever it is installed
-    for package in ("deepspeed", *packages):
-        if importlib.util.find_spec(package) is not None:
-            importlib.import_module(package)
+    if packages[:1] == [LAUNCHER]:
+        launches = [name for name in packages if name == "deepspeed"]
+        terminal.put_json(_hold(["accelerate.commands.launch", "torch.distributed.run", *launches]))
+        return 0
+    launcher = _launcher(packages)
+    leave_out(set(SPARED) - set(packages))  # as a training does
+    _hold(["runner.engines.sft.inside.train.trainer", *packages])
     _train_nothing()
     trainer = own_memory()
     if launcher is None or trainer is None:
