@@ -14,7 +14,7 @@ import pytest
 
 from runner.engines.sft.inside.memory import footprint as measuring
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint, footprint
-from runner.engines.sft.memory.process import held, packages_of
+from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_formats
 from runner.vram.allocator import LIBC_MAPPED_BYTES, LIBC_SHARE, libc_holds
 from runner.vram.calibration import Measured, apply, correction, matching

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from runner.engines.sft.inside.memory.footprint import ASSUMED, footprint
+from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.inside.memory.step import trace
 from runner.engines.sft.memory.ask import Batch, keep_record, kept_record, key
 from runner.engines.sft.memory.ladder import Choice, with_choice
-from runner.engines.sft.memory.process import held, packages_of
 from runner.engines.sft.plan import Plan
 from runner.vram.sharding import state_bytes
 

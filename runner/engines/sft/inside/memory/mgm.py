@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from runner.engines.sft.inside.memory.predict import TRACED_SHARE
 from runner.engines.sft.inside.memory.step import trace
-from runner.engines.sft.memory.process import CONTEXT_BYTES, CONTEXT_SPREAD, WORKSPACE_BYTES
 from runner.engines.sft.plan import Plan
+from runner.vram.context import CONTEXT_BYTES, CONTEXT_SPREAD, WORKSPACE_BYTES
 from runner.vram.prediction import CONTEXT, HostMemory, Prediction, TrainingMemory
 from runner.vram.sharding import loading_bytes
 

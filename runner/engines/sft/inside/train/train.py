@@ -125,6 +125,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     folder, control, first = run.folder, run.control, run.first
     from transformers import set_seed
 
+    from runner.engines.sft.inside.image_tokens import image_tokens
     from runner.engines.sft.inside.model.adapter import trainable_setup
     from runner.engines.sft.inside.model.count import counted
     from runner.engines.sft.inside.model.limits import require_plain_weights, require_within
@@ -133,7 +134,6 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     from runner.engines.sft.inside.model.weights import load_model, load_tokenizer
     from runner.engines.sft.inside.rows import prepare_rows
     from runner.engines.sft.inside.stack import stack_record
-    from runner.engines.sft.inside.survey import image_tokens
     from runner.engines.sft.inside.train.arguments import training_arguments
     from runner.engines.sft.inside.train.metrics_callback import Records
     from runner.engines.sft.inside.train.result import ready_to_train
@@ -355,7 +355,7 @@ def _planned_steps(plan: Plan, trainer: Any) -> int:
     """Steps of this training, as the trainer will count them from its rows."""
     if plan.training.max_steps is not None:
         return plan.training.max_steps
-    from runner.engines.sft.inside.survey import length_of
+    from runner.engines.sft.inside.train.length import length_of
 
     return length_of(plan, len(trainer.train_dataset), 0).steps
 
