@@ -1,6 +1,7 @@
-"""Is the process that wrote a record still alive? Standard library and runner.common.durable only.
+"""Say whether the process that wrote a record is still alive.
 
-A pid alone says nothing, since pids are reused; with its start time it names a process for good.
+Standard library and runner.common.durable only. A pid alone says nothing, since pids are reused;
+together with its start time it identifies a process.
 """
 
 from __future__ import annotations

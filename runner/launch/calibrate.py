@@ -1,6 +1,6 @@
-"""What a smoke measures of the step that was predicted for it, kept for later predictions.
+"""Record what a smoke measured of its predicted step, for later predictions.
 
-Imports no torch. Of tiny stand-ins a few records are enough: they tell what a process holds besides
+Imports no torch. A few records of tiny stand-ins are enough: they show what a process holds besides
 its tensors, and nothing of a model's own.
 """
 

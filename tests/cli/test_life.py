@@ -128,7 +128,7 @@ def test_ps_shows_what_lives_and_what_is_lost_and_all_the_rest(cli: Cli, runs: R
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("demo/")}
     assert "running  7/60  1.5   1.00 GiB of 8.00 GiB  cpu" in rows[living.name]
     assert f"{lost.name}: last sign at step 7" in text
-    assert "the same runner train command goes on from checkpoint-5" in text
+    assert "the same runner train command resumes from checkpoint-5" in text
     # columns are aligned: each header begins where its cells do
     head = text.splitlines()[0]
     assert rows[living.name][head.index("STATE") :].startswith("running")

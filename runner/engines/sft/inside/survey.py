@@ -1,4 +1,4 @@
-"""What a plan comes to, told before it starts.
+"""Survey a plan before it starts: rows, parameters, steps, disk.
 
 `python -m runner.engines.sft.inside.survey PLAN SAMPLES`.
 

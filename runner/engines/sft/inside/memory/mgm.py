@@ -2,7 +2,7 @@
 
 Imports torch by way of `step`. Traced: Gemma behind the CLIP tower in bf16, LoRA or all weights,
 with the toolkit's own loss, which holds every logit. Computed: the ConvNeXt tower, patch info
-mining, the optimizer. Figures of its parts: shared/docs/mgm-contract.md.
+mining, the optimizer. The sizes of its parts are those of the published MGM-2B.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Held:
     """What the process holds at the peak."""
 
     allocated_bytes: int
-    """By torch's tensors, on one card or in one rank."""
+    """By torch's tensors, on one GPU or in one rank."""
     tensors_bytes: int
     """By torch, fragments and workspaces included; on CPU of all ranks."""
     overhead_bytes: int

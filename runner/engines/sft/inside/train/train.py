@@ -1,6 +1,6 @@
 """The sft engine, read from top to bottom: rows, weights, training, adapter, result.
 
-Imports the training stack. Everything it decides by stands in the plan.
+Imports the training stack. Everything that it decides by is in the plan.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Place:
     is_last: bool
     steps_before: int
     resumed_step: int | None
-    """The run's step that it goes on from; None where it starts anew."""
+    """The run's step that it resumes from; None for a new start."""
     checkpoint: Path | None
     projector: Path | None
     """What an earlier training made of the projector."""
@@ -370,9 +370,9 @@ def _resume_point(folder: RunFolder, *, say: bool) -> Path | None:
         for line in skipped:
             _say(line)
         _say(
-            f"going on from {checkpoint.name}"
+            f"resuming from {checkpoint.name}"
             if checkpoint
-            else "no whole checkpoint to go on from; training from the start"
+            else "no whole checkpoint to resume from; training from the start"
         )
     return checkpoint
 
