@@ -1,4 +1,4 @@
-"""What reads a job and trains nothing: jobs, show, check, vram, fit, data, fetch, render.
+"""Declare the commands that read a job and train nothing: jobs, show, check, vram, fit, data, ...
 
 Signatures and help; each command imports what it needs when it is called, so that `runner --help`
 costs a bare Typer app's time.

@@ -1,4 +1,4 @@
-"""What looks after the machine: doctor, and manage the images that jobs run in.
+"""Declare the commands that look after the machine: doctor and image.
 
 Signatures and help; each command imports what it needs when it is called, so that `runner --help`
 costs a bare Typer app's time.

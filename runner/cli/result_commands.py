@@ -1,4 +1,4 @@
-"""What asks a run that has ended: chat, evaluate, merge, report, verify, diff, reproduce, bundles.
+"""Declare the commands for runs that have ended: chat, evaluate, merge, report, verify, diff, ...
 
 Signatures and help; each command imports what it needs when it is called, so that `runner --help`
 costs a bare Typer app's time.

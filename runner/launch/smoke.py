@@ -1,4 +1,4 @@
-"""Smoke a job: the same way as training, for a few steps, with stand-ins for what is not here."""
+"""Smoke a job: train it for a few steps, with stand-ins for what is missing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The predicted memory of a job or plan: asked for, corrected, and held against what there is.
+"""Predict the memory of a job or plan, correct it by measurements, compare it with what there is.
 
-Nothing is started and no weights are fetched. On a machine without a GPU the figures are those of
-a GPU with bf16, which is said. Imports no torch.
+Starts nothing and downloads no weights. On a machine without a GPU the figures are for a GPU with
+bf16, and the output says so. Imports no torch.
 """
 
 from __future__ import annotations
