@@ -65,7 +65,7 @@ def fit(
     job: Job,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", metavar="SIZE", help="GPU memory a GPU [budget.gpu_memory]."),
+        typer.Option("--budget", metavar="SIZE", help="Memory on each GPU [budget.gpu_memory]."),
     ] = None,
     gpu_total: Annotated[
         str | None, typer.Option("--gpu-total", metavar="SIZE", help="The GPU's total memory.")

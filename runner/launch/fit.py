@@ -60,7 +60,7 @@ def fit(loaded: LoadedJob, out: Output, *, budget: str | None, gpu_total: str | 
     """Ask the engine for the fastest plan under a budget.
 
     Args:
-        budget: GPU memory a GPU, such as "16GiB"; None is the job's own.
+        budget: memory on each GPU, such as "16GiB"; None is the job's own.
         gpu_total: what the GPU has in all.
 
     Raises:

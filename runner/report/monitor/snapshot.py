@@ -155,7 +155,7 @@ class History:
 
 def card_key(index: int) -> str:
     """The history of a GPU's used memory."""
-    return f"card {index}"
+    return f"GPU {index}"
 
 
 def run_key(name: str) -> str:

@@ -148,7 +148,7 @@ class _Drawing:
             yield Text(f"  {device.failure}", style="bold red")
             return
         yield _ends(title, Text("   ".join(_figures(device))), self.width)
-        yield self._memory("card", device.used_bytes, device.total_bytes, device.used_max_bytes,
+        yield self._memory("memory", device.used_bytes, device.total_bytes, device.used_max_bytes,
                            style=style_of(_share(device)), marks=_marks(device))  # fmt: skip
         if self.history:
             yield from self._past(card_key(device.index), device.total_bytes)
