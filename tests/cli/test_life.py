@@ -428,7 +428,7 @@ def test_rm_never_takes_what_lives_and_then_takes_nothing(cli: Cli, runs: Runs) 
 def test_rm_asks_at_a_terminal_and_nowhere_else(cli: Cli, runs: Runs) -> None:
     run = runs.make(reason="completed")
     piped = cli("rm", run.name)
-    assert (piped.code, "nobody can be asked" in piped.err) == (2, True)
+    assert (piped.code, "no terminal to ask on" in piped.err) == (2, True)
     for answer, code, there in (("n\n", 1, True), ("\x04", 1, True), ("y\n", 0, False)):
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
