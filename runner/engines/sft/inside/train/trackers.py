@@ -199,8 +199,8 @@ class Feed:
     def _give_up(self, doing: str, error: BaseException) -> None:
         self._failed = True
         self._warn(
-            f"could not {doing} ({type(error).__name__}: {_first_line(error)}); training goes "
-            "on without it, and metrics.jsonl has every figure"
+            f"could not {doing} ({type(error).__name__}: {_first_line(error)}); training "
+            "continues without it, and metrics.jsonl has every figure"
         )
 
     def _warn(self, text: str) -> None:
