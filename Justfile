@@ -31,12 +31,13 @@ soak *args: setup
     .venv/bin/python -m tests.runs.kills 4 --processes 2
     .venv/bin/python -m tests.runs.kills 4 --processes 2 --deepspeed zero2
 
-# Formatting, lint, shell scripts and types, changing nothing
+# Formatting, lint, shell scripts, imports between rooms and types, changing nothing
 lint: setup
     .venv/bin/ruff format --check
     .venv/bin/ruff check
     .venv/bin/shellcheck just .ci/run benchmarks/*.sh tests/testbed/*.sh
     .venv/bin/hadolint docker/*.Dockerfile
+    .venv/bin/lint-imports --no-cache --no-logo
     .venv/bin/mypy
 
 # Format and fix what can be fixed

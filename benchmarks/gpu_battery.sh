@@ -10,7 +10,7 @@
 # whose result is there is not run again, so a battery that was cut short goes on. OUT has a few
 # files (summary.txt, records.jsonl, log.txt); runs and weights go to WORK (else a folder in /dev/shm
 # or /tmp that OUT's name decides). Exit code 1 if anything differs from what it should be. Takes
-# about half an hour on one card; the real sizes need 24 GiB of its memory and 16 GB of WORK.
+# about half an hour on one GPU; the real sizes need 24 GiB of its memory and 16 GB of WORK.
 # FULL_SIZE=0 leaves them and determinism out. PYTHON names the interpreter; `runner` need not be
 # installed as a command.
 set -uo pipefail

@@ -267,7 +267,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     ),
     "a field twice": (
         BASE + MODEL,
-        told("j.yaml:3  model", "'model' stands twice", expected="each field once"),
+        told("j.yaml:3  model", "'model' is given twice", expected="each field once"),
     ),
     "a Python tag": (
         BASE + "description: !!python/object/apply:os.system [touch canary]\n",
@@ -606,7 +606,7 @@ def test_data_at_a_path_that_is_not_utf8_is_refused(cli: Cli, tmp_path: Path) ->
     write_job(folder, BASE)
     answer = cli("render", f"{folder}/j.yaml")
     assert answer.code == 2
-    assert "data.train\n  problem   lies at a path that is not UTF-8\n" in answer.err
+    assert "data.train\n  problem   is at a path that is not UTF-8\n" in answer.err
 
 
 TRAINING = "one of max_steps, num_train_epochs, per_device_train_batch_size"

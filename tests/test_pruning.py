@@ -86,7 +86,7 @@ def test_each_rule_removes_what_it_says(one: Candidate, rules: Rules, expected: 
 
 def test_what_could_have_been_gone_on_with_is_said() -> None:
     gone = doomed(run(state="lost", goes_on_from="checkpoint-9"), Rules(failed=True))
-    assert gone is not None and gone.why == "lost; could go on from checkpoint-9"
+    assert gone is not None and gone.why == "lost; could resume from checkpoint-9"
 
 
 def test_ages_are_read_and_written() -> None:

@@ -1,7 +1,7 @@
 """The `runner` command: parse, call one function, print; nothing else.
 
-At import: typer and the standard library. Signatures lie in *_commands.py, what is printed in a
-file for each command, what is done in runner.launch.
+At import: typer and the standard library. Signatures are in *_commands.py, printing in a file for
+each command, and the work in runner.launch.
 """
 
 from __future__ import annotations

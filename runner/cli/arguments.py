@@ -70,7 +70,8 @@ Wait = Annotated[
 Unsafe = Annotated[
     bool,
     typer.Option(
-        "--unsafe-container", help="Take mounts and arguments that undo the container's closure."
+        "--unsafe-container",
+        help="Allow mounts and arguments that weaken the container's isolation.",
     ),
 ]
 Other = Annotated[str, typer.Argument(metavar="OTHER", help="Another run, as RUN.")]

@@ -1,4 +1,4 @@
-"""`runner attach RUN`: the live view of a run that somebody else started; Ctrl-C only leaves it."""
+"""`runner attach RUN`: show the live view of an active run; Ctrl-C only ends the view."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runner.runs.state import exit_code_of, is_over, state_of
 
 
 def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:
-    """Show it until it ends, then its verdict; its exit code. 0 where Ctrl-C left it.
+    """Show it until it ends, then its outcome; its exit code. 0 where Ctrl-C left it.
 
     Raises:
         RefusedError: nobody has started it.
@@ -28,7 +28,7 @@ def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:
         started = supervisor_of(folder).get("started_unix_seconds")
         view = View(Progress(folder, read_any_plan(folder.plan), float(started or 0.0)), out)
         try:
-            out.say(field("attached", f"{folder.name}; Ctrl-C leaves it and the run goes on"))
+            out.say(field("attached", f"{folder.name}; Ctrl-C leaves it; the run continues"))
             for state in states(folder):
                 view.look(ended=is_over(folder, state))
         except KeyboardInterrupt:
@@ -48,7 +48,7 @@ def _left(folder: RunFolder, out: Output) -> int:
     out.result(
         {"run": name, "folder": str(folder.path), "state": state, "detached": True},
         [
-            field("detached", f"{name} goes on"),
+            field("detached", f"{name} continues"),
             field("next", f"runner attach {name} shows it again · runner stop {name} ends it"),
         ],
     )

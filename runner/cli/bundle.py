@@ -1,4 +1,4 @@
-"""`runner bundle`: a run in one file, for another machine. Imports no torch."""
+"""`runner bundle`: pack a run into one file, for another machine. Imports no torch."""
 
 from __future__ import annotations
 

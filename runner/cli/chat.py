@@ -1,4 +1,4 @@
-"""`runner chat`: starts the engine's chat in a process of its own; imports no torch."""
+"""`runner chat`: start the engine's chat in a process of its own. Imports no torch."""
 
 from __future__ import annotations
 

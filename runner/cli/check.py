@@ -1,4 +1,4 @@
-"""`runner check JOB`: fields, data, masks, model and machine, without training.
+"""`runner check JOB`: check fields, data, masks, model and machine, without training.
 
 The parts that need a tokenizer or torch run in a process of their own.
 """

@@ -1,4 +1,4 @@
-"""What the shell completes: names of jobs and of runs. Nothing slow is imported or read."""
+"""Complete names of jobs and runs in the shell. Imports and reads nothing slow."""
 
 from __future__ import annotations
 

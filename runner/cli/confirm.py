@@ -1,4 +1,4 @@
-"""A question before something is deleted: asked at a terminal, and never taken for answered."""
+"""Ask at a terminal before something is deleted; without a terminal, refuse."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def confirmed(question: str, *, yes: bool) -> bool:
     if yes:
         return True
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError("nobody can be asked here, so nothing was removed", "--yes removes it")
+        raise UsageError(
+            "there is no terminal to ask on, so nothing was removed", "--yes removes it"
+        )
     terminal.say(f"{question} [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")

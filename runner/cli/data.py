@@ -1,6 +1,6 @@
-"""`runner data JOB`: clean, split and mix a job's rows without training; say what became of them.
+"""`runner data JOB`: clean, split and mix a job's rows without training, and report the result.
 
-The work is done in a process of its own, `runner.data`.
+The work is done in a process of its own (runner.engines.sft.inside.prepare_rows).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`runner fetch JOB`: weights and rows into the caches beforehand, so that runs work offline."""
+"""`runner fetch JOB`: download weights and rows into the caches, so that runs work offline."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`runner fetch` of a job on the MGM toolkit: toolkit, weights, rows and images, each verified.
-
-A process of its own fetches (runner.engines.mgm.fetch.__main__); this looks, asks it, and tells.
+"""`runner fetch` of a job on the MGM toolkit: download toolkit, weights, rows and images, and
+verify each. A process of its own downloads (runner.engines.mgm.fetch.__main__); this module
+finds what is missing and prints the result.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _unreachable(absent: list[MgmNeed]) -> dict[str, dict[str, Any]]:
         raise RefusedError(
             f"not on this machine: {names}; and {switch} forbids the network",
             "unset it; or run runner fetch where there is a network, with RUNNER_CACHE on a disk "
-            f"that both see, or copied: all of it lies in {base_folder(cache_folder())}",
+            f"that both see, or copied: it is all in {base_folder(cache_folder())}",
         )
     failures: dict[str, tuple[str, str]] = {}
     kinds = {_host(need.source) for need in absent}
@@ -284,7 +284,7 @@ def _lines(items: list[dict[str, Any]]) -> list[str]:
             field(
                 "unproven",
                 f"{', '.join(plain)}: from a mirror or over plain http, without a hash that their "
-                "makers state. What is said above holds; who wrote them can't be verified",
+                "makers state. The checks above hold; who wrote the files can't be verified",
             )
         )
     if own := [item["name"] for item in items if item["source"] == "your own" and item["where"]]:

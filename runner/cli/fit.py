@@ -1,6 +1,6 @@
-"""`runner fit JOB`: the fastest way to train a job under a memory budget, and the ladder to it.
+"""`runner fit JOB`: find the fastest settings that fit a job into a memory budget.
 
-Nothing is started, no weights are fetched; imports no torch.
+Starts nothing, downloads no weights. Imports no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`runner image build|list|save|load|verify`: the images that jobs run in."""
+"""`runner image build|list|save|load|verify`: manage the images that jobs run in."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _ours(image: Image) -> list[tuple[str, str]]:
 def _holds(system: str | None, python: str | None, torch: str | None, cuda: str | None) -> str:
     parts = [system or "", f"Python {python}" if python else "", f"torch {torch}" if torch else ""]
     parts.append(f"CUDA {cuda}" if cuda else "CPU only" if torch else "")
-    return ", ".join(part for part in parts if part) or "not said"
+    return ", ".join(part for part in parts if part) or "unknown"
 
 
 class _BuildView:

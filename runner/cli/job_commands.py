@@ -1,4 +1,4 @@
-"""What reads a job and trains nothing: jobs, show, check, vram, fit, data, fetch, render.
+"""Declare the commands that read a job and train nothing: jobs, show, check, vram, fit, data, ...
 
 Signatures and help; each command imports what it needs when it is called, so that `runner --help`
 costs a bare Typer app's time.
@@ -30,7 +30,7 @@ def jobs(as_json: AsJson = False) -> None:
 
 
 def show(job: Job, sets: Sets = None, as_json: AsJson = False) -> None:
-    """Print a job whole: every field, its value, and where the value comes from."""
+    """Print a complete job: every field, its value, and where the value comes from."""
     from runner.cli.jobs import show_job
 
     show_job(job, sets or [], as_json=as_json)
@@ -55,7 +55,7 @@ def check(
 def vram(
     job: Job, sets: Sets = None, method: Method = None, on: On = None, as_json: AsJson = False
 ) -> None:
-    """Predict a job's memory without weights or a GPU: how much, of what, how sure."""
+    """Predict a job's memory without weights or a GPU: how much, for what, how sure."""
     from runner.cli.vram import show_vram
 
     raise typer.Exit(show_vram(job, overrides(sets, method=method, on=on), as_json=as_json))
@@ -65,13 +65,13 @@ def fit(
     job: Job,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", metavar="SIZE", help="GPU memory a card [budget.gpu_memory]."),
+        typer.Option("--budget", metavar="SIZE", help="Memory on each GPU [budget.gpu_memory]."),
     ] = None,
     gpu_total: Annotated[
-        str | None, typer.Option("--gpu-total", metavar="SIZE", help="What the card has in all.")
+        str | None, typer.Option("--gpu-total", metavar="SIZE", help="The GPU's total memory.")
     ] = None,
     apply: Annotated[
-        bool, typer.Option("--apply", help="Write what was found into the job's file.")
+        bool, typer.Option("--apply", help="Write the choice into the job's file.")
     ] = False,
     sets: Sets = None,
     method: Method = None,
@@ -100,19 +100,19 @@ def data(
         bool, typer.Option("--sample", help="Take the job's sample rows instead of its own.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write the sides there as JSONL.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Write the splits there as JSONL.")
     ] = None,
     on: On = None,
     as_json: AsJson = False,
 ) -> None:
-    """Clean, split and mix a job's rows, and report what became of them."""
+    """Clean, split and mix a job's rows, and report the result."""
     from runner.cli.data import data_job
 
     raise typer.Exit(data_job(job, overrides(sets, on=on), sample=sample, out=out, as_json=as_json))
 
 
 def fetch(job: Job, sets: Sets = None, on: On = None, as_json: AsJson = False) -> None:
-    """Bring a job's weights and rows to this machine beforehand, checksummed."""
+    """Download a job's weights and rows in advance, and check their hashes."""
     from runner.cli.fetch import fetch_job
 
     raise typer.Exit(fetch_job(job, overrides(sets, on=on), as_json=as_json))

@@ -1,4 +1,7 @@
-"""`runner jobs`, `show` and `render`: what reads job files and starts nothing. Imports no torch."""
+"""`runner jobs`, `show` and `render`: the commands that read job files and start nothing.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`runner logs RUN`: what the trainer printed, or the supervisor; -f follows to the run's end.
+"""`runner logs RUN`: print the trainer's or the supervisor's log; -f follows it to the end.
 
-A log holds what a model, rows and libraries make of it: it is shown as text that no terminal obeys,
-and `--raw` hands its bytes on as they are.
+A log can contain anything that a model, rows or libraries print, so control characters are escaped;
+`--raw` passes its bytes on unchanged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What looks after the machine: doctor, and the images that jobs run in.
+"""Declare the commands that look after the machine: doctor and image.
 
 Signatures and help; each command imports what it needs when it is called, so that `runner --help`
 costs a bare Typer app's time.
@@ -56,7 +56,7 @@ def image_build(
         typer.Option("--build-arg", metavar="NAME=VALUE", help="As docker's; may be repeated."),
     ] = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Run every step again, whatever was kept.")
+        bool, typer.Option("--no-cache", help="Run every step again, without the cache.")
     ] = False,
     network: Annotated[
         str | None,
@@ -77,7 +77,7 @@ def image_build(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build an image from its Dockerfile and lock; says what it holds and how it is labelled."""
+    """Build an image from its Dockerfile and lock; print its content and labels."""
     from runner.cli.image import build_image
     from runner.containers.build import Request
 
@@ -99,7 +99,7 @@ def image_list(as_json: AsJson = False) -> None:
 def image_save(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=".tar, .tar.gz or .tar.zst.")],
     name: ImageName = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write an image to a file, its checksum beside it, for a machine without a registry."""
@@ -121,7 +121,7 @@ def image_load(
 
 @image.command("verify")
 def image_verify(name: ImageName = None, as_json: AsJson = False) -> None:
-    """Say whether an image is what the lock and the code here say; exit code 1 where it is not."""
+    """Check whether an image matches the lock and the code here; exit code 1 if not."""
     from runner.cli.image import verify_image
 
     raise typer.Exit(verify_image(name, as_json=as_json))

@@ -1,4 +1,4 @@
-"""`runner monitor`: a live view of GPUs or host, and of one run where one is named.
+"""`runner monitor`: show GPUs or host live, and one run if one is named.
 
 Standard library, the monitor's parts and rich (inside a function). One loop takes samples; each way
 of showing is a function that is given a Snapshot an interval.
@@ -75,7 +75,7 @@ class How:
 def watch(run: str | None, *, interval: float, how: How, runs: Path | None) -> int:
     """Show views until Ctrl-C or, with a RUN, until that run has ended; exit code 0.
 
-    Ctrl-C in the drawn view ends it with 0; elsewhere KeyboardInterrupt goes on (exit 130).
+    Ctrl-C in the drawn view ends it with 0; elsewhere KeyboardInterrupt is passed on (exit 130).
     """
     how.check()
     if not (math.isfinite(interval) and interval <= LONGEST_INTERVAL_SECONDS):
@@ -134,7 +134,7 @@ def _watch_machine(
     out: Output,
     stack: contextlib.ExitStack,
 ) -> Watch:
-    """The watch, over the cards where NVML can be opened."""
+    """The watch, over the GPUs where NVML can be opened."""
     runs = LiveRuns(root, followed)
     try:
         nvml = stack.enter_context(Nvml())

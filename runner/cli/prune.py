@@ -1,4 +1,4 @@
-"""`runner prune`: old checkpoints and runs removed by rule, shown first and then confirmed."""
+"""`runner prune`: remove old checkpoints and runs by rule, after showing them and asking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`runner ps`: the runs that live, and the lost ones; with --all those that have ended too."""
+"""`runner ps`: list running and lost runs; with --all those that have ended too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runner.runs.outcome import Reason
 from runner.runs.records import object_at
 
 GOING_ON = 3
-"""Of so many runs that have ended short, the newest, the command that goes on is shown."""
+"""For so many of the newest runs that ended early, the command that resumes is shown."""
 
 
 def list_runs(*, everything: bool, runs: Path | None, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`runner report RUN`: what a run did, how it ended and why, in text or JSON."""
+"""`runner report RUN`: print what a run did, how it ended and why, as text or JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What asks a run that has ended: chat, evaluate, merge, report, verify, diff, reproduce, bundles.
+"""Declare the commands for runs that have ended: chat, evaluate, merge, report, verify, diff, ...
 
 Signatures and help; each command imports what it needs when it is called, so that `runner --help`
 costs a bare Typer app's time.
@@ -26,14 +26,14 @@ from runner.cli.complete import complete_jobs, complete_runs
 def chat(
     run: Run,
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="Ask this and end; - reads stdin.")
+        str | None, typer.Option("-p", "--prompt", help="Ask this and exit; - reads stdin.")
     ] = None,
     base: Annotated[
         bool, typer.Option("--base", help="Ask the base model too, side by side.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
     thinking: Annotated[
-        str, typer.Option(metavar="show|strip", help="What becomes of think blocks.")
+        str, typer.Option(metavar="show|strip", help="Show think blocks, or strip them.")
     ] = "show",
     trust_remote_code: TrustRemoteCode = False,
     runs: Runs = None,
@@ -70,7 +70,7 @@ def evaluate(
         typer.Option(
             "--job",
             metavar="JOB",
-            help="Whose rows and task are taken.",
+            help="The job whose rows and task are used.",
             autocompletion=complete_jobs,
         ),
     ] = None,
@@ -122,7 +122,7 @@ def merge(
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a run's adapter into its base weights: one model folder, compared with the adapter."""
+    """Merge a run's adapter into its base weights, as one model folder, and compare both."""
     from runner.cli.merge import merge_run
 
     raise typer.Exit(
@@ -164,7 +164,7 @@ def reproduce(
         typer.Option(
             "--at",
             metavar="PART=PATH",
-            help="Where an input lies now: data.train=FILE, model=FOLDER; may be repeated.",
+            help="Where an input is now: data.train=FILE, model=FOLDER; may be repeated.",
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -172,7 +172,7 @@ def reproduce(
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a run again from its manifest, in a new folder, and verify the two."""
+    """Repeat a run from its manifest, in a new folder, and verify the two."""
     from runner.cli.reproduce import reproduce_run
 
     raise typer.Exit(
@@ -201,11 +201,11 @@ def bundle(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help=".tar or .tar.gz [./JOB-TIME-HASH...]."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a run in one file, from which another machine reproduces it.
+    """Pack a run into one file, from which another machine reproduces it.
 
     \b
     runner bundle @last                       what it takes, but for weights and data
@@ -228,7 +228,7 @@ def unbundle(
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Unpack a bundle as a run of this machine, every file checked; says what it lacks.
+    """Unpack a bundle as a run of this machine; check every file, list what is missing.
 
     \b
     runner unbundle demo-identity-20261125-182705-36a7434.tar

@@ -1,4 +1,4 @@
-"""`runner rm RUN...`: remove runs that have ended, folder and all, once that was confirmed."""
+"""`runner rm RUN...`: remove runs that have ended, with their folders, after asking."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def remove_runs(names: list[str], *, yes: bool, runs: Path | None, as_json: bool
         out.result({"removed": [], "freed_bytes": 0}, ["nothing was removed"])
         return 1
     for folder in folders:
-        with held(folder):  # somebody may have gone on with it meanwhile
+        with held(folder):  # somebody may have resumed it meanwhile
             remove_run(folder)
     sweep(root)
     freed = sum(sizes.values())

@@ -1,4 +1,4 @@
-"""What starts, watches and ends runs: train, smoke, monitor, ps, logs, attach, wait, stop, rm, ...
+"""Declare the commands that start, watch and end runs: train, smoke, monitor, ps, logs, attach, ...
 
 Signatures and help; each command imports what it needs when it is called, so that `runner --help`
 costs a bare Typer app's time.
@@ -37,16 +37,17 @@ def train(
     on: On = None,
     max_steps: MaxSteps = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished run of this plan.")
+        bool, typer.Option("--resume", help="Resume the unfinished run of this plan.")
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew, whatever runs of this plan there are.")
+        bool, typer.Option("--fresh", help="Start a new run, whatever runs of this plan exist.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="The whole way with real weights, but no training.")
+        bool, typer.Option("--dry-run", help="Do all but train, with the real weights.")
     ] = False,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Print the run's name once it lives, and end.")
+        bool,
+        typer.Option("--detach", "-d", help="Print the run's name once it has started, and exit."),
     ] = False,
     gpus: Gpus = None,
     wait: Wait = False,
@@ -56,7 +57,7 @@ def train(
 ) -> None:
     """Train a job under its memory budget; Ctrl-C saves and stops, twice kills.
 
-    The same command again goes on with the latest unfinished run of the same plan.
+    The same command again resumes the latest unfinished run of the same plan.
     """
     from runner.cli.train import train_job
     from runner.common.errors import UsageError
@@ -95,7 +96,7 @@ def smoke(
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run each job for a few steps, end to end, with stand-ins for what is not here."""
+    """Run each job for a few steps, end to end, with stand-ins for what is missing."""
     from runner.cli.smoke import smoke_jobs
 
     raise typer.Exit(
@@ -119,11 +120,11 @@ def monitor(
     interval: Annotated[
         float, typer.Option(min=0.1, help="Seconds between two views; samples are taken within.")
     ] = 5.0,
-    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one view and exit.")] = False,
     runs: Runs = None,
     as_json: AsJson = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print a line for each card and view, a header first.")
+        bool, typer.Option("--csv", help="Print a line for each GPU and view, a header first.")
     ] = False,
     prometheus: Annotated[
         str | None,
@@ -142,13 +143,11 @@ def monitor(
 
 
 def ps(
-    everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Those that have ended, too.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="List ended runs too.")] = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs that live (queued, running), and lost ones; --all: the ended too."""
+    """List active (queued, running) and lost runs; --all: ended ones too."""
     from runner.cli.ps import list_runs
 
     list_runs(everything=everything, runs=runs, as_json=as_json)
@@ -160,19 +159,19 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Print what is added, until the run has ended.")
     ] = False,
     supervisor: Annotated[
-        bool, typer.Option("--supervisor", help="What the guard said, not the trainer.")
+        bool, typer.Option("--supervisor", help="What the guard printed, not the trainer.")
     ] = False,
     raw: Annotated[
         bool,
         typer.Option(
             "--raw",
-            help="Its bytes as they are, escape sequences too, which a terminal obeys: for a pipe.",
+            help="The bytes unchanged, escape sequences included: for a pipe.",
         ),
     ] = False,
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a run's trainer printed, as text that no terminal obeys."""
+    """Print the log of a run's trainer, safe for a terminal."""
     from runner.cli.logs import show_log
 
     raise typer.Exit(
@@ -181,7 +180,7 @@ def logs(
 
 
 def attach(run: Run = "@last", runs: Runs = None, as_json: AsJson = False) -> None:
-    """Follow a run that was started elsewhere, to its verdict; Ctrl-C leaves it alone."""
+    """Follow a run that was started elsewhere, to its outcome; Ctrl-C leaves it alone."""
     from runner.cli.attach import attach_run
 
     raise typer.Exit(attach_run(run, runs=runs, as_json=as_json))
@@ -200,7 +199,7 @@ def stop(
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """End a running run: it saves a checkpoint first, and can be gone on with later."""
+    """Stop a run: it saves a checkpoint first, and can be resumed later."""
     from runner.cli.stop import stop_run
 
     raise typer.Exit(stop_run(run, now=now, runs=runs, as_json=as_json))
@@ -216,11 +215,13 @@ def rm(run: SomeRuns, yes: Yes = False, runs: Runs = None, as_json: AsJson = Fal
 def prune(
     keep_checkpoints: Annotated[
         int | None,
-        typer.Option("--keep-checkpoints", min=1, metavar="N", help="Of each run the N newest."),
+        typer.Option("--keep-checkpoints", min=1, metavar="N", help="Keep each run's N newest."),
     ] = None,
     older_than: Annotated[
         str | None,
-        typer.Option("--older-than", metavar="AGE", help="Only what ended so long ago: 12h, 30d."),
+        typer.Option(
+            "--older-than", metavar="AGE", help="Only runs that ended so long ago: 12h, 30d."
+        ),
     ] = None,
     smokes: Annotated[bool, typer.Option("--smokes", help="Smokes and dry runs.")] = False,
     failed: Annotated[
@@ -231,7 +232,7 @@ def prune(
     runs: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old checkpoints and runs by rule; never of a run that lives, nor the best checkpoint.
+    """Remove old checkpoints and runs by rule; never of an active run, nor the best checkpoint.
 
     It shows what goes and asks. --older-than narrows the other rules; alone it means whole runs.
     """

@@ -1,4 +1,6 @@
-"""`runner smoke`: each job for a few steps, end to end, in a folder of its own, then one table."""
+"""`runner smoke`: run each job for a few steps from end to end, in a folder of its own, and print a
+table.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ def smoke_jobs(
     lines = [
         "",
         *table(
-            ["JOB", "SUBSTITUTED", "STEPS", "LOSS", "PEAK", "SECONDS", "VERDICT"],
+            ["JOB", "SUBSTITUTED", "STEPS", "LOSS", "PEAK", "SECONDS", "OUTCOME"],
             [_row(record) for record in records],
         ),
     ]

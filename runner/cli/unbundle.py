@@ -1,4 +1,4 @@
-"""`runner unbundle`: a bundle as a run of this machine. Imports no torch."""
+"""`runner unbundle`: unpack a bundle as a run of this machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json
     target = target.absolute()
     if target == root.absolute():
         raise UsageError(
-            f"{folder} is the folder that runs lie in: what is in it would count as runs",
+            f"{folder} is the folder that holds the runs: what is in it would count as runs",
             f"name a folder of its own: runner unbundle FILE {shlex.quote(str(target / 'NAME'))}",
         )
     line = LiveLine()
@@ -73,7 +73,7 @@ def unbundle_file(file: Path, folder: Path | None, *, runs: Path | None, as_json
         field("next", " · ".join(commands)),
     ]
     if index.lacks:
-        lines.append(field("", "--at PART=PATH says where something lies that it lacks"))
+        lines.append(field("", "--at PART=PATH says where something is that it lacks"))
     out.result(record, lines)
     return 0
 
@@ -85,7 +85,7 @@ def _left_out_lines(paths: list[str]) -> list[str]:
     shown = ", ".join(paths[:_SHOWN]) + (
         f" and {more} more" if (more := len(paths) - _SHOWN) > 0 else ""
     )
-    why = "a run that came from elsewhere has no launch script and no verdict of its own"
+    why = "a run that came from elsewhere has no launch script and no outcome of its own"
     return [field("left out", f"{shown}: {why}")]
 
 

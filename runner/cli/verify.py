@@ -1,4 +1,4 @@
-"""`runner verify` and `runner diff`: two runs by their manifests. Imports no torch."""
+"""`runner verify` and `runner diff`: compare two runs by their manifests. Imports no torch."""
 
 from __future__ import annotations
 

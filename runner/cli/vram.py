@@ -1,7 +1,7 @@
-"""`runner vram JOB`: how much memory a job will take, of what, and how sure that is. No torch here.
+"""`runner vram JOB`: predict how much memory a job will take, for what, and how sure that is.
 
-Nothing is started and no weights are fetched. On a machine without a GPU the figures are those of
-a card with bf16, which is said.
+Imports no torch, starts nothing and downloads no weights. On a machine without a GPU the figures
+are for a GPU with bf16, and the output says so.
 """
 
 from __future__ import annotations

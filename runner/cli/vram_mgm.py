@@ -1,6 +1,6 @@
-"""`runner vram` of a job on the MGM toolkit: its two trainings, and what all weights would take.
+"""`runner vram` of a job on the MGM toolkit: predict its two trainings, and a full finetuning.
 
-Asked of the native relative, since nothing of the toolkit has to be here for it. Imports no torch.
+Traces the native counterpart, so that the toolkit need not be here. Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from runner.plans.facts import gather_host
 from runner.report.prediction import training_lines
 from runner.vram.prediction import Prediction, TrainingMemory
 
-FULL = "all weights, AdamW on the card"
+FULL = "all weights, AdamW on the GPU"
 FULL_OFFLOADED = "all weights as the baseline has it, AdamW on the host"
 CARD_BYTES = int(23.6 * 2**30)
-"""Of a 24 GB card (RTX 3090, 4090), what the driver leaves."""
+"""Of a 24 GB GPU (RTX 3090, 4090), what the driver leaves."""
 ENTRIES = 256_000
 
 
@@ -87,7 +87,7 @@ def _explained(prediction: Prediction, budget: int | None) -> list[str]:
     lines = [
         field(
             "full",
-            f"{_batch(full)} takes {format_bytes(full.process_bytes)}, a 24 GB card has "
+            f"{_batch(full)} takes {format_bytes(full.process_bytes)}, a 24 GB GPU has "
             f"{format_bytes(CARD_BYTES)}: weights, gradients and Adam's moments leave no room for "
             f"the logits, {format_bytes(full.parts.get('logits'))}; one copy of them in bf16 is "
             f"{full.rows} x {full.tokens} x {ENTRIES:,} x 2 bytes = "

@@ -1,4 +1,4 @@
-"""`runner wait RUN...`: block until runs have ended; the first exit code that is not 0."""
+"""`runner wait RUN...`: block until runs have ended; exit with the first code that is not 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where runner and the hubs' clients keep what they fetched, and a file's hash.
+"""Find the caches of runner and of the hubs' clients; hash a file.
 
 Imports the standard library only.
 """

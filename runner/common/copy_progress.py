@@ -1,7 +1,4 @@
-"""One line on a terminal that is redrawn while something large is copied.
-
-By runner.common.terminal.
-"""
+"""Redraw one line on a terminal while something large is copied. Imports runner.common.terminal."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Build:
     own: Version
     """The driver that came with this CUDA; from it on everything of it works."""
     least: Version
-    """The oldest driver of the same CUDA major version: what was compiled for the card runs
+    """The oldest driver of the same CUDA major version: what was compiled for the GPU runs
     ("minor version compatibility"), what the driver would have to compile from PTX does not."""
 
     @property
@@ -147,7 +147,7 @@ def driver_version() -> str | None:
 
 
 def refusal(driver: str | None, lock: str, index: str | None, command: str) -> list[str]:
-    """The message and hints that refuse to install a lock's torch for this driver; none: go on.
+    """The message and hints that refuse to install a lock's torch for this driver; none: install.
 
     Args:
         index: INDEX_VARIABLE's value or what was given in its place; its word counts, PYPI's too.

@@ -1,7 +1,7 @@
-"""Files that outlive a process: written whole (temporary + fsync + rename) or appended by the line.
+"""Write files that outlive a process: whole (temporary + fsync + rename) or appended by the line.
 
-Imports only the standard library. Every other module writes its records through here; those in a
-run's folder by runner.common.shared_folder, which follows no link.
+Imports only the standard library. Every other module writes its records through here, and those in
+a run's folder through runner.common.shared_folder, which follows no link.
 """
 
 from __future__ import annotations

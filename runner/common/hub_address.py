@@ -1,9 +1,9 @@
-"""Asks the hub, or the mirror in HF_ENDPOINT, for one small file's head; a process of its own.
+"""Ask the hub, or the mirror in HF_ENDPOINT, for one small file's header; a process of its own.
 
 With the argument `modelscope`, ModelScope, or MODELSCOPE_ENDPOINT. Standard library, and certifi's
 list of authorities where it is installed. Reads addresses from the environment rather than from
-arguments, which other users of the machine could see. Prints one JSON object:
-`{"status": 200}`, or `{"failure": "refused|timeout|name|tls|proxy|other", "text": "..."}`.
+arguments, which other users of the machine could see. Prints one JSON object: `{"status": 200}`, or
+`{"failure": "refused|timeout|name|tls|proxy|other", "text": "..."}`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The variables by which launchers tell training processes who they are. Pure; standard library.
 
 Torchrun, Slurm, MPI, accelerate, DeepSpeed, SageMaker and Kubernetes' job operators say by them how
-many processes train, which one this is, and where they meet. What runner starts is told so by its
-own launch script alone: of a WORLD_SIZE that is set outside (a notebook, an `srun` shell, a pod of
-an operator) torch would wait for ranks that never come. tests/runs/test_launchers.py compares
-these names with what the installed libraries read.
+many processes train, which one this is, and where they meet. Only runner's own launch script sets
+them for what it starts: with a WORLD_SIZE from outside (a notebook, an `srun` shell, a pod of an
+operator) torch would wait for ranks that never come. A test compares these names with what the
+installed libraries read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The one way the commands print: data to stdout; progress, notes and errors to stderr.
 
-Standard library and runner.common.terminal, which makes all of it fit for a terminal; rich is
+Standard library and runner.common.terminal, which makes all text safe for a terminal; rich is
 imported by the few views that draw.
 """
 

@@ -1,11 +1,11 @@
-"""How runner starts Python on code of its own: the one place that does.
+"""Start Python on runner's own code; no other module does.
 
-Standard library and runner.common.launchers only. The folder that a user stands in is put before
-all packages by `python -m` and `python -c`: a psutil.py there would run in the supervisor. `-P`
-(Python 3.11) leaves it out, and PYTHONSAFEPATH does so for what the libraries start in turn.
+Standard library and runner.common.launchers only. `python -m` and `python -c` put the current
+folder before all packages: a psutil.py there would run in the supervisor. `-P` (Python 3.11) leaves
+it out, and PYTHONSAFEPATH does so for what the libraries start in turn.
 
-Between our processes all text is UTF-8, whatever locale and PYTHONIOENCODING the caller has; what
-a child writes to the user's own terminal is in the terminal's encoding (TERMINAL_ENCODING).
+Between our processes all text is UTF-8, whatever locale and PYTHONIOENCODING the caller has; what a
+child writes to the user's own terminal is in the terminal's encoding (TERMINAL_ENCODING).
 """
 
 from __future__ import annotations

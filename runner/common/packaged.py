@@ -1,4 +1,4 @@
-"""Where the job files, the script templates and the images' recipes that come with runner lie.
+"""Find the job files, script templates and image recipes that come with runner.
 
 A wheel carries them inside the package; a checkout (an editable install too) keeps them at its
 root. Imports only the standard library.

@@ -1,8 +1,8 @@
-"""Is the process that wrote a record still alive?
+"""Say whether the process that wrote a record is still alive.
 
-Imports the standard library and runner.common.process_times.
 
-A pid alone says nothing, since pids are reused; with its start time it names a process for good.
+Standard library and runner.common.process_times only. A pid alone says nothing, since pids are
+reused; together with its start time it identifies a process.
 """
 
 from __future__ import annotations

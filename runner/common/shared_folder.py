@@ -1,9 +1,9 @@
-"""Writing in a folder that somebody else can write too: nothing below it is opened through a link.
+"""Write in a folder that others can write too: nothing below it is opened through a link.
 
-A run's folder is mounted, to be written, in the run's own container. What is put there in place of
-a record or of a folder (a link, a pipe, a second name of another file) is moved aside under the
-name NAME.planted-N and told of, so that no record is led elsewhere and none is lost for it.
-Standard library and runner.common.durable, terminal only.
+A run's folder is mounted, writable, in the run's own container. A link, a pipe or a hard link found
+in the place of a record or folder is moved aside to NAME.planted-N with a warning, so that no
+record is redirected or lost. Standard library, runner.common.durable and runner.common.terminal
+only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where runner keeps what outlives its runs and is no cache. Standard library only."""
+"""Find the folder of state that outlives runs and is not a cache. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What was appended to a run's files since the last look, by whoever writes them.
+"""Read what was appended to a run's files since the last read.
 
-Imports the standard library and runner.common.durable. A pipe or a link in a file's place has
-nothing new; a line that never ends is passed over, so that no look takes more than its bound of
-memory.
+Imports the standard library and runner.common.durable. A pipe or a link in a file's place gives
+nothing; an endless line is skipped, so that no read takes more than a fixed amount of memory.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Have torch build tensors and numbers alone of the files that it loads, in this process and its
-children: by an environment variable that it reads. Imports no torch.
+"""Make torch build only tensors and numbers from the files that it loads, in this process and its
+children, by an environment variable. Imports no torch.
 """
 
 from __future__ import annotations

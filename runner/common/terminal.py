@@ -1,14 +1,13 @@
-"""The one place that prints. What others wrote is made fit for a terminal here. Standard library,
-runner.common.own_python, and rich inside a function.
+"""The only module that prints; it makes foreign text safe for a terminal.
 
-A terminal obeys what it is shown: a row, a log or a run's name can set the clipboard (OSC 52), move
-the cursor over what was said before, or turn letters round. So every character that a terminal
-could obey is shown as Python writes it in a text: `\\x1b`, `\\r`, `\\x9b`, `\\u202e`. These are the
-C0 controls but line feed and tab, DEL, C1 (U+0080 to U+009F), lone surrogates, the marks that turn
-the direction of writing (U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069), and Unicode's
-own line ends (U+2028, U+2029). In JSON the same characters stand as JSON's escapes.
-
-Our own colours go as marks (`ink`) that no text of others can hold, for it can't know them.
+Standard library, runner.common.own_python, and rich inside a function. A terminal interprets what
+it is shown: a row, a log or a run's name can set the clipboard (OSC 52), move the cursor over
+earlier output, or reverse letters. So every character that a terminal could interpret is shown as
+Python writes it in a string: `\\x1b`, `\\r`, `\\x9b`, `\\u202e`. These are the C0 controls but line
+feed and tab, DEL, C1 (U+0080 to U+009F), lone surrogates, the marks that turn the direction of
+writing (U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069), and Unicode's own line ends
+(U+2028, U+2029). JSON output has the same characters as JSON's escapes. Our own colours are marks
+(`ink`) that foreign text can't contain, since it can't know them.
 """
 
 from __future__ import annotations

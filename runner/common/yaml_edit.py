@@ -1,8 +1,8 @@
-"""Sets fields in a YAML text and leaves all else of it, comments included, as it is. Pure.
+"""Set fields in a YAML text and leave everything else, comments included, unchanged.
 
-Imports pyyaml, runner.common.errors and yaml_text. Values are replaced where they stand; a field
-that is not there goes behind the last one of its block. What comes of it is read back, and must say
-what was asked and nothing else.
+Pure. Imports pyyaml, runner.common.errors and runner.common.yaml_text. Values are replaced in
+place; a missing field is added after the last one of its block. The result is parsed again, and
+must differ in the given fields only.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _added(text: str, block: yaml.MappingNode, value: Any, name: str) -> str:
     flow = bool(block.flow_style)
     line = f"{_rendered(name, flow=flow)}: {_rendered(value, flow=flow)}"
     if not block.value:
-        raise NotEdited(f"there is nothing beside which {name} could stand")
+        raise NotEdited(f"there is no key beside which {name} could be added")
     last_key, last = block.value[-1]
     if flow:
         end = last.end_mark.index

@@ -207,7 +207,7 @@ def parse(text: str, shown: str) -> tuple[Any, dict[FieldPath, int]]:
             if name in out:
                 raise _refusal(
                     shown,
-                    f"{name!r} stands twice",
+                    f"{name!r} is given twice",
                     line,
                     key=(*key, name),
                     expected="each field once",

@@ -1,5 +1,5 @@
-"""Containers by the command line of Docker or Podman: images, the run's own command, what is left.
+"""Use containers by the command line of Docker or Podman: images, locks, secrets, orphans.
 
-Imports the standard library and runner's errors; no Docker SDK, so that what is recorded is what a
-user could type.
+Imports the standard library and runner.common; no Docker SDK, so that recorded commands can be
+typed by a user. Knows no plan.
 """

@@ -1,4 +1,4 @@
-"""Images as files, for machines without a registry: saved whole with a checksum, checked, loaded.
+"""Save images as files with a checksum, check and load them, for machines without a registry.
 
 Standard library and runner's own modules.
 """

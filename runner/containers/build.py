@@ -1,4 +1,4 @@
-"""Building an image: the base is settled, the context laid out, the builder run and watched.
+"""Build an image: choose the base, lay out the context, run and watch the builder.
 
 Standard library and runner's own modules. Works with any builder that the container program has:
 Docker's classic one, BuildKit, Podman's.

@@ -1,4 +1,4 @@
-"""The container program (docker, or podman by a setting), asked as a process; its errors in words.
+"""Run the container program (docker, or podman by a setting) as a process, and explain its errors.
 
 Standard library and runner.common.errors only.
 """

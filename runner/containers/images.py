@@ -1,7 +1,7 @@
-"""The images on this machine: found, judged against this runner's lock and code, looked into.
+"""Find the images on this machine, compare them with this runner's lock and code, look inside.
 
-Standard library and runner's own modules; asks the container program, starts short containers to
-read what an image holds.
+Standard library and runner's own modules; runs the container program, and short containers to read
+what an image holds.
 """
 
 from __future__ import annotations

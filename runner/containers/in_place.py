@@ -1,4 +1,4 @@
-"""Records of the host in a folder that a container writes: changed in place, no link followed.
+"""Change the host's records in place, in a folder that a container writes; follow no link.
 
 Standard library only. The inode stays, so that what is mounted over it in a container stays too.
 """

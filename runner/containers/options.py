@@ -1,7 +1,7 @@
 """Words of container.arguments as docker run takes them, and which are known to be harmless.
 
-Pure; imports runner.common.errors only. What is not on the list counts as undoing the container's
-protections: new options of docker's come without being asked.
+Pure; imports runner.common.errors only. An option that is not on the list counts as weakening the
+container's protections, since new versions of docker add options.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _label(value: str) -> bool:
 
 def _variable(value: str) -> bool:
     """With its value: a bare name would pass on the caller's own, a secret too. Not those that say
-    which cards there are, nor those by which runner speaks with what it starts.
+    which GPUs there are, nor those by which runner speaks with what it starts.
     """
     name, equals, _ = value.partition("=")
     return bool(equals) and not name.startswith(("NVIDIA_", "RUNNER_"))

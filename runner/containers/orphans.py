@@ -1,4 +1,4 @@
-"""Containers of runs: found by label, told from those that are not ours, ended and removed.
+"""Find the containers of runs by label, tell orphans from others, end and remove them.
 
 Standard library, runner.containers.cli/labels, runner.common.errors and runner.common.processes
 only. What is not surely an orphan of this user on this host is never touched: no label, a label

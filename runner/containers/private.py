@@ -1,4 +1,4 @@
-"""Folders of one process, in memory, that nobody else can look into: secrets, a container's id.
+"""Make private folders in memory that nobody else can read: for secrets and a container's id.
 
 Standard library and runner.common.processes only. A name is made anew each time and says whose it
 is (`runner-UID-NAMESPACE-PID-TICKS-RANDOM`), so that what a kill left is known as ours and

@@ -1,8 +1,8 @@
-"""What must hold before a container starts, asked of the daemon once; the way out where it doesn't.
+"""Check once, by the daemon, what must hold before a container starts, and advise where it doesn't.
 
 Standard library, runner.containers.cli, runner.common.errors and runner.common.units only. What
-can't be told is "unknown" or None and refuses nothing: then the run's own failure speaks
-(refusals.py).
+can't be determined is "unknown" or None and refuses nothing: the run's own failure is explained
+later (refusals.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a failed `docker run` or `podman run` means: its wording to a job's field and the way out.
+"""Explain a failed `docker run` or `podman run`: from its wording to a job's field and advice.
 
 Pure: text in, text out; standard library only. The wordings are those of Docker 20.10 to 28 (runc
 1.0 to 1.3) and Podman 4 to 5 (crun, runc); tests/container/test_refusals.py has each with its
@@ -83,7 +83,7 @@ def explain_run(stderr: str, exit_code: int) -> tuple[str, str] | None:
 
 def daemon_lost(stderr: str, exit_code: int) -> bool:
     """Whether an attached client ended because dockerd did: 125 then says nothing of the container,
-    whose processes go on under their shim (seen with kill -9 of dockerd 20.10, client 28.2).
+    whose processes run on under their shim (seen with kill -9 of dockerd 20.10, client 28.2).
     """
     lost = "error waiting for container: " in stderr
     return exit_code == 125 and lost and not last_error(stderr)
@@ -276,7 +276,7 @@ _RULES: tuple[_Rule, ...] = (
     _rule(
         r"nvidia-container-cli: device error: ([^:\n]*): unknown device",
         "the GPU {1} is not known to NVIDIA's container tool",
-        "nvidia-smi -L lists them; a card that fell off the bus needs a reset or a reboot",
+        "nvidia-smi -L lists them; a GPU that fell off the bus needs a reset or a reboot",
     ),
     _rule(
         r"(driver/library version mismatch)",

@@ -1,4 +1,4 @@
-"""Secrets as files in memory, for a container to read; their values go nowhere else.
+"""Give secrets to a container as files in memory; their values go nowhere else.
 
 Standard library only.
 """

@@ -1,4 +1,4 @@
-"""Where a container writes a result that goes beside other things: in a folder of its own.
+"""Let a container write a result into a folder of its own, when its place is beside other files.
 
 Imports the standard library and runner.common.staged_folder, errors. A result is renamed into
 place, for which the container would have to write the folder that it goes to, such as a home

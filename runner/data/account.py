@@ -1,4 +1,6 @@
-"""The report's records: what became of each source's rows. Pure, but for asking the ledger.
+"""The report's records: how many rows of each source were kept, and why others were not.
+
+Pure, but for asking the ledger.
 
 Imports the standard library and this package.
 """

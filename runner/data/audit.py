@@ -1,4 +1,4 @@
-"""What the labels of encoded rows amount to, shown so that a person can check it.
+"""Count and show the labels of encoded rows, so that a person can check them.
 
 Counted while the rows go by, so that their number does not matter. Imports the standard library and
 this package's `masks`.
@@ -248,14 +248,14 @@ class Tally:
             )
         if self.reread_turns:
             notes.append(
-                f"WARNING: in {self.reread_turns} rows the last answer alone is trained, behind "
+                f"WARNING: in {self.reread_turns} rows the last answer alone is trained, after "
                 f"another text than it would be asked with: {template} rewrites earlier turns "
                 "(their thinking) once an answer follows"
             )
         if self.opened_turns:
             notes.append(
                 f"WARNING: {self.opened_turns} turns lack the think mark that {template} puts "
-                "behind the generation prompt: when the model is asked it is to think first, "
+                "after the generation prompt: when the model is asked it has to think first, "
                 "which these rows do not train"
             )
         if self.empty_think:

@@ -1,4 +1,4 @@
-"""Special tokens that a row's own text spells out: found, and encoded as text.
+"""Find special tokens spelled out in a row's own text, and encode them as text.
 
 Imports the standard library and this package's `messages`; tokenizers when called. The tokenizer is
 passed in.

@@ -1,4 +1,4 @@
-"""How a table is written (delimiter, quotes, escapes), told from all of its lines at once. Pure.
+"""Detect how a table is written (delimiter, quotes, escapes) from all of its lines at once. Pure.
 
 Imports the standard library only. Two readings are tried: with quotes around cells (RFC 4180), and
 with quotes as plain characters (what IANA's text/tab-separated-values says). A reading fits where

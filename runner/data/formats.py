@@ -455,7 +455,7 @@ def _images(
                 "give vision.model, or rows without",
             )
     if row.get("image") and row.get("images"):
-        problems.fail("images", "stands beside image", row["images"], "one of image and images")
+        problems.fail("images", "is given beside image", row["images"], "one of image and images")
     paths = image_names(row)
     if paths is None:
         key = "image" if row.get("image") else "images"
@@ -490,7 +490,7 @@ def _from_data_juicer(
         )
     caption, _, behind = text.replace(_DJ_IMAGE, "").partition(_DJ_END)
     if behind.strip():
-        problems.fail("text", f"goes on behind {_DJ_END}", text, "one part for the one image")
+        problems.fail("text", f"continues after {_DJ_END}", text, "one part for the one image")
     if other := _DJ_OTHER.search(caption):
         problems.fail("text", f"holds {other[0]}", text, f"{_DJ_IMAGE} and {_DJ_END} only")
     identifier = row.get("id")

@@ -1,4 +1,4 @@
-"""Every image of prepared rows opened before the start: broken ones named, conversions counted.
+"""Open every image of prepared rows before the start: name broken ones, count conversions.
 
 Imports the standard library and this package; pyarrow and Pillow when called. What could be opened
 once is kept by content (sha256), and a file's content by path, size, mtime and inode, so that a

@@ -30,7 +30,7 @@ from runner.data.template import (
 # A word no template holds, to see what a template writes after an answer.
 _PROBE = "runnerprobe"
 _THINK_NAMES = "think|thinking|thought|reasoning|seed:think"
-# What a generation prompt may go on with behind the header of a turn (DeepSeek-R1, QwQ).
+# What a generation prompt may continue with after the header of a turn (DeepSeek-R1, QwQ).
 _OPENED = re.compile(rf"<({_THINK_NAMES})>\s*(?:</\1>\s*)?$")
 _EMPTY_THINK = re.compile(rf"<({_THINK_NAMES})>\s*</\1>|\[THINK\]\s*\[/THINK\]")
 _THOUGHT = re.compile(rf"<({_THINK_NAMES})>(.*?)</\1>", re.DOTALL)
@@ -61,7 +61,7 @@ class Layout:
     spans: list[Span]
     skipped: int = 0  # assistant turns that are not in the whole text as a model would write them
     reread: int = 0  # spans that stand behind another text than the model would be asked with
-    opened: int = 0  # spans whose generation prompt goes on with a think mark that they lack
+    opened: int = 0  # spans whose generation prompt continues with a think mark that they lack
     empty_think: int = 0  # spans that hold a think block with nothing in it
     left_out: tuple[str, ...] = ()  # what of the row the template does not write, a word each
 
@@ -143,7 +143,7 @@ class Template:
     def _find_turn(
         self, whole: str, messages: Sequence[Turn], index: int, tools: Tools | None
     ) -> tuple[Span, bool] | None:
-        """The turn's place, and whether its prompt would go on with a think mark; None: rewritten.
+        """The turn's place, and whether a think mark would follow its prompt; None: rewritten.
 
         Raises TemplateError where the template refuses what stands before the last turn.
         """

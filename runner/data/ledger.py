@@ -409,7 +409,7 @@ class Ledger:
         return left_out
 
     def _keep(self, query: str) -> None:
-        """Go on with what `query` gives in place of the entries."""
+        """Replace the entries by the result of `query`."""
         self._run(f"CREATE TABLE next AS {query}")
         self._run("DROP TABLE entries")
         self._run("ALTER TABLE next RENAME TO entries")

@@ -76,7 +76,7 @@ class Encoded:
     unended_turns: int = 0
     # Trained answers that stand behind another text than the model would be asked with.
     reread_turns: int = 0
-    # Trained turns whose generation prompt goes on with a think mark that the row's text lacks.
+    # Trained turns whose generation prompt continues with a think mark that the row's text lacks.
     opened_turns: int = 0
     empty_think: int = 0  # trained turns that hold a think block with nothing in it
     special_texts: tuple[str, ...] = ()  # special tokens that the row's own text spells out

@@ -1,4 +1,4 @@
-"""Prepared rows as they lie on disk: read, counted, compared with those of another run.
+"""Read prepared rows from disk, count them, compare them with those of another run.
 
 Imports the standard library; pyarrow and duckdb when rows or hashes are read. Made by `prepare`.
 """

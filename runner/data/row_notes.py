@@ -1,4 +1,4 @@
-"""What of the rows was not used, and what their marks did: counted while rows are read.
+"""Count, while rows are read, which of their keys were not used and what their marks did.
 
 Imports the standard library and this package's `marks`.
 """

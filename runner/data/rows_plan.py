@@ -1,4 +1,4 @@
-"""What preparing rows asks of a plan: the rows that it names and how they are to be read.
+"""The part of a plan that preparing rows needs: which rows, and how to read them.
 
 Imports the jobs' settings and the planned rows; no engine.
 """

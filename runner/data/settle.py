@@ -1,4 +1,4 @@
-"""What the job decides about rows that leak, sides without rows, and the mix.
+"""Apply the job's settings for rows that leak, splits without rows, and the mix.
 
 Imports the standard library and this package.
 """

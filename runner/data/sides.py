@@ -1,4 +1,4 @@
-"""The settled rows onto disk: a Parquet file for each side.
+"""Write the final rows to disk: a Parquet file for each split.
 
 Imports this package; numpy and pyarrow when called.
 """

@@ -1,4 +1,4 @@
-"""The sources of a plan's rows: which there are, what tells their content, reading them.
+"""List the sources of a plan's rows, identify their content, read them.
 
 Imports the standard library and this package.
 """

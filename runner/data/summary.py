@@ -110,7 +110,7 @@ def table_lines(source: dict[str, Any], head: str = "") -> list[str]:
         return []
     quotes = "quotes are plain characters"
     if table["quote"] != "none":
-        inside = "doubled" if table["escape"] == "doubled" else "behind a backslash"
+        inside = "doubled" if table["escape"] == "doubled" else "after a backslash"
         quotes = f"{table['quote']} quotes around cells, {inside} within"
     blank = f", {table['blank_lines']:,} of them blank" if table["blank_lines"] else ""
     if table.get("delimiter_line"):  # not in reports of before

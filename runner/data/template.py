@@ -1,4 +1,4 @@
-"""What a chat template reads besides the row, held still, and conversations rendered through it.
+"""Render conversations through a chat template, with its clock and random draws fixed.
 
 Imports the standard library, this package's `control_tokens`, `formats` and `messages`, and
 runner.data.rows_plan; jinja2 and transformers when called. The tokenizer is passed in; what holds

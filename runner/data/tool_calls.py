@@ -33,7 +33,7 @@ def tools_of(
     if not held:
         return None
     if len(held) == 2:
-        problems.fail("functions", "stands beside tools", held["functions"], "one of the two")
+        problems.fail("functions", "is given beside tools", held["functions"], "one of the two")
     ((key, value),) = held.items()
     unread = f"; data.ignore_keys: [{key}] leaves the key unread"
     found = _json(value, key, "a list of tool definitions" + unread, problems)
@@ -53,7 +53,9 @@ def calls_of(turn: Mapping[str, Any], name: str, problems: RowProblems) -> Tools
     older = turn.get("function_call")
     held = turn.get("tool_calls")
     if not _is_empty(older) and not _is_empty(held):
-        problems.fail(f"{name}.function_call", "stands beside tool_calls", older, "one of the two")
+        problems.fail(
+            f"{name}.function_call", "is given beside tool_calls", older, "one of the two"
+        )
     if not _is_empty(older):
         return read_calls(older, f"{name}.function_call", problems)
     return [] if _is_empty(held) else read_calls(held, f"{name}.tool_calls", problems)

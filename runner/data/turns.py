@@ -36,7 +36,7 @@ ROLES: Mapping[str, str] = MappingProxyType(
 )
 _TURN_KEYS = frozenset({"role", "content"})
 _PLAIN_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-_ORDER = "an optional system turn, then user and assistant in turn, with tool turns behind calls"
+_ORDER = "an optional system turn, then user and assistant in turn, with tool turns after calls"
 
 
 def messages_of(
@@ -114,7 +114,7 @@ def _message(
         calls = calls_of(turn, name, problems)
         if calls and role != "assistant":
             problems.fail(
-                f"{name}.tool_calls", f"stands in a {role} turn", turn.get("tool_calls"),
+                f"{name}.tool_calls", f"is given in a {role} turn", turn.get("tool_calls"),
                 "calls in the assistant's turns only",
             )  # fmt: skip
         # what only calls tools says nothing: OpenAI writes null there, or no content at all

@@ -1,4 +1,4 @@
-"""Engine: what runner asks of whatever trains, and what holds where an engine says nothing.
+"""Engine: the interface of everything that trains, with defaults for engines that need no more.
 
 An engine is one folder (job, plan, resolve, render, and what only it knows) with an object of this
 class, listed in runner.engines.registry. Nothing else of runner asks what kind of job or plan it

@@ -1,4 +1,4 @@
-"""What a plan reads and where, whatever trains; the same plan with its inputs elsewhere."""
+"""List the inputs of any plan and their paths; make the same plan with other paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of the host a run's container sees, whatever trains: asks the plan's engine."""
+"""List the host paths that a run's container sees, by asking the plan's engine."""
 
 from __future__ import annotations
 

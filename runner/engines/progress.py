@@ -1,4 +1,4 @@
-"""Which trainings a run has, whatever trains. Asks the plan's engine."""
+"""List the trainings of any run, by asking the plan's engine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What of a recorded plan a command takes at its word (docs/security.md): pure.
+"""Decide which parts of a recorded plan a command trusts (docs/security.md).
 
-Imports the plans and runner.runs.origin. A plan that came with a run of somebody else's is data: of
-what would run programs, open this machine or send anything out, nothing is taken.
+Pure. Imports the plans and runner.runs.origin. The plan of a foreign run is only data: nothing in
+it that would run programs, open this machine or send anything out is used.
 """
 
 from __future__ import annotations

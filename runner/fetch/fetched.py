@@ -1,4 +1,4 @@
-"""What a fetch leaves, and the room that it needs before it starts. Standard library only."""
+"""The result of a download, and the disk space that it needs. Standard library only."""
 
 from __future__ import annotations
 

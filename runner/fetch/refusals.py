@@ -1,4 +1,4 @@
-"""Failures of the hubs' clients in the words of this project. Standard library only.
+"""Explain failures of the hubs' clients in the words of this project. Standard library only.
 
 httpx, requests, urllib3 and the hubs' own errors share no base class, and their classes moved
 between releases: they are told by the names in their ancestry.

@@ -1,4 +1,4 @@
-"""What was asked for over https never goes on in the clear, wherever a server redirects to.
+"""Refuse a redirect from https to http, wherever a server redirects to.
 
 One session for all that huggingface_hub and this project ask for, and a check in `requests`, which
 ModelScope's client uses. Imports huggingface_hub and requests when called.

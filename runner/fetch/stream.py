@@ -1,4 +1,4 @@
-"""One file over HTTP to its place: resumed after a break or a kill, checked before it counts.
+"""Download one file over HTTP, resume it after a break or a kill, and check it.
 
 Uses huggingface_hub's HTTP session (proxies, authorities). Its own downloads start anew in each
 process: their temporary files have random names and are removed (huggingface_hub#4228).
@@ -36,7 +36,7 @@ class _TooMuch(Exception):
 
 
 def partial_file(target: Path) -> Path:
-    """Where the bytes of `target` gather; a later process goes on with them."""
+    """Where the bytes of `target` gather; a later process continues with them."""
     return target.with_name(f"{target.name}.runner.incomplete")
 
 
@@ -145,7 +145,7 @@ def _one_connection(
             response.status_code == 416 and have
         ):  # there are no such bytes: these are another file's
             _drop(out, progress)
-            raise ConnectionError("the server has less of it than lies here")
+            raise ConnectionError("the server has less of it than is here")
         hf_raise_for_status(response)
         if have and not _continues(response, have):
             _drop(out, progress)

@@ -28,7 +28,7 @@ class LaunchSettings(JobModel):
         "container of container.image), or auto: docker where a Docker daemon has that image.",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
-        "auto", description="Where training runs; auto is cuda where a GPU and a CUDA torch are."
+        "auto", description="Where training runs; auto is cuda if there is a GPU and a CUDA torch."
     )
     num_processes: int = Field(
         1, ge=1, le=64, description="Training processes; one a GPU, or several CPU ranks (gloo)."
@@ -50,7 +50,7 @@ class LaunchSettings(JobModel):
     )
     share: bool = Field(
         False,
-        description="Its cards may be others' too, where the budgets of all fit; needs "
+        description="Share its GPUs with other runs, where all budgets fit; needs "
         "budget.gpu_memory.",
     )
 
@@ -59,7 +59,7 @@ class BudgetSettings(JobModel):
     """How much memory the run may take; the guard enforces it."""
 
     gpu_memory: ByteSize | None = Field(
-        None, description="GPU memory on each card, with unit, e.g. 12GiB; enforced in GPU runs."
+        None, description="Memory on each GPU, with unit, e.g. 12GiB; enforced in GPU runs."
     )
     host_memory: ByteSize | None = Field(
         None,
@@ -78,7 +78,9 @@ class BudgetSettings(JobModel):
 class MountSettings(JobModel):
     """A folder or file of the host that the container sees."""
 
-    source: str = Field(min_length=1, description="Path on the host; a relative one is from here.")
+    source: str = Field(
+        min_length=1, description="Path on the host, or relative to the current folder."
+    )
     target: str | None = Field(
         None, pattern=r"^/", description="Path in the container; without it, the same path."
     )

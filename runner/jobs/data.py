@@ -75,15 +75,15 @@ class TableSettings(JobModel):
 
     delimiter: Literal["auto", "comma", "tab", "semicolon", "pipe"] = Field(
         "auto",
-        description="What parts two cells; auto: a comma in .csv, a tab in .tsv, or the one that "
-        "fits every row where that does not.",
+        description="What separates two cells; auto: a comma in .csv, a tab in .tsv, or the one "
+        "that fits every row if that does not.",
     )
     quote: Literal["auto", "double", "single", "none"] = Field(
         "auto",
-        description="Which quotes stand around cells; none: a quote is a character of the text.",
+        description="Which quotes enclose cells; none: a quote is a character of the text.",
     )
     escape: Literal["auto", "doubled", "backslash"] = Field(
-        "auto", description="How a quote within quotes is written: twice, or behind a backslash."
+        "auto", description="How a quote within quotes is written: twice, or after a backslash."
     )
     encoding: Literal[
         "auto",
@@ -174,7 +174,7 @@ class DataSettings(JobModel):
     leakage: Literal["refuse", "remove", "keep"] = Field(
         "refuse",
         description="Rows of eval or test whose prompt is trained on too (compared by "
-        "data.clean.ignore): refuse the job, remove them from training, or keep them, said so.",
+        "data.clean.ignore): refuse the job, remove them from training, or warn and keep them.",
     )
     mix: MixSettings | None = Field(None, description="Other rows to mix in, by ratio.")
     hub: HubData = Field(HubData(), description="Details of a hub data set.")
@@ -211,9 +211,9 @@ class DataSettings(JobModel):
     )
     special_tokens: Literal["text", "allow", "refuse"] = Field(
         "text",
-        description="What becomes of a special token that a row's own text spells out "
+        description="How to treat a special token in a row's own text "
         "(<|im_end|>): text encodes it as text, allow leaves it a control token, refuse refuses "
-        "the row; counted and said.",
+        "the row; counted and reported.",
     )
     max_rows: int | None = Field(
         None, ge=1, le=10**12, description="Read at most this many rows; a count."

@@ -1,9 +1,10 @@
-"""Settings that would change nothing: refused, by name and reason. Pure; imports the jobs' parts.
+"""Refuse settings that would change nothing, by name and reason.
 
-What a job says and nothing reads is a mistake that nobody would see. Not refused is what another
-choice on the command line brings to life: blocks of another method (--method), container.* (--on),
-smoke.*, data.hub.* beside `--set data.train=FILE`, and both kinds of budget beside launch.device
-auto. tests/environment/test_settings_count.py changes every field of every engine.
+Pure; imports the jobs' parts. A setting that nothing reads is a mistake that nobody would notice.
+Settings that another choice on the command line activates are not refused: blocks of another method
+(--method), container.* (--on), smoke.*, data.hub.* beside `--set data.train=FILE`, and both kinds
+of budget beside launch.device auto. tests/environment/test_settings_count.py changes every field of
+every engine.
 """
 
 from __future__ import annotations

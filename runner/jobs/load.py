@@ -1,4 +1,4 @@
-"""From a name or a path to a validated Job, with overrides and the source of each value.
+"""Load a validated Job by name or path, with overrides and the source of each value.
 
 Imports pydantic and the modules that read YAML and word the problems. Writes nothing.
 """

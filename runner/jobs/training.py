@@ -20,7 +20,7 @@ MOST_RATE = 100.0
 
 
 class Stage(JobModel):
-    """One stretch of a training: optimizer and rows go on, learning rate and saving change."""
+    """One section of a training: optimizer and rows continue, learning rate and saving change."""
 
     max_steps: int = Field(
         ge=1, le=MOST_STEPS, description="Length of the stage in optimizer steps."
@@ -29,7 +29,7 @@ class Stage(JobModel):
         gt=0, le=MOST_RATE, description="Peak learning rate in this stage."
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="How the learning rate goes on after the stage's warm-up."
+        "constant", description="How the learning rate continues after the stage's warm-up."
     )
     warmup_steps: int = Field(
         0, ge=0, le=MOST_STEPS, description="Steps in which the stage's learning rate rises from 0."
@@ -54,7 +54,7 @@ class TrainingSettings(JobModel):
     )
     stages: list[Stage] = Field(
         [],
-        description="Stretches of one training, each with its own length, learning rate and save "
+        description="Sections of one training, each with its own length, learning rate and save "
         "policy, in place of max_steps, learning_rate, warmup_ratio and save_steps.",
     )
     num_train_epochs: float = Field(1.0, gt=0, le=1e6, description="Passes over the training rows.")
@@ -89,7 +89,7 @@ class TrainingSettings(JobModel):
         1e-8, gt=0, le=1, description="AdamW's term against division by zero."
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="How the learning rate goes on after the warm-up."
+        "linear", description="How the learning rate continues after the warm-up."
     )
     warmup_ratio: float = Field(
         0.0, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
@@ -198,7 +198,7 @@ class TrackingSettings(JobModel):
     """Where figures go besides metrics.jsonl. Keys come from the environment, never from here."""
 
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
-        ["tensorboard"], description="Trackers that are told; [] for none."
+        ["tensorboard"], description="Trackers that get the figures; [] for none."
     )
     project: str | None = Field(
         None, description="W&B's project and MLflow's experiment; without it, the job's name."
@@ -228,8 +228,8 @@ class EvaluationSettings(JobModel):
     )
     thinking: Literal["strip", "keep"] = Field(
         "strip",
-        description="What becomes of think blocks before an answer (<think>...</think>, or as the "
-        "chat template writes them): strip judges what stands behind them, keep judges all of it.",
+        description="How to treat think blocks before an answer (<think>...</think>, or as the "
+        "chat template writes them): strip judges what follows them, keep judges all of it.",
     )
     max_rows: int | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""pydantic's complaints about a job in our words: where, which field, what was expected.
+"""Turn pydantic's errors about a job into our own: where, which field, what was expected.
 
 Imports pydantic, runner.jobs.fields and runner.common.yaml_text; pure.
 """

@@ -1,7 +1,7 @@
 """The functions that `import runner` offers: jobs loaded, runs started, found and compared.
 
-What a command would print on stderr is given to `say`, a line at a time; without it, it is not
-said. Ctrl-C is Python's KeyboardInterrupt; a run that was started goes on until it is stopped.
+Lines that a command would print on stderr are passed to `say`, if it is given. Ctrl-C is Python's
+KeyboardInterrupt; a run that was started continues until it is stopped.
 """
 
 from __future__ import annotations

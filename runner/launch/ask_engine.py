@@ -1,6 +1,7 @@
-"""A question to the engine, asked in a process of its own where the plan trains; imports no torch.
+"""Run one engine command in a subprocess, where the plan trains, and return its JSON.
 
-What it says on stderr after "runner: " is handed on as it comes; its last line on stdout is JSON.
+Imports no torch. Lines on stderr that begin with "runner: " are printed as they come; the last line
+on stdout is JSON.
 """
 
 from __future__ import annotations

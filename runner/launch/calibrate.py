@@ -1,6 +1,6 @@
-"""What a smoke measures of the step that was predicted for it, kept for later predictions.
+"""Record what a smoke measured of its predicted step, for later predictions.
 
-Imports no torch. Of tiny stand-ins a few records are enough: they tell what a process holds besides
+Imports no torch. A few records of tiny stand-ins are enough: they show what a process holds besides
 its tensors, and nothing of a model's own.
 """
 
@@ -15,7 +15,6 @@ from runner.common.output import Output, field
 from runner.engines.registry import engine_of
 from runner.engines.sft.facts import Facts
 from runner.engines.sft.memory.ask import stack
-from runner.engines.sft.memory.process import CONTEXT_BYTES
 from runner.engines.sft.plan import Plan
 from runner.launch.ask_engine import EngineRefused
 from runner.launch.vram import correct, device_name, predict_plan, versions_at
@@ -32,6 +31,7 @@ from runner.vram.calibration import (
     matching,
     read_records,
 )
+from runner.vram.context import CONTEXT_BYTES
 from runner.vram.prediction import Prediction
 
 ENOUGH_SMALL = 3

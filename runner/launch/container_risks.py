@@ -1,7 +1,5 @@
-"""What of a job undoes its container's protections, and the refusal without --unsafe-container.
-
-Looks where paths lead; starts nothing. Imports plans, runner.common.errors and what judges options,
-paths.
+"""Find the settings of a job that weaken its container's protections; refuse them without
+--unsafe-container. Looks where paths lead; starts nothing.
 """
 
 from __future__ import annotations

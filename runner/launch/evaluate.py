@@ -159,7 +159,7 @@ def _settings(settings: EvaluationSettings, sets: Sequence[str]) -> EvaluationSe
         name = name.strip()
         if not equals or not name.startswith(_PREFIX):
             raise UsageError(
-                f"--set {text}: a run's plan stands; only evaluation.* can be set here",
+                f"--set {text}: a run's plan is fixed; only evaluation.* can be set here",
                 "fields: " + ", ".join(_PREFIX + known for known in record),
             )
         key = name.removeprefix(_PREFIX)

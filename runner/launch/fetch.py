@@ -1,4 +1,5 @@
-"""What a job needs from elsewhere, whether it is here, and fetching it in a process of its own.
+"""List what a job needs from elsewhere, see whether it is here, and download it in a process of its
+own.
 
 Imports no torch, no huggingface_hub and no datasets: the process does.
 """

@@ -25,7 +25,7 @@ from runner.launch.ask_engine import ask_engine
 from runner.launch.vram import device_name, versions_at, vram_plan
 
 TOTAL_SHARE = 0.95
-"""Of a card's memory, what a budget may be where none is given: the driver keeps some of it."""
+"""Of a GPU's memory, what a budget may be where none is given: the driver keeps some of it."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def fit(loaded: LoadedJob, out: Output, *, budget: str | None, gpu_total: str | 
     """Ask the engine for the fastest plan under a budget.
 
     Args:
-        budget: GPU memory a card, such as "16GiB"; None is the job's own.
-        gpu_total: what the card has in all.
+        budget: memory on each GPU, such as "16GiB"; None is the job's own.
+        gpu_total: what the GPU has in all.
 
     Raises:
-        UsageError: there is no budget, or it is more than the card has.
+        UsageError: there is no budget, or it is more than the GPU has.
         EngineRefused, RefusedError: no plan could be worked out.
     """
     job = sft_job(loaded)
@@ -89,7 +89,7 @@ def fit(loaded: LoadedJob, out: Output, *, budget: str | None, gpu_total: str | 
 
 
 def _limit(budget: str | None, gpu_total: str | None, own: int | None) -> int:
-    """The budget in bytes. Raises UsageError where none is given, or it is above the card's."""
+    """The budget in bytes. Raises UsageError where none is given, or it is above the GPU's."""
     total = _bytes("--gpu-total", gpu_total)
     limit = _bytes("--budget", budget) or own
     if limit is None:
@@ -102,7 +102,7 @@ def _limit(budget: str | None, gpu_total: str | None, own: int | None) -> int:
         if budget is None:
             return int(total * TOTAL_SHARE)
         raise UsageError(
-            f"--budget {budget} is more than the card has (--gpu-total {gpu_total})",
+            f"--budget {budget} is more than the GPU has (--gpu-total {gpu_total})",
             f"at most about {format_bytes(int(total * TOTAL_SHARE))}: the driver keeps some of it",
         )
     return limit

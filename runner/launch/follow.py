@@ -1,8 +1,8 @@
 """Follow a run from its records: one live line in a terminal, plain lines elsewhere.
 
-Reads metrics.jsonl, memory.jsonl and events.jsonl; the run does not depend on it. In `follow`, by
-whom the run was started, Ctrl-C is passed on: once asks the supervisor to end the run in order,
-twice to end it now. `runner attach` has the same view of a run that somebody else started.
+Reads metrics.jsonl, memory.jsonl and events.jsonl; the run does not depend on it. In `follow`,
+which starts the run, Ctrl-C is passed on: once asks the supervisor to end the run in order, twice
+to end it now. `runner attach` shows the same view of a run that was started elsewhere.
 """
 
 from __future__ import annotations

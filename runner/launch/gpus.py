@@ -1,4 +1,4 @@
-"""Before a start: which cards it would get, the refusal where it gets none, and the one line on it.
+"""Choose GPUs before a start, refuse if none is free, and print the line about them.
 
 Looks at the machine and writes nothing; the supervisor decides for good. Imports no torch.
 """
@@ -24,7 +24,7 @@ from runner.report.preflight import Preflight, preflight_line
 
 @dataclass(frozen=True)
 class _Seen:
-    """The machine's cards as a plan sees them; `look` is None where NVML can't be asked."""
+    """The machine's GPUs as a plan sees them; `look` is None where NVML can't be asked."""
 
     look: Look | None
     driver_version: str | None
@@ -48,12 +48,12 @@ def gpu_settings(gpus: int | None, sets: list[str]) -> list[str]:
 
 
 def with_free_cards(plan: PlanBase, *, wait: bool) -> PlanBase:
-    """The plan on cards that are free now.
+    """The plan on GPUs that are free now.
 
     With `wait` it keeps its own where none are. A CPU run's, and one without NVML, stays as it is.
 
     Raises:
-        RefusedError: who is on each card and the ways out, or that no card here is large enough.
+        RefusedError: who is on each GPU and the ways out, or that no GPU here is large enough.
     """
     if plan.launch.device != "cuda":
         return plan

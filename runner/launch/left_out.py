@@ -1,5 +1,7 @@
-"""Says once what of the caller's environment does not reach a process of the engine. Imports
-runner.common.launchers and what prints."""
+"""Name once the caller's variables that do not reach a process of the engine.
+
+Imports runner.common.launchers and what prints.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""From a job to the plan of a start or a smoke, with all that it needs on this machine.
-
-What is missing is fetched or made. Imports no torch.
-"""
+"""Make the plan of a start or a smoke from a job; fetch or make what it needs. Imports no torch."""
 
 from __future__ import annotations
 

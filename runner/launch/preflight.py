@@ -1,6 +1,7 @@
-"""What must hold, or be fetched or made, before a run starts. Imports no torch.
+"""Check, download or make what a run needs before it starts.
 
-Each function refuses with what is lacking and the way out; nothing has been started by then.
+Imports no torch. Each function refuses with what is missing and advice; nothing has been started by
+then.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def require_run_stack(plan: PlanBase, packages: Iterable[str] = ()) -> None:
 
 
 def answering_gpu(plan: PlanBase) -> list[str]:
-    """UUID of the emptiest card, for what is asked of a GPU run's result; none of a CPU run's."""
+    """UUID of the emptiest GPU, for what is asked of a GPU run's result; none of a CPU run's."""
     gpus = list_gpus().gpus if plan.launch.device == "cuda" else ()
     return [gpu.uuid for gpu in emptiest_first(gpus)[:1]]
 

@@ -179,12 +179,12 @@ def require_toolkits_python(plan: PlanBase, origin: Origin, given: dict[str, str
     if not origin.is_own:
         raise RefusedError(
             f"the run {origin.why}, so its word for the toolkit's Python is not taken: {own}",
-            "--at python=PATH says where one lies",
+            "--at python=PATH names one",
         )
     if not is_here(own):
         raise RefusedError(
             f"the Python of the toolkit's environment is not here: {own}",
-            "--at python=PATH says where one lies",
+            "--at python=PATH names one",
         )
 
 
@@ -204,7 +204,7 @@ def require_inputs(
     text = f"{manifest.run} can't be reproduced here: {first.text}{more}"
     if first.part in given:
         raise UsageError(text, f"name another place: --at {shlex.quote(first.part)}=PATH")
-    ways = f"--at {shlex.quote(first.part)}=PATH says where it lies now"
+    ways = f"--at {shlex.quote(first.part)}=PATH says where it is now"
     if first.id is not None and first.part in ("model", "vision.model"):
         beside = original.path / JOB_FILE
         job = shlex.quote(str(beside)) if beside.is_file() else manifest.job.name

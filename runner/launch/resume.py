@@ -1,7 +1,7 @@
-"""Which earlier run of a plan a `runner train` goes on with, if any. Imports no torch.
+"""Find the earlier run of a plan that `runner train` resumes, if any.
 
-Only runs of this user's own are gone on with (docs/security.md), and by this process's own plan:
-what a folder holds is never executed, and decides nothing but where training goes on.
+Imports no torch. Only this user's own runs are resumed (docs/security.md), and by this process's
+own plan: nothing in a folder is executed, and it decides only where training resumes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Earlier:
     state: str
     """queued, running, by_hand, not_started, or the reason of its end."""
     kept: str | None
-    """What can be gone on from: its newest whole checkpoint, or the stages that are done."""
+    """What can be resumed from: its newest whole checkpoint, or the stages that are done."""
     newer: str | None = None
     """That a newer runner wrote its records, which this one does not touch."""
 
@@ -74,11 +74,11 @@ def _runs_of_plan(plan: PlanBase, root: Path) -> Iterator[tuple[RunFolder, PlanB
 
 
 def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> RunFolder | None:
-    """The run to go on with, or None for a new one; says which and why.
+    """The run to resume, or None for a new one; says which and why.
 
     Raises:
         RefusedError: that plan trains at this moment, or `wanted` is "resume" and there is nothing
-            to go on from.
+            to resume from.
     """
     if wanted == "fresh":
         return None
@@ -91,7 +91,7 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
     if earlier is None:
         if wanted == "resume":
             raise RefusedError(
-                f"there is no run of this plan ({plan.short_hash}) under {root} to go on with",
+                f"there is no run of this plan ({plan.short_hash}) under {root} to resume",
                 "without --resume a new one is started",
             )
         return None
@@ -105,7 +105,8 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
     if earlier.newer is not None:
         if wanted == "resume":
             raise RefusedError(
-                f"{name} is a newer runner's: {earlier.newer}", "the runner that wrote it goes on"
+                f"{name} is a newer runner's: {earlier.newer}",
+                "resume it with the runner that wrote it",
             )
         out.say(field("earlier", f"{name} stays, {earlier.newer}; this is a new run"))
         return None
@@ -120,7 +121,7 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
     if earlier.kept is None:
         if wanted == "resume":
             raise RefusedError(
-                f"{name} ({earlier.state}) left no whole checkpoint to go on from",
+                f"{name} ({earlier.state}) left no whole checkpoint to resume from",
                 "without --resume a new run is started",
             )
         out.say(field("earlier", f"{name} ({earlier.state}) left no checkpoint; this is a new run"))
@@ -131,7 +132,7 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
             field(
                 "earlier",
                 f"{name} ended by a loss that is not finite, which would come again; this is a new "
-                "run (--resume goes on from its checkpoint all the same)",
+                "run (--resume resumes it from its checkpoint all the same)",
             )
         )
         return None
@@ -142,11 +143,11 @@ def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> Ru
 
 
 def _passed_over(folder: RunFolder, origin: Origin) -> str:
-    """Why a run that is not this user's own stays as it is, and the way to go on with it."""
+    """Why a run that is not this user's own stays as it is, and the way to resume it."""
     if origin.kind == "unsealed" and state_of(folder) == Reason.COMPLETED:
         return f"{folder.name} of the same plan completed and stays; this is a new run"
-    ways = "; --resume goes on with it all the same" if origin.kind == "unsealed" else ""
-    return f"{folder.name} {origin.why}: it is not gone on with{ways}"
+    ways = "; --resume resumes it all the same" if origin.kind == "unsealed" else ""
+    return f"{folder.name} {origin.why}: it is not resumed{ways}"
 
 
 def _refuse_living(folder: RunFolder, origin: Origin) -> None:
@@ -159,7 +160,7 @@ def _refuse_living(folder: RunFolder, origin: Origin) -> None:
 
 
 def plan_for(plan: PlanBase, folder: RunFolder) -> PlanBase:
-    """The plan by which a folder is gone on with: this process's own.
+    """The plan with which a folder is resumed: this process's own.
 
     Where the run was recovered, with the settings of the last step down, which are the one thing
     taken from the folder: they count only where they make the plan that its seal names.
@@ -181,7 +182,7 @@ def plan_for(plan: PlanBase, folder: RunFolder) -> PlanBase:
 
 
 def write_plan(plan: PlanBase, folder: RunFolder, out: Output) -> None:
-    """Write the plan into a folder that is gone on with, and render all else of it anew.
+    """Write the plan into a folder that is resumed, and render its other files again.
 
     What was edited of the rendered files is kept under earlier/, and said.
 
@@ -214,8 +215,8 @@ def _edited(folder: RunFolder) -> list[Path]:
 
 
 def _agreed(where: str) -> bool:
-    terminal.say(f"Go on with {where}? [Y/n] ", end="")
+    terminal.say(f"Resume {where}? [Y/n] ", end="")
     answer = sys.stdin.readline()
     if not answer:  # the terminal went away: nothing is decided for its user
-        raise RefusedError("no answer", "--resume or --fresh says it beforehand")
+        raise RefusedError("no answer", "give --resume or --fresh")
     return answer.strip().lower() in ("", "y", "yes")

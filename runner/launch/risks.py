@@ -1,6 +1,5 @@
-"""What a job may do to this machine, said at every start; refused where it undoes its container.
-
-Prints and refuses; what it says is worked out in runner.jobs.risks and
+"""Warn at every start of what a job may do to this machine; refuse settings that weaken its
+container. Prints and refuses; the warnings are made in runner.jobs.risks and
 runner.launch.container_risks.
 """
 

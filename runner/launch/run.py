@@ -1,4 +1,4 @@
-"""Run: one run folder as a Python object, read anew at each question; it changes nothing."""
+"""Run: one run folder as a Python object, read again at each call; it changes nothing."""
 
 from __future__ import annotations
 

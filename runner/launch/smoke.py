@@ -1,4 +1,4 @@
-"""Smoke a job: the same way as training, for a few steps, with stand-ins for what is not here."""
+"""Smoke a job: train it for a few steps, with stand-ins for what is missing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def smoke(
     # of a script of the user's own nothing is known but that it ended well
     proven = (reached and reloaded) or engine_of(plan).is_judged_by_exit_code
     passed = code == 0 and end.get("reason") == "completed" and proven
-    why = end.get("message", "there is no verdict") if not passed else ""
+    why = end.get("message", "there is no outcome") if not passed else ""
     keep_measurement(plan, facts, folder, prediction, end, out)
     if not passed:
         out.say(field("failed", str(why)))

@@ -1,7 +1,7 @@
-"""The supervisor as a process of its own: started, and left to itself once it has said its pid.
+"""Start the supervisor as a process of its own, and leave it once it has written its pid.
 
-Standard library and the run's folder. Nothing of the caller's terminal is left in it: a session of
-its own (no SIGHUP, no Ctrl-C), no stdin, its output in the run's log.
+Standard library and the run's folder. It keeps nothing of the caller's terminal: a session of its
+own (no SIGHUP, no Ctrl-C), no stdin, its output in the run's log.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def leave(
 ) -> int:
     """Print the run's name once its supervisor has taken it over; 0, or as it refused.
 
-    That takes a second: then the cards are the run's, or it waits for them.
+    That takes a second: then the GPUs are the run's, or it waits for them.
     """
     try:
         while not took_over(folder, supervisor):
@@ -74,7 +74,7 @@ def leave(
 
 
 def said_by_supervisor(folder: RunFolder) -> list[str]:
-    """Why a supervisor started nothing: a refusal goes to its log, for there is no verdict."""
+    """Why a supervisor started nothing: a refusal goes to its log, for there is no outcome."""
     try:
         content = durable.read_record(folder.supervisor_log, durable.MAX_JSON_BYTES)
         lines = content.decode(errors="replace").splitlines()

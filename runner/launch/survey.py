@@ -1,4 +1,4 @@
-"""What a plan comes to, asked of the engine in a process of its own: rows, parameters, disk.
+"""Run the engine's survey of a plan in a subprocess: rows, parameters, disk.
 
 Imports no torch. The rows that the survey prepares are cached for the run that follows, and so is
 what it said (survey_cache): the same question is not asked twice.

@@ -1,4 +1,4 @@
-"""Train a job: plan it, refuse what can't run, make or take up its folder, start and follow it.
+"""Train a job: plan it, refuse what can't run, make or resume its folder, start and follow it.
 
 Imports no torch; what needs it runs in processes of its own.
 """

@@ -1,7 +1,7 @@
-"""The predicted memory of a job or plan: asked for, corrected, and held against what there is.
+"""Predict the memory of a job or plan, correct it by measurements, compare it with what there is.
 
-Nothing is started and no weights are fetched. On a machine without a GPU the figures are those of
-a GPU with bf16, which is said. Imports no torch.
+Starts nothing and downloads no weights. On a machine without a GPU the figures are for a GPU with
+bf16, and the output says so. Imports no torch.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from runner.plans.placement import Place
 from runner.vram.prediction import Prediction
 
 ASSUMED_CAPABILITY = 9.0
-"""Compute capability of the card that is assumed where there is none: it has bf16."""
+"""Compute capability of the GPU that is assumed where there is none: it has bf16."""
 
 
 def vram_plan(loaded: LoadedJob) -> tuple[Plan, Facts, str | None]:
-    """The plan of a GPU run, on an assumed card where there is none; what is assumed in words.
+    """The plan of a GPU run, on an assumed GPU where there is none; what is assumed in words.
 
     A job with launch.device cpu stays a CPU run.
     """
@@ -57,7 +57,7 @@ def vram_plan(loaded: LoadedJob) -> tuple[Plan, Facts, str | None]:
 
 
 def with_assumed_gpus(facts: Facts, count: int) -> Facts:
-    """The host with so many cards that have bf16 and a torch that can use them."""
+    """The host with so many GPUs that have bf16 and a torch that can use them."""
     gpus = tuple(
         Gpu(number, f"assumed-{number}", "", None, ASSUMED_CAPABILITY) for number in range(count)
     )
@@ -66,7 +66,7 @@ def with_assumed_gpus(facts: Facts, count: int) -> Facts:
 
 
 def device_line(plan: Plan, facts: Facts) -> str:
-    """The cards, or the CPU, that the plan trains on."""
+    """The GPUs, or the CPU, that the plan trains on."""
     if plan.launch.device == "cpu":
         return f"CPU, {plan.launch.num_processes} process(es)"
     named = {gpu.uuid: gpu for gpu in facts.gpus}
@@ -77,7 +77,7 @@ def device_line(plan: Plan, facts: Facts) -> str:
 
 
 def device_name(plan: Plan, facts: Facts) -> str:
-    """What measurements of this plan are kept under: the card's name, or "cpu"."""
+    """What measurements of this plan are kept under: the GPU's name, or "cpu"."""
     if plan.launch.device == "cpu":
         return "cpu"
     named = {gpu.uuid: gpu.name for gpu in facts.gpus}
@@ -141,9 +141,9 @@ def over_budget(prediction: Prediction, plan: Plan) -> str | None:
 def require_fits(
     prediction: Prediction, plan: Plan, facts: Facts, *, recovers: bool = False
 ) -> None:
-    """Refuse a GPU run that surely does not fit its budget, its card, or the host's memory.
+    """Refuse a GPU run that surely does not fit its budget, its GPU, or the host's memory.
 
-    One that `recovers` by itself may start, whatever its first attempt takes of the card.
+    One that `recovers` by itself may start, whatever its first attempt takes of the GPU.
 
     Raises RefusedError with the figures and the way out.
     """
@@ -167,7 +167,7 @@ def require_fits(
     limit = min((one for one in (card, budget) if one), default=None)
     if limit is None or prediction.low_bytes <= limit:
         return
-    what = "the budget" if limit == budget else "the card"
+    what = "the budget" if limit == budget else "the GPU"
     raise RefusedError(
         f"predicted {format_bytes(prediction.process_bytes)} (at least "
         f"{format_bytes(prediction.low_bytes)}), {what} has {format_bytes(limit)}",

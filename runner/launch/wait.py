@@ -1,4 +1,4 @@
-"""A run watched from outside until nothing more comes of it, whoever started it."""
+"""Watch a run from outside until it has ended, whoever started it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The processes of a container as the host sees them: found, signalled, seen gone.
+"""Find a container's processes on the host, signal them, see them gone.
 
-May import the standard library, psutil and the guard; Linux only. The daemon is not
-asked: what is here works on when dockerd does not answer.
+May import the standard library, psutil and this package; Linux only. The daemon is not asked, so
+this works while dockerd does not answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a card says of itself beside its memory: power limit, clocks, ECC, MIG, XID events.
+"""Read a GPU's health: power limit, clocks, ECC, MIG, XID events.
 
-May import the stdlib and the guard's records and nvml, through which all questions go. No budget
-depends on any of it, so nothing here raises: what a driver does not say is None.
+May import the stdlib and this package's readings and nvml. No budget depends on it, so nothing here
+raises: what a driver does not report is None.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def clock_limits(mask: int) -> tuple[str, ...]:
 
 
 def read_health(nvml: Nvml, index: int) -> DeviceHealth:
-    """The health of the card with NVML index `index`; all None where it is lost or not there."""
+    """The health of the GPU with NVML index `index`; all None where it is lost or not there."""
     try:
         return _read(nvml, nvml.opened(), nvml.handle(index))
     except (DeviceGone, NvmlFailed):
@@ -66,7 +66,7 @@ def _read(nvml: Nvml, api: Any, handle: Any) -> DeviceHealth:
 
 
 def _mig_devices(nvml: Nvml, api: Any, handle: Any) -> tuple[MigDevice, ...] | None:
-    """The MIG devices of a card; its slots need not be filled in order."""
+    """The MIG devices of a GPU; its slots need not be filled in order."""
     slots = nvml.optional(api.nvmlDeviceGetMaxMigDeviceCount, handle)
     if slots is None:
         return None
@@ -90,7 +90,7 @@ def _mig_devices(nvml: Nvml, api: Any, handle: Any) -> tuple[MigDevice, ...] | N
 
 
 class XidWatch:
-    """XID events (the driver's numbers for what went wrong on a card) since this watch began.
+    """XID events (the driver's numbers for what went wrong on a GPU) since this watch began.
 
     The driver tells them to whoever waits at the time; what was before can't be asked for.
     """
@@ -101,7 +101,7 @@ class XidWatch:
         self._seen: dict[int, list[int]] = {}
 
     def __enter__(self) -> XidWatch:
-        """Begin to listen, on the cards that allow it."""
+        """Begin to listen, on the GPUs that allow it."""
         nvml = self._nvml
         with contextlib.suppress(NvmlFailed, DeviceGone):
             api = nvml.opened()
@@ -127,7 +127,7 @@ class XidWatch:
                 self._set,
             )
         except (api.NVMLError, DeviceGone, NvmlFailed):
-            return  # a card or driver without events: unknown, not "none"
+            return  # a GPU or driver without events: unknown, not "none"
         self._seen[index] = []
 
     def _poll(self) -> None:
@@ -146,7 +146,7 @@ class XidWatch:
                     self._seen[index].append(int(event.eventData))
 
     def seen(self, index: int) -> tuple[int, ...] | None:
-        """The XIDs of a card until now, as they came; None where its events can't be heard."""
+        """The XIDs of a GPU until now, as they came; None where its events can't be heard."""
         self._poll()
         found = self._seen.get(index)
         return None if found is None else tuple(found)

@@ -1,7 +1,8 @@
-"""NVIDIA's management library, read without surprises: the only importer of pynvml, and lazily.
+"""Read NVIDIA's management library: the only module that imports pynvml, and lazily.
 
-May import the stdlib, pynvml (inside functions) and guard.records. Readings that a driver can't
-give are None; a lost card is a reading with `lost=True`; host memory never stands in for a card's.
+May import the stdlib, pynvml (inside functions) and this package's readings. A figure that a driver
+can't give is None; a lost GPU is a reading with `lost=True`; host memory is never given for a
+GPU's.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Nvml:
         return text_of(self.optional(self.opened().nvmlSystemGetDriverVersion))
 
     def devices(self) -> list[tuple[int, str | None]]:
-        """NVML's index and the UUID of every card; the UUID is None where the card is lost.
+        """NVML's index and the UUID of every GPU; the UUID is None where the GPU is lost.
 
         Raises NvmlFailed where they can't be counted.
         """
@@ -113,10 +114,10 @@ class Nvml:
         return [(index, self._identify(index)[0]) for index in range(count)]
 
     def read(self, index: int) -> DeviceReading:
-        """One reading of the card with NVML index `index`.
+        """One reading of the GPU with NVML index `index`.
 
-        A lost card gives `lost=True` and None for all figures. Raises NvmlFailed where neither the
-        card nor its memory can be asked for at all (no such index, NVML itself gone).
+        A lost GPU gives `lost=True` and None for all figures. Raises NvmlFailed where neither the
+        GPU nor its memory can be asked for at all (no such index, NVML itself gone).
         """
         try:
             return self._read(index)
@@ -148,7 +149,7 @@ class Nvml:
         return None if found is None else float(f"{found[0]}.{found[1]}")
 
     def accounting_peak(self, index: int, pid: int) -> int | None:
-        """The most bytes that `pid` ever held on this card, kept by the driver after its exit.
+        """The most bytes that `pid` ever held on this GPU, kept by the driver after its exit.
 
         None where accounting mode is off, or the driver does not know the process or the figure.
         """
@@ -165,7 +166,7 @@ class Nvml:
         return None if peak is None else int(peak)
 
     def memory_limit_bytes(self, index: int, cgroup: Path) -> int | None:
-        """The driver's hard limit on this card for a cgroup, read back; bytes.
+        """The driver's hard limit on this GPU for a cgroup, read back; bytes.
 
         None where there is none, or it can't be told: an older driver or nvidia-ml-py, cgroup v1,
         MIG. `cgroup` is a folder below /sys/fs/cgroup, of the container itself: see
@@ -196,9 +197,9 @@ class Nvml:
         return None if hard in (0, NO_MEMORY_LIMIT) else hard
 
     def limit_in_force(self, indices: Iterable[int], cgroup: Path) -> int | None:
-        """The limit that holds a container on each of its cards: the largest of theirs, in bytes.
+        """The limit that holds a container on each of its GPUs: the largest of theirs, in bytes.
 
-        None unless every card has one. A budget counts as enforced by the driver where this is not
+        None unless every GPU has one. A budget counts as enforced by the driver where this is not
         above it.
         """
         limits = [self.memory_limit_bytes(index, cgroup) for index in indices]
@@ -228,7 +229,7 @@ class Nvml:
             raise
 
     def optional(self, question: Callable[..., _T], *arguments: object) -> _T | None:
-        """The answer, or None where this driver or this card has none."""
+        """The answer, or None where this driver or this GPU has none."""
         try:
             return self.ask(question, *arguments)
         except self.opened().NVMLError:
@@ -242,12 +243,12 @@ class Nvml:
             raise NvmlFailed(f"{what}: {error}") from error
 
     def handle(self, index: int) -> Any:
-        """pynvml's handle of a card. Raises DeviceGone, NvmlFailed."""
-        # Asked anew each time (about a microsecond): a kept handle outlives a card that was reset.
+        """pynvml's handle of a GPU. Raises DeviceGone, NvmlFailed."""
+        # Asked anew each time (about a microsecond): a kept handle outlives a GPU that was reset.
         return self.required(f"GPU {index}", self.opened().nvmlDeviceGetHandleByIndex, index)
 
     def _identify(self, index: int) -> tuple[str | None, str | None]:
-        """UUID and name, remembered so that a card that is lost later can still be named."""
+        """UUID and name, remembered so that a GPU that is lost later can still be named."""
         if index not in self._known:
             api = self.opened()
             try:
@@ -292,13 +293,13 @@ class Nvml:
         try:
             return self.ask(api.nvmlDeviceGetMemoryInfo, handle), 1
         except api.NVMLError as error:
-            # Parts with unified memory answer this; the system's RAM is not the card's memory.
+            # Parts with unified memory answer this; the system's RAM is not the GPU's memory.
             if error.value in (api.NVML_ERROR_NOT_SUPPORTED, api.NVML_ERROR_FUNCTION_NOT_FOUND):
                 return None, None
             raise NvmlFailed(f"GPU {index} memory: {error}") from error
 
     def _processes(self, handle: Any) -> tuple[DeviceProcess, ...] | None:
-        """The processes on a card: the compute, graphics and MPS lists, each pid once.
+        """The processes on a GPU: the compute, graphics and MPS lists, each pid once.
 
         The lists overlap and repeat the same figure, so the larger one is kept and nothing is
         added. None where the compute list, without which nothing can be said, can't be read.

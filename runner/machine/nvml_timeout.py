@@ -1,9 +1,9 @@
-"""NVML with a deadline for every question: a driver that hangs must not hang the guard with it.
+"""Give every NVML call a deadline, so that a hanging driver does not hang the guard.
 
-May import the stdlib and the guard's records and nvml. A call into the driver can't be taken back,
-so it is made in a thread; where it does not return in time the answer is NvmlFailed, as is every
-further one until it has. What the guard then does is what it does when NVML fails: it is blind,
-says so, kills nothing for memory, and the run can still be stopped.
+May import the stdlib and this package's readings and nvml. A call into the driver can't be
+cancelled, so it is made in a thread; if it does not return in time, it and every further call raise
+NvmlFailed until it has. The guard treats that like any failure of NVML: it warns, kills nothing for
+memory, and the run can still be stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar, cast
 from runner.machine.nvml import Nvml, NvmlFailed, NvmlUnavailable
 from runner.machine.readings import DeviceReading
 
-OPEN_SECONDS = 60.0  # a driver without persistence mode wakes every card of the machine first
+OPEN_SECONDS = 60.0  # a driver without persistence mode wakes every GPU of the machine first
 FIRST_SECONDS = 20.0  # and its first answers are slow
 ANSWER_SECONDS = 2.0  # microseconds to milliseconds where it works
 
@@ -32,7 +32,7 @@ class PatientNvml:
         self._nvml = nvml or Nvml()
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._pending: _Call | None = None
-        self._answered = False  # whether any card has answered at all
+        self._answered = False  # whether any GPU has answered at all
 
     def __enter__(self) -> Self:
         """Open it. Raises NvmlUnavailable, also where the driver does not answer."""
@@ -78,7 +78,9 @@ class PatientNvml:
         """The answer; what the question raises; NvmlFailed where it has none in time."""
         if self._pending is not None:
             if not self._pending.done.is_set():
-                raise NvmlFailed(f"{what}: NVML hangs since it was asked for {self._pending.what}")
+                raise NvmlFailed(
+                    f"{what}: NVML has not answered since it was asked for {self._pending.what}"
+                )
             self._pending = None  # it came back; its late answer says nothing about now
         call = _Call(question, what)
         self._calls.put(call)

@@ -1,4 +1,4 @@
-"""Few and small reads of /proc, for what the guard asks at each sample; Linux only.
+"""Read a few small files of /proc, for the guard's samples; Linux only.
 
 May import the stdlib and psutil. Listing all of /proc costs as much as the machine has processes;
 what is here costs as much as the run has.

@@ -1,7 +1,7 @@
-"""Effects on processes: find everything a run started, signal it, see it gone.
+"""Find every process that a run started, signal it, see it gone.
 
-May import the stdlib, psutil and the guard's records, nvml and proc; Linux only. Nothing is
-signalled by a remembered number alone: a pid is checked against the process it stood for.
+May import the stdlib, psutil and this package's readings, nvml and proc; Linux only. Nothing is
+signalled by a remembered number alone: a pid is checked against its process's start time.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Processes:
     def kill_all(self, timeout_seconds: float = 10.0) -> list[psutil.Process]:
         """SIGKILL every member, and those they started meanwhile, until none is left.
 
-        Returns the survivors at the timeout: processes that hang in the kernel, or that this user
-        may not signal.
+        Returns those left at the timeout: processes that hang in the kernel, or that this user may
+        not signal.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -82,7 +82,7 @@ class Processes:
             time.sleep(POLL_SECONDS)
 
     def wait_gone(self, timeout_seconds: float) -> list[psutil.Process]:
-        """Wait until no member is left; the survivors at the timeout."""
+        """Wait until no member is left; the orphan processes at the timeout."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             alive = self.members()
@@ -158,10 +158,10 @@ def confirm_left_device(
     timeout_seconds: float,
     device_indices: Iterable[int] | None = None,
 ) -> list[int] | None:
-    """Wait until NVML lists none of `processes` (by pid) on any card (or on those named).
+    """Wait until NVML lists none of `processes` (by pid) on any GPU (or on those named).
 
     Returns the pids that are still listed at the timeout (a stuck context), [] for none, and None
-    where the lists can't be read: then nothing is confirmed. A lost card has nothing to confirm.
+    where the lists can't be read: then nothing is confirmed. A lost GPU has nothing to confirm.
     A pid that another living process has by now is that one's; where a process is None, because
     only its pid was ever known, every living one is another.
     """
@@ -179,7 +179,7 @@ def _listed(
     processes: Mapping[int, psutil.Process | None],
     indices: tuple[int, ...] | None,
 ) -> list[int] | None:
-    """The pids of `processes` that NVML lists now; None where a card does not say."""
+    """The pids of `processes` that NVML lists now; None where a GPU does not say."""
     found: set[int] = set()
     try:
         for index in indices or [index for index, _ in nvml.devices()]:

@@ -1,4 +1,4 @@
-"""What the guard saw, as values: device readings and memory samples. Imports only the stdlib.
+"""Device readings and memory samples, as values. Imports only the stdlib.
 
 Bytes are int, and None means unknown. A failed reading is never 0.
 """
@@ -19,7 +19,7 @@ class Attribution(StrEnum):
     NVML_PID = "nvml_pid"  # NVML lists a process of the run
     CONTAINER_PID = "container_pid"  # NVML lists a process in the run's container
     TRAINER = "trainer_reported"  # the trainer's own count plus its measured overhead
-    DEVICE_DELTA = "device_delta"  # card total minus what was there before; nobody else on it
+    DEVICE_DELTA = "device_delta"  # GPU total minus what was there before; nobody else on it
     HOST_TREE = "host_process_tree"  # host memory of the run's processes
     NONE = "unattributed"
 
@@ -31,7 +31,7 @@ class Attribution(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeviceProcess:
-    """A process that NVML lists on a card. Bytes are None where the driver does not tell."""
+    """A process that NVML lists on a GPU. Bytes are None where the driver does not tell."""
 
     pid: int
     used_bytes: int | None
@@ -39,7 +39,7 @@ class DeviceProcess:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
-    """One card at one moment. Whatever the driver could not say is None."""
+    """One GPU at one moment. Whatever the driver could not say is None."""
 
     index: int
     uuid: str | None
@@ -52,13 +52,13 @@ class DeviceReading:
     utilization_percent: int | None
     temperature_celsius: int | None
     power_watts: float | None
-    lost: bool  # fallen off the bus, or in need of a reset: terminal for this card
+    lost: bool  # fallen off the bus, or in need of a reset: terminal for this GPU
     processes: tuple[DeviceProcess, ...] | None  # None: the list itself could not be read
 
 
 @dataclass(frozen=True, slots=True)
 class MigDevice:
-    """A part of a card in MIG mode. Whatever the driver could not say is None."""
+    """A part of a GPU in MIG mode. Whatever the driver could not say is None."""
 
     index: int
     uuid: str | None
@@ -69,9 +69,9 @@ class MigDevice:
 
 @dataclass(frozen=True, slots=True)
 class DeviceHealth:
-    """What else a card says of itself, which no budget needs. None: the driver does not say."""
+    """What else a GPU says of itself, which no budget needs. None: the driver does not say."""
 
-    power_limit_watts: float | None = None  # what the driver holds the card to
+    power_limit_watts: float | None = None  # what the driver holds the GPU to
     # why the clocks are not higher, in words; () where nothing holds them back
     clock_limits: tuple[str, ...] | None = None
     ecc_corrected: int | None = None  # since the driver was loaded
@@ -95,10 +95,10 @@ class Sample:
     time_unix_seconds: float
     monotonic_seconds: float
     kind: Literal["gpu", "host"]
-    own_bytes: int | None  # gpu: on the card where the run uses most, since budgets are per card
+    own_bytes: int | None  # gpu: on the GPU where the run uses most, since budgets are per GPU
     attribution: Attribution
-    free_bytes: int | None  # gpu: of the tightest of the run's cards
-    total_bytes: int | None  # gpu: of the card that own_bytes speaks of
+    free_bytes: int | None  # gpu: of the tightest of the run's GPUs
+    total_bytes: int | None  # gpu: of the GPU that own_bytes speaks of
     devices: tuple[DeviceReading, ...]
     processes: int  # live processes of the run
     failure: str | None  # what could not be read
@@ -110,7 +110,7 @@ class Sample:
 
     @property
     def gpu_lost(self) -> bool:
-        """Whether one of the run's cards is gone."""
+        """Whether one of the run's GPUs is gone."""
         return any(device.lost for device in self.devices)
 
     def to_record(self) -> dict[str, Any]:

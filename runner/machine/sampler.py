@@ -1,7 +1,7 @@
-"""How much memory the run uses now, and how that is known: on cards by NVML, on the host by /proc.
+"""Sample the memory that a run uses, and its source: on GPUs by NVML, on the host by /proc.
 
-May import the stdlib, psutil and the guard's records and nvml. A sampler never raises for what it
-could not read: the sample says so, with own_bytes None.
+May import the stdlib, psutil and this package's readings and nvml. A sampler never raises for what
+it could not read: the sample says so, with own_bytes None.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runner.machine.nvml import NvmlFailed
 from runner.machine.proc import high_water_bytes
 from runner.machine.readings import Attribution, DeviceReading, DeviceSource, Sample
 
-# Without a process on it a card's use still moves a little as the driver comes and goes.
+# Without a process on it a GPU's use still moves a little as the driver comes and goes.
 IDLE_SLACK_BYTES = 64 * MIB
 
 Reported: TypeAlias = tuple[int, float]
@@ -156,7 +156,7 @@ class _HostReading:
 
 
 def take_baseline(source: DeviceSource, device_indices: Iterable[int]) -> dict[int, DeviceReading]:
-    """Readings of the cards before the run starts, by index; a card that can't be read is left out.
+    """Readings of the GPUs before the run starts, by index; a GPU that can't be read is left out.
 
     They tell who was there before, and how much was in use.
     """
@@ -170,12 +170,12 @@ def take_baseline(source: DeviceSource, device_indices: Iterable[int]) -> dict[i
 
 
 class NvmlSampler:
-    """The run's memory on its cards, by the strongest attribution that this machine gives.
+    """The run's memory on its GPUs, by the strongest attribution that this machine gives.
 
-    For each card: the processes that NVML lists and that are members, or are in the container
+    For each GPU: the processes that NVML lists and that are members, or are in the container
     (`container_id`, at least 12 digits of it; None until it is known); else what the trainer
-    reports (`reported`: on its fullest card with its overhead, None where it has said nothing
-    lately); else the card's total less the baseline, only where NVML shows the run's processes
+    reports (`reported`: on its fullest GPU with its overhead, None where it has said nothing
+    lately); else the GPU's total less the baseline, only where NVML shows the run's processes
     without their bytes and has never shown another's. Else the memory is unattributed, own_bytes
     is None, and nothing must be stopped for it.
 
@@ -205,7 +205,7 @@ class NvmlSampler:
         self._reported_at: float | None = None
         self._holders: dict[int, psutil.Process | None] = {}
         self._seen: dict[int, psutil.Process | None] = {}
-        # Cards that somebody else used, before or since: their totals say nothing about us.
+        # GPUs that somebody else used, before or since: their totals say nothing about us.
         self._shared = {index for index in self._indices if _occupied(baseline.get(index))}
 
     @property
@@ -216,7 +216,7 @@ class NvmlSampler:
         return dict(self._seen)
 
     def sample(self) -> Sample:
-        """One sample now: about 10 microseconds per card besides the listing of members."""
+        """One sample now: about 10 microseconds per GPU besides the listing of members."""
         readings: list[DeviceReading] = []
         failures: list[str] = []
         try:
@@ -236,7 +236,7 @@ class NvmlSampler:
                 failures.append(str(error))
         failures += [f"GPU {reading.index} is lost" for reading in readings if reading.lost]
 
-        figures: list[tuple[int, Attribution, int | None]] = []  # own, how, card's total
+        figures: list[tuple[int, Attribution, int | None]] = []  # own, how, GPU's total
         unresolved: list[DeviceReading] = []
         for reading in readings:
             if not known and any(
@@ -286,7 +286,7 @@ class NvmlSampler:
         members: Mapping[int, psutil.Process],
         container_id: str | None,
     ) -> tuple[int, Attribution] | None:
-        """The run's bytes on a card by the processes that NVML lists, or None.
+        """The run's bytes on a GPU by the processes that NVML lists, or None.
 
         Zero is a figure too, but only where the list is seen to work: NVML gives host pids, and
         inside a container its list is empty, or full of pids that are not there.
@@ -323,7 +323,7 @@ class NvmlSampler:
         if hidden:
             return None
         if reading.processes:
-            return 0, how  # others are on the card, the run is not
+            return 0, how  # others are on the GPU, the run is not
         before = self._baseline.get(reading.index)
         if before is None or before.used_bytes is None or reading.used_bytes is None:
             return None
@@ -335,7 +335,7 @@ class NvmlSampler:
 
     def _left_behind(self, pid: int) -> bool:
         """A process of the run that has ended (or waits to be reaped), its memory still on the
-        card. Not one that got the pid since.
+        GPU. Not one that got the pid since.
         """
         if pid not in self._holders:
             return False
@@ -348,7 +348,7 @@ class NvmlSampler:
         return False
 
     def _forget(self, readings: Iterable[DeviceReading]) -> None:
-        """A pid that has left every card stands for nothing: its next holder is another process."""
+        """A pid that has left every GPU stands for nothing: its next holder is another process."""
         if any(reading.processes is None for reading in readings):
             return
         listed = {process.pid for reading in readings for process in reading.processes or ()}
@@ -358,7 +358,7 @@ class NvmlSampler:
     def _otherwise(
         self, unresolved: list[DeviceReading], reported: Reported | None
     ) -> tuple[list[tuple[int, Attribution, int | None]], list[str]]:
-        """Figures for cards on which NVML's list does not settle it, and what stays unknown."""
+        """Figures for GPUs on which NVML's list does not settle it, and what stays unknown."""
         if reported is not None:
             totals = {reading.total_bytes for reading in unresolved}
             total = totals.pop() if len(totals) == 1 else None
@@ -374,13 +374,13 @@ class NvmlSampler:
         return figures, unknown
 
     def _delta(self, reading: DeviceReading) -> int | None:
-        """The card's total less what was there before, only where nobody else is or was on it.
+        """The GPU's total less what was there before, only where nobody else is or was on it.
 
         That needs a list that shows the run's own processes: an empty one, as inside a container,
         shows no neighbours either. (A watchdog on bare totals once killed a healthy neighbour.)
         """
         before = self._baseline.get(reading.index)
-        # What is listed and not the run's own has put the card among the shared ones.
+        # What is listed and not the run's own has put the GPU among the shared ones.
         if reading.index in self._shared or before is None or not reading.processes:
             return None
         if reading.used_bytes is None or before.used_bytes is None:
@@ -391,7 +391,7 @@ class NvmlSampler:
 
 
 def _occupied(reading: DeviceReading | None) -> bool:
-    """Whether somebody is known, or can't be ruled out, to have been on a card before the run."""
+    """Whether somebody is known, or can't be ruled out, to have been on a GPU before the run."""
     return reading is None or reading.processes is None or bool(reading.processes)
 
 

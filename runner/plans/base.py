@@ -28,7 +28,7 @@ class PlannedLaunch(JobModel):
     offload: Literal["none", "optimizer", "parameters"] = "none"
     gpu_indices: list[int] = Field([])
     gpu_uuids: list[str] = Field([])
-    share: bool = Field(False, description="The cards may be others' too, where the budgets fit")
+    share: bool = Field(False, description="Share the GPUs with other runs, where all budgets fit")
 
 
 class PlannedBudget(JobModel):
@@ -89,17 +89,19 @@ class PlanBase(PlanHead):
     budget: PlannedBudget
     container: PlannedContainer | None = Field(None, description="None: processes of this machine")
     timeout_minutes: float | None
-    on_end: str | None = Field(None, description="Command that is told how the run ended")
+    on_end: str | None = Field(
+        None, description="Command that gets the outcome on stdin once the run has ended"
+    )
     substitutions: list[str] = Field([], description="What was taken in place of something else")
     warnings: list[str] = Field([], description="What is likely to go wrong, though allowed")
     python: str = Field(description="The interpreter whose packages train")
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the outcome, JSON-ready: not where files lie, nor which card is taken."""
+        """What decides the outcome, JSON-ready: not where files lie, nor which GPU is taken."""
         record = self.model_dump(
             mode="json", exclude={"python", "description", "warnings", "on_end"}
         )
-        for key in ("gpu_indices", "gpu_uuids", "share"):  # the same run on another card
+        for key in ("gpu_indices", "gpu_uuids", "share"):  # the same run on another GPU
             record["launch"].pop(key)
         record["budget"].pop("oom_snapshot")
         if self.container is None:

@@ -1,7 +1,6 @@
-"""A question to the engine (a survey, a fetch, a chat ...) asked where a run would run.
-
-On this machine that is a process of this interpreter; else one in the run's image, with the run's
-own limits: read-only, without privileges, without a network unless it is to fetch something.
+"""Make the command of one engine process (a survey, a fetch, a chat ...), to run where the run
+would. On this machine that is a process of this interpreter; else one in the run's image, with
+the run's own limits: read-only, without privileges, without a network unless it has to download.
 """
 
 from __future__ import annotations

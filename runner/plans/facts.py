@@ -1,7 +1,7 @@
 """The facts of the host that a plan depends on, gathered once, at the edge.
 
-Reads files and package metadata, and asks NVML (through runner.machine.nvml) where its library is
-there. Imports no torch: which build of it is installed stands in its metadata.
+Reads files and package metadata, and NVML (through runner.machine.nvml) if its library is here.
+Imports no torch: the installed build is read from its metadata.
 """
 
 from __future__ import annotations

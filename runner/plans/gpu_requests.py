@@ -1,4 +1,4 @@
-"""What a plan wants of the cards, and the refusal where it can't have it. Pure."""
+"""What a plan wants of the GPUs, and the refusal where it can't have it. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runner.plans.base import PlanBase
 from runner.runs.folder import RunFolder
 
 WAYS_OUT = (
-    "--wait queues for it; launch.share: true takes a card beside others, where the budgets fit "
+    "--wait queues for it; launch.share: true takes a GPU beside others, where the budgets fit "
     "(budget.gpu_memory); or run it on another machine"
 )
 

@@ -1,4 +1,4 @@
-"""A plan on other cards: pure, and its hash stays, since cards decide no outcome."""
+"""A plan on other GPUs: pure, and its hash stays, since GPUs decide no outcome."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from runner.plans.base import PlanBase
 
 
 def on_cards(plan: PlanBase, cards: Sequence[Card], *, share: bool | None = None) -> PlanBase:
-    """The same plan on these cards; `share` in place of its own word where it is given.
+    """The same plan on these GPUs; `share` in place of its own word where it is given.
 
-    The same object where nothing differs. The cards' order is NVML's, whichever came first.
+    The same object where nothing differs. The GPUs' order is NVML's, whichever came first.
     """
     ordered = sorted(cards, key=lambda card: card.index)
     launch = plan.launch.model_copy(

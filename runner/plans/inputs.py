@@ -1,4 +1,4 @@
-"""What a plan reads: the files of a manifest, and the parts of a plan that say where they lie.
+"""The inputs of a plan: the files of a manifest, and the parts of a plan with their paths.
 
 Pure, but for looking whether something is there and for listing a model's folder. Imports pydantic
 and the common ground of jobs.

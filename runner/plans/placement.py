@@ -1,7 +1,7 @@
-"""Where a job will run: in a container, or as processes of this machine, and why there.
+"""Decide where a job will run, in a container or as processes of this machine, and say why.
 
-Asks the container program; imports no training library. What `launch.on: auto` comes to is said at
-every start, so that nobody has to guess.
+Runs the container program; imports no training library. Every start prints what `launch.on: auto`
+came to.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every rendering shares: the templates, quoting, YAML. Pure; imports jinja2 and pyyaml.
+"""Render templates, quote values, write YAML, for all engines. Pure; imports jinja2 and pyyaml.
 
 Values reach a script only through the filters `quote` (shlex) and `comment` (one line, no control
 characters).

@@ -1,4 +1,4 @@
-"""What every plan decides alike: device, cards, budget, container.
+"""What every plan decides alike: device, GPUs, budget, container.
 
 Pure: values in, values out. Imports runner.jobs.base, runner.plans.base, the records of
 runner.plans.facts.

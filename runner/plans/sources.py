@@ -233,7 +233,7 @@ def _named(path: Path, field: str, where: str) -> Path:
     try:
         str(resolved).encode()
     except UnicodeEncodeError:
-        problem = "lies at a path that is not UTF-8"
+        problem = "is at a path that is not UTF-8"
         raise SpecError([Problem(where, field, problem, ascii(str(resolved)))]) from None
     return resolved
 

@@ -1,6 +1,6 @@
 """The attempts that a recovery left behind, as the manifest names them. Reads attempts/N only.
 
-Imports runner.runs.folder, recorded, render and the manifest's records.
+Imports runner.runs.folder, runner.runs.records and the manifest's models.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[Difference]:
         known = any(_files(a, b)) or any(each.what == "image" for each in _versions(a, b))
         if not known and _elsewhere(a, b) and _substitutions(a) == _substitutions(b):
             # the hash is over some paths too: of a model's folder, of a script's
-            text, known = f"{text}, by where its inputs lie alone", True
+            text, known = f"{text}, by the location of its inputs alone", True
         yield Difference("settings", "plan", a.plan_hash, b.plan_hash, text, decides=not known)
 
 

@@ -1,4 +1,4 @@
-"""Two runs by their manifests: found, read, compared, and held against what their folders hold."""
+"""Find two runs, read and compare their manifests, and check these against their folders."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from runner.provenance.manifest import Card, Host
 
 
 def host(plan: PlanBase) -> Host:
-    """The machine and the cards that the plan names."""
+    """The machine and the GPUs that the plan names."""
     try:
         system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
     except OSError:

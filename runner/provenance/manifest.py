@@ -136,7 +136,7 @@ class Results(JobModel):
 
 
 class Attempt(JobModel):
-    """An attempt that ran out of memory; the next went on by another plan."""
+    """An attempt that ran out of memory; the next continued with another plan."""
 
     number: int = Field(description="Of its folder, attempts/N")
     plan_hash: str
@@ -146,7 +146,9 @@ class Attempt(JobModel):
     reason: str
     message: str
     steps: int = Field(description="Optimizer steps that were done when it ended")
-    checkpoint: str | None = Field(None, description="What the next attempt went on from")
+    checkpoint: str | None = Field(
+        None, description="The checkpoint that the next attempt resumed from"
+    )
     peak_bytes: int | None = None
 
 
@@ -174,7 +176,7 @@ class Manifest(JobModel):
     complete: bool = Field(
         False, description="The run has trained and ended, and all of this is final"
     )
-    resumed: bool = Field(False, description="Went on from a checkpoint of an earlier start")
+    resumed: bool = Field(False, description="Resumed from a checkpoint of an earlier start")
     reproduces: Origin | None = None
     created_unix_seconds: float
     job: JobFile

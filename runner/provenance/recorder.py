@@ -1,6 +1,5 @@
-"""The supervisor's hand on manifest.json: inputs at the start, weights hashed beside, results last.
-
-A run is never held up, ended or failed by its manifest: what can't be recorded becomes a note in it
+"""Write manifest.json for the supervisor: inputs at the start, hashes of weights meanwhile, results
+last. A manifest never delays, ends or fails a run: what can't be recorded becomes a note in it
 or a warning of the run. Large weights are hashed in a thread of their own; the end waits for it
 unless a stop was asked for.
 """

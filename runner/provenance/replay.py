@@ -1,6 +1,6 @@
-"""A plan again from a manifest alone: rebuilt, placed on this machine, its inputs checked.
+"""Rebuild a plan from a manifest alone, place it on this machine, check its inputs.
 
-Asks the container program where the run was in a container. Starts nothing.
+Runs the container program if the run was in a container. Starts nothing else.
 """
 
 from __future__ import annotations

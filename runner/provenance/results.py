@@ -21,7 +21,7 @@ from runner.runs.outcome import Outcome
 from runner.runs.records import RESULT, named_texts, object_at, told, whole
 
 OUTPUT_BYTES = 4 << 30
-"""What a script wrote is hashed up to this size, so that no verdict waits for minutes."""
+"""What a script wrote is hashed up to this size, so that no outcome waits for minutes."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def changed_since(folder: RunFolder, side: Side, hasher: Hasher) -> list[Differe
     for name, digest in _promised(folder, manifest).items():
         path = folder.path / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            text = f"{manifest.run}: its manifest names {name!a}, which lies outside of the run"
+            text = f"{manifest.run}: its manifest names {name!a}, which is outside of the run"
             found.append(Difference("record", name, digest, None, text))
         elif path.is_file() and (now := hasher.file(path)) != digest:
             text = f"{manifest.run}: {name} was changed after the run: {digest[:12]} → {now[:12]}"

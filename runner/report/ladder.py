@@ -1,4 +1,4 @@
-"""The ladder of `runner fit` for people.
+"""Print the options of `runner fit` for people.
 
 Pure; imports runner.common.units and the prediction's view.
 """
@@ -15,12 +15,12 @@ _WIDTH = 24
 
 
 def ladder_lines(record: dict[str, Any], *, colour: bool = False) -> list[str]:
-    """Every rung with its peak, time and what it changes; then the chosen one's memory."""
+    """Every option with its peak, time and what it changes; then the chosen one's memory."""
     lines: list[str] = []
     limit = int(record["budget_bytes"])
     for part in record["trainings"]:
         head = f"{part['phase']}: " if part["phase"] else ""
-        lines += ["", f"{head}effective batch {part['effective_batch']} rows in all rungs", ""]
+        lines += ["", f"{head}effective batch {part['effective_batch']} rows in all options", ""]
         lines += _rungs(part, limit)
         if part["prediction"] is not None:
             found = Prediction.model_validate(part["prediction"])

@@ -1,7 +1,7 @@
 """Where a run's memory went: predicted, measured by each source, and budget side by side.
 
-Reads the run folder; imports runner.runs.folder, durable and the prediction's record. What is not
-known is left out.
+Reads the run folder; imports runner.runs.folder, runner.common.durable and runner.vram.prediction.
+Unknown figures are left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A prediction for people: its parts as a table, and as one bar against the budget.
 
 Pure: values in, lines out. Colours are marks of runner.common.terminal where asked for; without
-them each part has a pattern of its own. Imports runner.common.terminal, vram.record and units.
+them each part has a pattern of its own. Imports runner.common.terminal, runner.common.units and
+runner.vram.prediction.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def verdict(prediction: Prediction, budget_bytes: int | None) -> str:
     if prediction.low_bytes > budget_bytes:
         over = format_bytes(prediction.process_bytes - budget_bytes)
         return f"does NOT fit the budget of {budget}: {over} too much"
-    return f"may or may not fit the budget of {budget}: it lies within the interval"
+    return f"may or may not fit the budget of {budget}: it is within the interval"
 
 
 def prediction_lines(

@@ -1,6 +1,6 @@
 """One line before a start: the memory that is there, the budget, who else is there, what guards it.
 
-Pure: facts in, text out. Imports the records of cards and plans.
+Pure: facts in, text out. Imports the records of GPUs and plans.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Preflight:
     nvml_failure: str = ""
     """Why NVML can't be asked, in a GPU run."""
     waits_for: str = ""
-    """Its place in the queue, where it does not get its cards at once."""
+    """Its place in the queue, where it does not get its GPUs at once."""
     host_available_bytes: int | None = None
 
 
@@ -60,7 +60,7 @@ def enforcement(facts: Preflight) -> str:
     guards = [*(["torch's cap"] if facts.caps_torch else []), "NVML watchdog"]
     major = (facts.driver_version or "").partition(".")[0]
     if not major.isdigit():
-        missing = "no driver limit: its version is not told"
+        missing = "no driver limit: its version is unknown"
     elif int(major) < LIMITING_DRIVER:
         missing = f"no driver limit: driver {major} < {LIMITING_DRIVER}"
     elif not facts.in_container:

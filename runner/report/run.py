@@ -1,8 +1,8 @@
 """A run in words, from its folder alone: what it was, how it ended and why.
 
 Imports runner.runs.folder, runner.common.durable, runner.engines.render and the checkpoints' files;
-no torch. A run whose supervisor is gone without a verdict is `lost`, and what can be told of it is
-told.
+no torch. A run whose supervisor is gone without an outcome is `lost`, and the report shows what is
+known.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ def _origin(folder: RunFolder) -> str | None:
     if not durable.is_there(folder.bundle):
         return None
     maker = maker_beside(folder.bundle)
-    return f"a bundle, made by {maker}; its verdict is what the bundle says"
+    return f"a bundle, made by {maker}; its outcome is what the bundle says"
 
 
 def _traces(folder: RunFolder, plan: PlanBase, losses: _Losses) -> dict[str, Any]:
-    """What a run without a verdict left behind."""
+    """What a run without an outcome left behind."""
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
     step = losses.last_step
     saved = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -307,7 +307,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
     if state == "running":
         stage = f", in stage {report['stage']}" if report.get("stage") else ""
         return [
-            _line("running", f"no verdict yet{stage}"),
+            _line("running", f"no outcome yet{stage}"),
             _line("next", f"runner attach {report['run']} · runner stop {report['run']}"),
         ]
     if state == "queued":
@@ -326,7 +326,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
     lines = [
         _line(
             "lost",
-            "the supervisor is gone without a verdict (killed, or the machine "
+            "the supervisor is gone and left no outcome (killed, or the machine "
             "went down); nothing after its end is known",
         )
     ]
@@ -349,7 +349,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
         alive = still_alive(report.get("living_engines") or [], report["living_processes"])
         lines.append(_line("alive", alive))
     if checkpoint:
-        lines.append(_line("next", f"the same runner train command goes on from {checkpoint}"))
+        lines.append(_line("next", f"the same runner train command resumes from {checkpoint}"))
     if report.get("goes_on_by"):
         lines.append(_line("resume", report["goes_on_by"]))
     return lines
@@ -361,7 +361,7 @@ def _ended(run: str, folder: str, end: dict[str, Any], by: str | None = None) ->
         said = f"{end.get('message') or 'no message'} (exit code {end.get('exit_code')})"
         return [
             _line(str(end.get("reason")), said),
-            _line("newer", f"its verdict was {other}"),
+            _line("newer", f"its outcome was {other}"),
         ]
     steps = f"{end['steps']}" + (f" of {end['max_steps']}" if end.get("max_steps") else "")
     counted = f"{steps} steps in " if end["steps"] or end.get("max_steps") else "in "
@@ -394,7 +394,7 @@ def _ended(run: str, folder: str, end: dict[str, Any], by: str | None = None) ->
     else:
         if end.get("checkpoint"):
             lines.append(
-                _line("resume", f"the same runner train command goes on from {end['checkpoint']}")
+                _line("resume", f"the same runner train command resumes from {end['checkpoint']}")
             )
         if by is not None:
             lines.append(_line("resume" if not end.get("checkpoint") else "", by))

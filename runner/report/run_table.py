@@ -1,7 +1,7 @@
-"""Where each run stands, in a row of `runner ps`.
+"""Summarize each run as a row of `runner ps`.
 
-Reads run folders only; imports runner.runs.folder, state, liveness, survivors, recorded, durable,
-checkpoints and, of a run that lives, the plan's reader. A folder that vanishes meanwhile is no run.
+Reads run folders only; imports runner.runs, runner.common and, for an active run, the plan's
+reader. A folder that vanishes meanwhile is skipped.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Standing:
     seconds: float | None = None
     """By a clock that nobody sets, of a run that lives and of one that has ended."""
     last_sign_unix_seconds: float | None = None
-    """Of one that is over without a verdict: when something was last written of it."""
+    """Of one that is over without an outcome: when something was last written of it."""
     exit_code: int | None = None
     message: str | None = None
     goes_on_from: str | None = None
-    """What the same command goes on from: a checkpoint (its files' sizes fit), or stages."""
+    """What the same command resumes from: a checkpoint (its files' sizes fit), or stages."""
     goes_on_by: str | None = None
     """The command for that, for a shell."""
     living_engines: tuple[int, ...] = ()
@@ -123,7 +123,7 @@ def variant_of(folder: RunFolder) -> str:
 
 
 def kept_in(folder: RunFolder) -> str | None:
-    """What the same `runner train` would go on from, by the sizes of its files alone."""
+    """What the same `runner train` would resume from, by the sizes of its files alone."""
     for path in reversed(checkpoints.listed(folder.checkpoints)):
         if checkpoints.damage(path, by_size=True) is None:
             return path.name
@@ -132,7 +132,7 @@ def kept_in(folder: RunFolder) -> str | None:
 
 
 def _of_end(folder: RunFolder, end: dict[str, Any]) -> dict[str, Any]:
-    """From the verdict; a newer runner's is read as far as it goes."""
+    """From the outcome; a newer runner's is read as far as it goes."""
     newer = durable.newer(end, SCHEMA_VERSION)
     if newer is not None:
         return {"message": end["message"], "newer": newer}
@@ -269,9 +269,9 @@ def when(unix_seconds: float, now: float) -> str:
 
 
 def notes(one: Standing, now: float, *, going_on: bool = True) -> list[str]:
-    """What is to be said under the table: how a run goes on, and what could not be read.
+    """Notes under the table: how to resume a run, and what could not be read.
 
-    Without `going_on` only a lost run is told how it goes on.
+    Without `going_on` only a lost run has the command that resumes it.
     """
     out = []
     if one.state == Reason.LOST:
@@ -283,7 +283,7 @@ def notes(one: Standing, now: float, *, going_on: bool = True) -> list[str]:
         elif one.living_processes:
             out.append(at)
         else:
-            out.append(f"{at}; it left nothing to go on from: runner rm {one.run}")
+            out.append(f"{at}; it left nothing to resume from: runner rm {one.run}")
         if one.living_processes:
             out.append(f"{one.run}: {still_alive(one.living_engines, one.living_processes)}")
     elif going_on and one.goes_on_by and one.goes_on_from:
@@ -296,8 +296,8 @@ def notes(one: Standing, now: float, *, going_on: bool = True) -> list[str]:
 
 def _goes_on(one: Standing) -> str:
     if one.goes_on_by is None:
-        return f"the same runner train command goes on from {one.goes_on_from}"
-    return f"from {one.goes_on_from} it goes on by\n  {one.goes_on_by}"
+        return f"the same runner train command resumes from {one.goes_on_from}"
+    return f"resume it from {one.goes_on_from} with\n  {one.goes_on_by}"
 
 
 def still_alive(engines: Sequence[int], processes: Sequence[int]) -> str:
@@ -310,14 +310,14 @@ def still_alive(engines: Sequence[int], processes: Sequence[int]) -> str:
 
 
 def shown_by_default(one: Standing) -> bool:
-    """Whether `runner ps` shows it unasked: it lives, or it is lost and can be gone on with."""
+    """Whether `runner ps` shows it unasked: it lives, or it is lost and can be resumed."""
     return not one.over or one.state == Reason.LOST
 
 
 def standings(folders: list[RunFolder], *, all_runs: bool, now: float) -> list[Standing]:
     """Those of `folders`, in their order; without `all_runs` only what shown_by_default says.
 
-    A run with a verdict is left out by that file alone, so that a thousand of them cost little.
+    A run with an outcome is left out by that file alone, so that a thousand of them cost little.
     """
     found = []
     for folder in folders:

@@ -1,8 +1,8 @@
-"""Checkpoints as whole folders: sealed with a list of sizes and hashes, verified by it.
+"""Write and verify checkpoints as whole folders, sealed with a list of sizes and hashes.
 
-Imports the standard library and runner.common.durable: the supervisor verifies without torch.
-A checkpoint is written in a staging folder, sealed, and renamed into place; what has no valid
-seal is no checkpoint.
+Imports the standard library and runner.common.durable: the supervisor verifies without torch. A
+checkpoint is written in a staging folder, sealed, and renamed into place; what has no valid seal is
+no checkpoint.
 """
 
 from __future__ import annotations

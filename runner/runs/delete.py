@@ -1,8 +1,7 @@
-"""Runs and checkpoints removed: out of sight in one step, then deleted.
+"""Delete runs and checkpoints: hide each by one rename, then delete it.
 
-Imports the standard library and runner.runs.folder, state, survivors, temporary, errors. Who
-removes a run holds its lock, which a supervisor needs to start: so nobody goes on with what is
-being removed.
+Imports the standard library, runner.common and runner.runs. The caller holds the run's lock, which
+a supervisor needs to start: so nobody resumes what is being removed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """RunFolder: the one place that knows the file names in a run, and how a RUN is found.
 
-Imports the standard library and runner.common.shared_folder/errors/job_names. Creates folders;
-judges nothing.
+Imports the standard library, runner.common.shared_folder, runner.common.errors and
+runner.runs.job_folders. Creates folders; judges nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from runner.runs import origin
 from runner.runs.job_folders import earlier_job_folder, job_folder
 
 _SUFFIXES = {"smoke": "-smoke", "dry_run": "-dry", "replay": "-replay"}
-"""Of the names of runs that no later `runner train` goes on with, by what they are."""
+"""Endings of the names of runs that `runner train` never resumes, by kind."""
 _RANK = re.compile(r"rank-\d+\.json")
 MOST_RANKS = 4096
 """Of a training's processes so many are looked at: a folder may hold a million such names."""
@@ -66,7 +66,7 @@ class RunFolder(SharedFolder):
         return self.path / "bundle.json"
 
     def is_ended(self) -> bool:
-        """Whether nothing more comes of it: a verdict is there, or it ended on another machine."""
+        """Whether nothing more comes of it: an outcome is there, or it ended on another machine."""
         return durable.is_there(self.termination) or durable.is_there(self.bundle)
 
     @property
@@ -139,7 +139,7 @@ class RunFolder(SharedFolder):
 
     @property
     def attempts(self) -> Path:
-        """What was tried before a recovery: plan, rendered files and verdict of each attempt."""
+        """What was tried before a recovery: plan, rendered files and outcome of each attempt."""
         return self.path / "attempts"
 
     def attempt(self, number: int) -> Path:
@@ -307,7 +307,7 @@ class RunFolder(SharedFolder):
         return self.path / "earlier"
 
     def records(self) -> list[Path]:
-        """What commands read beside verdict and supervisor: files, and folders of files."""
+        """What commands read beside outcome and supervisor: files, and folders of files."""
         return [
             *(self.plan, self.sources, self.manifest, self.metrics, self.memory, self.events),
             *(self.data_report, self.prediction, self.container, self.queue, self.train_log),

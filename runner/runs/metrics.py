@@ -1,9 +1,7 @@
-"""The lines of metrics.jsonl that say a step's loss.
+"""Read the lines of metrics.jsonl that have a step's loss.
 
-Standard library and runner.common.durable only.
-
-The engine writes them, and so may a script of the user's own, which writes what it likes: what is
-no such line is passed over by every reader alike.
+Standard library and runner.common.durable only. The engine writes them, and so may a user's own
+script, in any form: every reader skips other lines in the same way.
 """
 
 from __future__ import annotations

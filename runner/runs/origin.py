@@ -1,9 +1,9 @@
-"""Whose a run is: this user's own, or foreign. The seal of its plan decides, and where it lies.
+"""Decide whether a run is this user's own or foreign, by its folder and the seal of its plan.
 
-Imports the standard library and runner.common.durable, state_folder. Who may be hostile, and what
-follows for a foreign run, is in docs/security.md. The seal is HMAC-SHA256 (RFC 2104) over the bytes
-of plan.yaml, with a key that lies in the user's state folder: no bundle, no other user and no
-container has it, so what any of them wrote is never taken for this user's own.
+Imports the standard library, runner.common.durable and runner.common.state_folder. docs/security.md
+says who may be hostile and what follows for a foreign run. The seal is HMAC-SHA256 (RFC 2104) over
+the bytes of plan.yaml, with a key in the user's state folder: no bundle, no other user and no
+container has it, so nothing that any of them wrote is taken for this user's own.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Processes of a run that outlived its supervisor.
 
-Standard library, runner.common.processes, recorded.
-
-A trainer ends when its supervisor is killed, and so does what stays in a script's process group;
-what a script has put elsewhere goes on unguarded, and its folder must not be taken from under it.
-Each start gives its processes the supervisor's pid and start time in their environment, and a
-session of their own, or a container: by these they are found.
+Imports the standard library, runner.common.processes and runner.runs.records. A trainer ends when
+its supervisor is killed, and so do the processes in a script's process group; processes that a
+script started elsewhere keep running unguarded, and their folder must not be deleted. Each start
+gives its processes the supervisor's pid and start time in their environment, and a session of their
+own, or a container: by these they are found.
 """
 
 from __future__ import annotations

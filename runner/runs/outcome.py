@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 class Reason(StrEnum):
-    """Why a run ended. `lost` is never written: it is a run without a verdict or a supervisor."""
+    """Why a run ended. `lost` is never written: it is a run without an outcome or a supervisor."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -42,7 +42,7 @@ class SentSignal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verdict on a run."""
+    """The outcome on a run."""
 
     reason: Reason
     exit_code: int

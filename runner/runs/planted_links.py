@@ -1,7 +1,7 @@
-"""Links that a container left in its run folder and that lead out of it: taken away.
+"""Remove links that a container left in its run folder and that lead out of it.
 
-Imports the standard library and runner.runs.folder. Called where no container of the run lives.
-What the host opens there later must be what it looks like; no link out of a run is of use in its
+Imports the standard library and runner.runs.folder. Called while no container of the run lives. The
+host must not be led elsewhere by what it opens there later; no link out of a run is of use in its
 container.
 """
 

@@ -1,4 +1,4 @@
-"""What a supervisor and the processes that it started say to each other, besides the records.
+"""The variables by which a supervisor and its processes know each other, besides the records.
 
 Imports nothing.
 """

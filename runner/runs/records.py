@@ -1,7 +1,7 @@
-"""A run's records as they may be found: whole, damaged in any way, or a newer runner's.
+"""Read a run's records, whole, damaged in any way, or written by a newer runner.
 
-Imports the standard library and runner.common.durable, folder, outcome. Nothing here raises: a
-value that is not of its type counts as not said, and what can't be read is told in words.
+Imports the standard library, runner.common.durable, runner.runs.folder and runner.runs.outcome.
+Nothing here raises: a value of the wrong type counts as missing, and problems are returned as text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kind = Callable[[Any], bool]
 _REASON = re.compile(r"[a-z][a-z_]{0,39}")
 _LARGEST = 2**63  # what a size, a pid or a count can be
 _NOT_ENDS = frozenset(("lost", "gone", "queued", "running", "by_hand", "not_started"))
-"""States without a verdict: no verdict says so of itself."""
+"""States without an outcome: no outcome says so of itself."""
 _LATEST = 253_000_000_000  # unix seconds in the year 9987, which every C library can print
 
 
@@ -95,7 +95,7 @@ def objects(**needed: Kind) -> Kind:
 
 
 COMMON: Mapping[str, Kind] = {"exit_code": status, "message": text}
-"""What of a verdict every runner, however new, is taken at its word for, beside the reason."""
+"""What of an outcome every runner, however new, is taken at its word for, beside the reason."""
 END: Mapping[str, Kind] = {
     **COMMON,
     "budget_bytes": whole,
@@ -166,7 +166,7 @@ _OF_RESULTS = (
     *("eval_loss", "result", "adapter_sha256", "adapter_bytes", "peak_bytes", "peak_source"),
     *("peaks", "started_unix_seconds", "ended_unix_seconds", "seconds"),
 )
-"""What a manifest's results say under the verdict's own names."""
+"""What a manifest's results say, under the outcome's names."""
 _ATTEMPT = objects(
     number=whole, reason=text, steps=whole, checkpoint=text, peak_bytes=whole, changed=is_object
 )
@@ -187,7 +187,7 @@ def object_at(path: Path) -> dict[str, Any]:
 
 
 def end_of(folder: RunFolder) -> dict[str, Any] | None:
-    """The verdict; None where there is none, or it is damaged so that no reason is known.
+    """The outcome; None where there is none, or it is damaged so that no reason is known.
 
     Of this runner's own every field is there and of its type. A newer runner's has what is common,
     and its schema_version. Of a run that came in a bundle it is what its manifest says: nothing on
@@ -210,7 +210,7 @@ def _is_reason(value: Any) -> TypeGuard[str]:
 
 
 def _bundled_end(folder: RunFolder) -> dict[str, Any]:
-    """A verdict's record from what came in a bundle; empty where its manifest says none.
+    """An outcome's record from what came in a bundle; empty where its manifest says none.
 
     The manifest has its own names for some of it, and the rest lies in the records beside.
     """
@@ -262,7 +262,7 @@ def started(folder: RunFolder) -> bool:
 def trouble(folder: RunFolder) -> list[str]:
     """What of its supervisor's records can't be read as it should be, in words; [] where all can.
 
-    A run with such a verdict counts as one without: `lost`, or as long as somebody supervises it,
+    A run with such an outcome counts as one without: `lost`, or as long as somebody supervises it,
     running.
     """
     found: list[str] = []
@@ -295,7 +295,7 @@ def _odd(path: Path, folder: RunFolder) -> str | None:
 
 
 def newer_records(folder: RunFolder) -> str | None:
-    """That a newer runner wrote this run's supervisor.json, verdict or manifest, in words."""
+    """That a newer runner wrote this run's supervisor.json, outcome or manifest, in words."""
     for path in (folder.termination, folder.supervisor, folder.manifest):
         line = durable.newer(durable.read_json(path), SCHEMA_VERSION)
         if line is not None:

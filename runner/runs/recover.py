@@ -1,7 +1,7 @@
-"""What a kill left half made in a run folder: cleared before the next start, or put back.
+"""Clean up what a kill left unfinished in a run folder, or restore it, before the next start.
 
-Imports the standard library and runner.runs.folder, staged_folder. Called where nobody else writes
-in the folder. What a user's script or a tracker keeps there is not looked at.
+Imports the standard library and runner.runs.folder, staged_folder. Called while nobody else writes
+in the folder. Files of a user's script or a tracker are left alone.
 """
 
 from __future__ import annotations

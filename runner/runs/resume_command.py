@@ -1,6 +1,6 @@
-"""The command that goes on with a run which did not reach its end. Reads its sources.json.
+"""Make the command that resumes an unfinished run, from its sources.json.
 
-Standard library and runner.runs.folder, origin, recorded. Runs nothing, and asks nobody.
+Imports the standard library and runner.runs.folder, origin and records. Runs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def going_on(folder: RunFolder) -> str | None:
     """`runner train ... --resume` as it was typed, for a shell anywhere; None where it isn't known.
 
     Of a smoke, a dry run and a replay there is none, nor of a run that came in a bundle or is
-    another user's: nothing goes on with them, and their word for a command is not handed on.
+    another user's: nothing resumes them, and a command that they state is not passed on.
     """
     if origin_of(folder.path).kind in ("bundle", "user"):
         return None

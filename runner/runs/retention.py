@@ -1,4 +1,7 @@
-"""Which runs and checkpoints a rule of `runner prune` removes. Pure: values in, values out."""
+"""Choose the runs and checkpoints that a rule of `runner prune` removes.
+
+Pure: values in, values out.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ def doomed(one: Candidate, rules: Rules) -> Doomed | None:
         return None
     why = _why_whole(one, rules)
     if why is not None:
-        could = f"; could go on from {one.goes_on_from}" if one.goes_on_from else ""
+        could = f"; could resume from {one.goes_on_from}" if one.goes_on_from else ""
         return Doomed(one.run, None, why + could)
     if rules.keep_checkpoints is None:
         return None

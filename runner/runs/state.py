@@ -1,7 +1,7 @@
-"""What state a run is in, from its folder, a pid with its start time, and a lock.
+"""Find out what state a run is in, from its folder, a pid with its start time, and a lock.
 
-Imports the standard library and runner.common.durable, folder, liveness, outcome, recorded. No
-server is asked, and nothing is remembered: who looks, looks anew.
+Imports the standard library, runner.common.durable, runner.common.processes and runner.runs. No
+server is asked and nothing is cached: each call looks again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def state_of(folder: RunFolder) -> str:
 
 
 def live_state(folder: RunFolder) -> str:
-    """State of a run without a verdict: queued, running, lost, by_hand (launch.sh), not_started.
+    """State of a run without an outcome: queued, running, lost, by_hand (launch.sh), not_started.
 
     A supervisor is known by pid and start time, so a reused pid is not taken for it; and by the
     lock that it holds, where its pid means nothing here, or as long as it has not said its own.

@@ -1,10 +1,9 @@
-"""The process that supervises a run: known for certain, then signalled, and no other.
+"""Identify the supervisor process of a run with certainty, and signal only that.
 
-Imports the standard library, psutil and runner.runs.folder, liveness, recorded. A run's folder may
-hold anything (docs/security.md), so its word is only where the looking begins: the run's lock has
-to be held, and the process to be the folder owner's, started as a supervisor of that very run. The
-signal goes through a pidfd taken before the checks, so that it reaches the process that was looked
-at.
+Imports the standard library, psutil, runner.common.processes and runner.runs. A run's folder may
+contain anything (docs/security.md), so its pid is only a hint: the run's lock has to be held, and
+the process has to belong to the folder's owner and be a supervisor of that very run. The signal
+goes through a pidfd opened before the checks, so that it reaches the process that was checked.
 """
 
 from __future__ import annotations

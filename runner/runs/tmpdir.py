@@ -1,8 +1,8 @@
-"""A run's own TMPDIR on this machine, so that nothing of it is left in everybody's.
+"""Give a run a TMPDIR of its own on this machine, so that it leaves nothing in the shared one.
 
-Libraries leave folders there when their process is killed, and some in any case (wandb at every
-import). The name follows from the run's folder: what a killed supervisor left is cleared by the
-next start, or with the run. Standard library only.
+Libraries leave folders there when their process is killed, and some always (wandb at every import).
+The name is derived from the run's folder: the next start, or the removal of the run, deletes what a
+killed supervisor left. Standard library only.
 """
 
 from __future__ import annotations

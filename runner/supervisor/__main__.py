@@ -1,4 +1,4 @@
-"""Command line of the supervisor: one at a time in a folder, and a verdict whatever happens."""
+"""The supervisor's command line: one at a time in a folder, with an outcome whatever happens."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def main() -> int:
             for line in render_anew(folder, plan):
                 terminal.say(line)
             outcome = supervise(folder, plan, resume=arguments.resume, cards=cards)
-        except RunnerError as error:  # before anything was started; an old verdict stays as it is
+        except RunnerError as error:  # before anything was started; an old outcome stays as it is
             terminal.say("\n".join(error.lines()))
             return error.exit_code
         except Exception as error:
@@ -79,7 +79,7 @@ def main() -> int:
             )
             ProcessTree().kill_all()  # a container ends by its lifeline
         last_word.say(outcome)
-    if plan is not None:  # cards and lock are free again: who is told has no hold on them
+    if plan is not None:  # GPUs and lock are free again: who is told has no hold on them
         tell_end(folder, plan, outcome)
     return outcome.exit_code
 
@@ -103,7 +103,7 @@ def trusted_plan(folder: RunFolder, sha256: str | None) -> PlanBase:
     if sha256 is None and not origin_of(folder.path).is_own:
         raise RefusedError(
             f"{folder.name} {origin_of(folder.path).why}: it is not started from its folder alone",
-            "runner train JOB starts it by the job; bash launch.sh runs what lies there, unguarded",
+            "runner train JOB starts it by the job; bash launch.sh runs what is there, unguarded",
         )
     return parse_plan(content, folder.plan)
 

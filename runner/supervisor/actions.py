@@ -1,4 +1,4 @@
-"""The supervisor's effects on a run's processes: signals as the policy decides, then the sweep."""
+"""Apply the policy's decisions to a run's processes: send signals, and finally end what is left."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Hand:
                 self._tree.kill_all()
 
     def clear(self, main: int) -> None:
-        """See to it that nothing of the run survives the verdict. `main` is the script's pid."""
+        """See to it that nothing of the run survives the outcome. `main` is the script's pid."""
         # launchers alone have nothing to save
         seconds = LINGER_SECONDS if self._engines.pids() else LAUNCHER_LINGER_SECONDS
         deadline = time.monotonic() + seconds

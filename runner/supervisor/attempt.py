@@ -88,7 +88,7 @@ def attempt(
             while executor.notes:
                 record.event("warning", executor.notes.pop(0))
             tree.reap(leave={executor.pid})
-            if not alive or state.stuck:  # no verdict waits for what hangs in the kernel
+            if not alive or state.stuck:  # no outcome waits for what hangs in the kernel
                 break
             wait = schedule.wait_seconds(time.monotonic(), policy.interval_seconds(state))
             _sleep(wait, executor, stop, seen)

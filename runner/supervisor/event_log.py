@@ -1,4 +1,4 @@
-"""What the supervisor writes while a run runs: events.jsonl, memory.jsonl, and the peak."""
+"""Write events.jsonl, memory.jsonl and the peak while a run runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Record:
             self.warn(text)
 
     def warn(self, text: str) -> None:
-        """An event of the kind that the verdict repeats."""
+        """An event of the kind that the outcome repeats."""
         self.event("warning", text)
 
     def event(self, kind: str, text: str, **more: Any) -> None:
@@ -100,9 +100,9 @@ class Peak:
         return value > before * 1.01
 
     def account(self, maxima: Sequence[int]) -> None:
-        """What the driver kept of one card: the maximum of each of the run's processes, in bytes.
+        """What the driver kept of one GPU: the maximum of each of the run's processes, in bytes.
 
-        They did not come at the same time. The largest is a figure that the card did see; their sum
+        They did not come at the same time. The largest is a figure that the GPU did see; their sum
         is only a bound, kept beside the others and never called the peak.
         """
         if maxima:

@@ -1,7 +1,7 @@
-"""The cards of a run, from its wish to its verdict: taken, waited for, given back.
+"""Acquire, wait for and release the GPUs of a run.
 
-The supervisor is the one place that decides: what the plan names was chosen when it was made, and
-somebody else may have been quicker.
+The supervisor decides for good: the plan's GPUs were chosen when it was made, and another run may
+have taken them since.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Cards:
         self._nvml.close()
 
     def ask(self, plan: PlanBase) -> None:
-        """Take the cards, or stand in the queue where that is allowed. Writes nothing to the run.
+        """Take the GPUs, or stand in the queue where that is allowed. Writes nothing to the run.
 
         Raises RefusedError where it can't have them.
         """
@@ -93,7 +93,7 @@ class Cards:
                 raise refusal(answer)
 
     def await_turn(self, stop: Stop, record: Record) -> Outcome | None:
-        """Wait for the cards; None once they are there, else the verdict on a run that never began.
+        """Wait for the GPUs; None once they are there, else the outcome on a run that never began.
 
         The place stands in queue.json and, as it changes, in events.jsonl. Time spent here is not
         the run's.
@@ -102,7 +102,7 @@ class Cards:
             if self._without:
                 record.event(
                     "notice",
-                    f"NVML can't be used ({self._without}): whether others have the card is not "
+                    f"NVML can't be used ({self._without}): whether others have the GPU is not "
                     "known, and no lease was taken",
                 )
             return None
@@ -153,7 +153,7 @@ class Cards:
         return None
 
     def settle(self, plan: PlanBase, record: Record) -> PlanBase:
-        """The plan on the cards that it got, its files rendered anew where they differ."""
+        """The plan on the GPUs that it got, its files rendered anew where they differ."""
         if self._cards is None or self._turn is None:
             return plan
         for note in self._turn.notes:

@@ -1,7 +1,7 @@
-"""Why a run ended, as its own log says it: the error that comes last, in a line.
+"""Find why a run ended in its own log: the last error, in a line.
 
-Reads a log's end; imports runner.common.durable and terminal. What stands there is foreign text: it
-is cleaned, cut and, by the caller, freed of secrets.
+Reads a log's end; imports runner.common.durable and runner.common.terminal. A log is foreign text:
+it is cleaned and cut here, and the caller removes secrets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Who is told that a run has ended: the job's `on_end`, a command that is given the outcome.
+"""Run the job's `on_end` command with the outcome on stdin, once a run has ended.
 
-Standard library, runner.common.durable's records by way of runner.runs.folder, outcome and
-plan_base. It comes after the verdict and after the cards were given back: nothing that it does
-changes either.
+Imports the standard library, runner.runs.folder, runner.runs.outcome and runner.plans.base. It runs
+after the outcome was written and the GPUs were released, and can change neither.
 """
 
 from __future__ import annotations

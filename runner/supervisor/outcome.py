@@ -1,4 +1,7 @@
-"""From what a run left behind to its Outcome. Reads files; decides by runner.runs.outcome.judge."""
+"""Collect the evidence that a run left behind, and judge its outcome.
+
+Reads files; decides by runner.runs.outcome.judge.
+"""
 
 from __future__ import annotations
 

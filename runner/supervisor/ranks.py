@@ -1,4 +1,4 @@
-"""What the training processes have said of themselves. Reads the run folder; signals nobody."""
+"""Read the status that training processes wrote. Reads the run folder; signals nobody."""
 
 from __future__ import annotations
 

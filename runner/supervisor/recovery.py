@@ -1,7 +1,7 @@
-"""After a run ran out of memory: one step down, and on from its last checkpoint. No torch.
+"""After a run ran out of memory, reduce its memory by one step and resume from its last checkpoint.
 
-What was tried lies under attempts/N in the run folder: the plan, its rendered files and the verdict
-of each attempt. The run goes on in the folder itself, by a plan that says what it replaces.
+Imports no torch. attempts/N in the run folder keeps the plan, the rendered files and the outcome of
+each attempt. The run continues in the folder itself, with a plan that names what it replaces.
 """
 
 from __future__ import annotations

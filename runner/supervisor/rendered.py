@@ -1,8 +1,8 @@
-"""What a run executes is what its plan renders to: seen to before each start.
+"""Make sure before each start that a run executes what its plan renders to.
 
-Imports runner.common.durable, folder and render. Launch script and stage scripts lie in a folder
-that a container, or whoever made a copy of it, could write; so they are compared with the plan's
-rendering, and nothing beside a stage script, which Python would import before its packages, stays.
+Launch script and stage scripts are in a folder that a container, or the author of a copy, could
+write; so they are compared with the plan's rendering, and files beside a stage script, which Python
+would import before its packages, are removed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One run from start to verdict: its cards, its attempts, and what would have helped."""
+"""Supervise one run from start to outcome: its GPUs, its attempts, and advice after an overrun."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from runner.supervisor.event_log import Record
 from runner.supervisor.gpu_lease import Cards
 from runner.supervisor.stop_signals import StopRequests
 
-RESERVE_BYTES = 64 * 1024  # given back before the verdict, so that a full disk can't hide it
+RESERVE_BYTES = 64 * 1024  # given back before the outcome, so that a full disk can't hide it
 
 
 def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) -> Outcome:
-    """Run one plan from start to verdict; returns what termination.json says.
+    """Run one plan from start to outcome; returns what termination.json says.
 
     Raises RefusedError where a training process of an earlier start still lives in the folder, or
-    its cards can't be had.
+    its GPUs can't be had.
     """
     started = time.time()
     stop = StopRequests()
@@ -51,7 +51,7 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
     try:
         folder.write_file(reserve, b"\0" * RESERVE_BYTES)
         return _supervised(folder, plan, stop, cards, started, resume=resume, reserve=reserve)
-    except RefusedError:  # nothing was started: the folder is as it was, its old verdict too
+    except RefusedError:  # nothing was started: the folder is as it was, its old outcome too
         folder.remove(folder.supervisor)
         if aside is not None:
             _put_back(folder, aside)
@@ -133,10 +133,10 @@ def _attempts(
         except RefusedError as error:
             if not earlier:
                 raise
-            outcome = Outcome(  # what was tried before it has its verdict
+            outcome = Outcome(  # what was tried before it has its outcome
                 Reason.FAILED,
                 error.exit_code,
-                f"it could not go on: {error}",
+                f"it could not continue: {error}",
                 started_unix_seconds=round(began, 3),
                 ended_unix_seconds=round(time.time(), 3),
             )

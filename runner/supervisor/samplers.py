@@ -1,4 +1,4 @@
-"""What measures a run's memory, chosen by its plan, and how strongly its budget is enforced."""
+"""Choose by the plan what measures a run's memory, and say how its budget is enforced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from runner.supervisor.guard import policy
 from runner.supervisor.ranks import reported_bytes
 
 STUCK_CONTEXT_SECONDS = 5.0
-# What a card lists is looked up by itself, however new it is: the others are counted only.
+# What a GPU lists is looked up by itself, however new it is: the others are counted only.
 SEARCH_SECONDS = 5.0
 
 
@@ -92,7 +92,7 @@ def choose_sampler(
 
 class NoNvml:
     """A DeviceSource that knows nothing: of the ladder only the trainer's own figures are left, and
-    host memory never stands in for a card's.
+    host memory never stands in for a GPU's.
     """
 
     def __init__(self, why: str) -> None:
@@ -151,9 +151,9 @@ def take_leave(
     peak: Peak,
     record: Record,
 ) -> None:
-    """Once the run's processes are gone: see that the cards know it, and what the driver has kept.
+    """Once the run's processes are gone: see that the GPUs know it, and what the driver has kept.
 
-    A pid that stays on a card is a stuck context, which only an administrator can clear.
+    A pid that stays on a GPU is a stuck context, which only an administrator can clear.
     """
     if nvml is None or not isinstance(sampler, NvmlSampler) or not sampler.seen:
         return
@@ -162,7 +162,7 @@ def take_leave(
     if stuck:
         record.event("warning", f"pids {stuck} still hold GPU memory: a stuck context")
     elif stuck is None:
-        record.event("notice", "NVML does not say whether the run has left its cards")
+        record.event("notice", "NVML does not say whether the run has left its GPUs")
     for index in indices:
         with contextlib.suppress(NvmlFailed):
             kept = [nvml.accounting_peak(index, pid) for pid in sampler.seen]

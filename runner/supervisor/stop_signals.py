@@ -1,4 +1,4 @@
-"""What the supervisor was asked by signals. Standard library only."""
+"""Record the stops that the supervisor was asked for by signals. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""termination.json, written last of all, on a full disk too.
+"""Write termination.json last of all, on a full disk too.
 
-Others may fill what the run gives back before its end, so the verdict has a place of its own, taken
-at the start: written over in place and renamed, it needs no block that is not there. It is held
-open: what ran may remove it, or put a link of its name there, and leads nothing elsewhere. Imports
-runner.runs.folder, outcome and the supervisor's record.
+Disk blocks for the outcome are reserved at the start: the reserved file is overwritten in place and
+renamed, so it needs no free block. It is held open, so a process of the run that removes it, or
+puts a link in its place, redirects nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ PLACE_BYTES = 32 * 1024
 
 
 class LastWord:
-    """The place of the verdict. A context manager: left, what was not used of it is gone."""
+    """The place of the outcome. A context manager: left, what was not used of it is gone."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._moved_aside: list[str] = []
@@ -49,7 +48,7 @@ class LastWord:
         self._give_back()
 
     def say(self, outcome: Outcome) -> None:
-        """Write the verdict; where that is not possible at all, it stands in the log alone.
+        """Write the outcome; where that is not possible at all, it stands in the log alone.
 
         What had to give way to it is told of in events.jsonl.
         """

@@ -1,6 +1,5 @@
-"""How much memory a plan will take, before it starts: predicted, and fitted to a budget.
+"""Predict how much memory a plan will take: the records, and the arithmetic that needs no torch.
 
-`record`, `allocator`, `shards`, `calibration`, `ladder` are pure; `tracker`, `skeleton`, `stored`,
-`step`, `predict` and `fit` import torch, transformers, peft and trl. Asked in a process of its own:
-`python -m runner.engines.sft.inside.memory REQUEST`.
+`prediction`, `allocator`, `sharding` and `context` are pure; `calibration` keeps records. The
+tracing runs in a process of its own: `python -m runner.engines.sft.inside.memory REQUEST`.
 """

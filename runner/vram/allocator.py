@@ -1,7 +1,7 @@
-"""What an allocator holds for a sequence of allocations, fragmentation included: torch's on a card,
+"""What an allocator holds for a sequence of allocations, fragmentation included: torch's on a GPU,
 libc's on a CPU. Pure.
 
-torch counts a tensor's bytes as allocated; what the process holds of the card is what the allocator
+torch counts a tensor's bytes as allocated; what the process holds of the GPU is what the allocator
 has mapped for them, which NVML shows. This follows CUDACachingAllocator with expandable segments,
 as launch.sh sets them (torch 2.13, c10/cuda/CUDACachingAllocator.cpp): sizes are rounded up to 512
 bytes; up to 1 MiB they come from a pool that grows by 2 MiB, larger ones from a pool that grows by

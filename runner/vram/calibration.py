@@ -46,7 +46,7 @@ class Measured(BaseModel):
 
     schema_version: int = 1
     device: str
-    """The card's name, or "cpu"."""
+    """The GPU's name, or "cpu"."""
     stack: str
     method: str
     reserved_bytes: int
@@ -201,7 +201,7 @@ def read_records(folder: Path | None = None) -> list[Measured]:
 
 
 def shipped_records() -> list[Measured]:
-    """Those that come with runner, of cards that it was measured on; none so far."""
+    """Those that come with runner, of GPUs that it was measured on; none so far."""
     path = Path(__file__).with_name("calibration.json")
     if not path.is_file():
         return []

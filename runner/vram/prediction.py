@@ -11,7 +11,7 @@ from runner.common import durable
 
 SCHEMA_VERSION = 1
 CONTEXT, LIBRARIES = "CUDA context", "Python and libraries"
-"""Names of the part that is not torch's, on a card and on a CPU."""
+"""Names of the part that is not torch's, on a GPU and on a CPU."""
 
 
 class _Record(BaseModel):
@@ -19,7 +19,7 @@ class _Record(BaseModel):
 
 
 class TrainingMemory(_Record):
-    """One training's step at its peak. Bytes, on the card (or in the CPU process) that has most."""
+    """One training's step at its peak. Bytes, on the GPU (or in the CPU process) that has most."""
 
     phase: str = Field(description="The training's name; empty where it is the only one")
     rows: int = Field(description="Per-device batch size")

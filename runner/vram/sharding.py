@@ -1,6 +1,6 @@
 """What several processes, DeepSpeed's shards and offloading add to a step, and take. Pure.
 
-Bytes on each card for a model of `weights` bytes in all, `trained` values that are trained, on
+Bytes on each GPU for a model of `weights` bytes in all, `trained` values that are trained, on
 `processes` cards. Sources: Rajbhandari et al. 2020 (ZeRO: 2 + 2 + 12 bytes a trained value in
 mixed precision) and DeepSpeed 0.19's runtime/zero/stage_1_and_2.py and stage3.py for its buffers.
 """
@@ -16,7 +16,7 @@ from runner.plans.base import PlannedLaunch
 
 BUCKET_VALUES = 50_000_000
 """Gradients that DeepSpeed reduces at once, as deepspeed.json says (its own default is 500 M,
-1 GiB twice over on every card, however small an adapter is)."""
+1 GiB twice over on every GPU, however small an adapter is)."""
 PREFETCH_VALUES = 50_000_000
 """ZeRO-3's own default of weights that are gathered ahead."""
 GLOO_COPIES = 3
@@ -30,10 +30,10 @@ PYTHON_BYTES = 700 << 20
 
 @dataclass(frozen=True)
 class Sharded:
-    """What a card and the host have instead."""
+    """What a GPU and the host have instead."""
 
     parts: dict[str, int]
-    """Every part of the card's peak, in place of those that were traced for one replica."""
+    """Every part of the GPU's peak, in place of those that were traced for one replica."""
     offload_bytes: int
     """On the host, of all processes together."""
 
@@ -55,7 +55,7 @@ def shard(
     largest_layer: int,
     width: int,
 ) -> Sharded:
-    """The parts of one card's peak.
+    """The parts of one GPU's peak.
 
     Args:
         parts: of one replica, as traced; under DeepSpeed without optimizer and its states.
@@ -98,7 +98,7 @@ def shard(
 def loading_bytes(weights: int, launch: PlannedLaunch, *, on_device: bool) -> int:
     """Host memory while all processes load their weights, in bytes.
 
-    `on_device`: weights go to the card one by one (a quantized base); else each process has the
+    `on_device`: weights go to the GPU one by one (a quantized base); else each process has the
     whole model on the host before it moves it.
     """
     held = 0 if on_device else weights

@@ -193,8 +193,8 @@ def hostile() -> Iterator[Any]:
     yield case("a device", "'inputs/rows/a.jsonl' is a device", link(tarfile.CHRTYPE))
     yield case("a pipe", "'inputs/rows/a.jsonl' is a pipe", link(tarfile.FIFOTYPE))
     yield case("a folder", "'inputs' is a folder", lambda a: add(a, "inputs", type=tarfile.DIRTYPE))
-    yield case("a way out", "'../evil' stands where", lambda a: add(a, "../evil", b"x"))
-    yield case("an absolute name", "'/tmp/evil' stands where", lambda a: add(a, "/tmp/evil", b"x"))
+    yield case("a way out", "'../evil' is where", lambda a: add(a, "../evil", b"x"))
+    yield case("an absolute name", "'/tmp/evil' is where", lambda a: add(a, "/tmp/evil", b"x"))
 
     def twice(archive: tarfile.TarFile) -> None:
         all_of(archive)
@@ -276,7 +276,7 @@ def test_an_index_may_name_only_plain_files_below(name: str, told: str, place: P
             },
             "is not in it",
         ),
-        ({"places": {"model": Placed(path="plan.yaml", kind="folder")}}, "where inputs lie"),
+        ({"places": {"model": Placed(path="plan.yaml", kind="folder")}}, "where inputs are"),
         ({"run": "job/\x1b]0;evil"}, "control characters"),
         ({"notes": ["\x1b[2J"]}, "control characters"),
     ],

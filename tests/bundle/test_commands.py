@@ -154,7 +154,7 @@ def test_only_what_is_on_the_list_goes_in_and_no_secret(moved: Moved) -> None:
     assert (run / "logs" / "train.log").read_text() == ("the licence is [MY_LICENCE]\n[MY_TOKEN]\n")
     notes = moved.answers["bare.tar.gz"]["notes"]
     assert "logs/train.log: values of secrets were struck out" in notes
-    assert any(note.startswith("on_end stands in plan.yaml") for note in notes)
+    assert any(note.startswith("plan.yaml holds on_end") for note in notes)
 
 
 def test_wrong_words_and_taken_places_are_refused(moved: Moved) -> None:

@@ -129,7 +129,7 @@ def test_ps_shows_what_lives_and_what_is_lost_and_all_the_rest(cli: Cli, runs: R
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("demo/")}
     assert "running  7/60  1.5   1.00 GiB of 8.00 GiB  cpu" in rows[living.name]
     assert f"{lost.name}: last sign at step 7" in text
-    assert "the same runner train command goes on from checkpoint-5" in text
+    assert "the same runner train command resumes from checkpoint-5" in text
     # columns are aligned: each header begins where its cells do
     head = text.splitlines()[0]
     assert rows[living.name][head.index("STATE") :].startswith("running")
@@ -429,7 +429,7 @@ def test_rm_never_takes_what_lives_and_then_takes_nothing(cli: Cli, runs: Runs) 
 def test_rm_asks_at_a_terminal_and_nowhere_else(cli: Cli, runs: Runs) -> None:
     run = runs.make(reason="completed")
     piped = cli("rm", run.name)
-    assert (piped.code, "nobody can be asked" in piped.err) == (2, True)
+    assert (piped.code, "no terminal to ask on" in piped.err) == (2, True)
     for answer, code, there in (("n\n", 1, True), ("\x04", 1, True), ("y\n", 0, False)):
         ours, theirs = pty.openpty()
         process = subprocess.Popen(

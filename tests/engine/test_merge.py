@@ -172,6 +172,7 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
     from runner.common import durable
     from runner.engines.load import load_job
     from runner.engines.sft.facts import gather
+    from runner.engines.sft.inside.image_tokens import image_tokens
     from runner.engines.sft.inside.images import ImageTextCollator, for_trainer, image_processor
     from runner.engines.sft.inside.merge import merge
     from runner.engines.sft.inside.model import standin
@@ -181,7 +182,6 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
     from runner.engines.sft.inside.model.vision import projector_parameters
     from runner.engines.sft.inside.model.weights import load_model, load_tokenizer
     from runner.engines.sft.inside.rows import prepare_rows
-    from runner.engines.sft.inside.survey import image_tokens
     from runner.engines.sft.inside.train.result import ready_to_train, save_result
     from runner.engines.sft.resolve import make_plan
     from runner.plans.plan_file import plan_yaml

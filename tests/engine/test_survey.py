@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
-from runner.engines.sft.inside.survey import checkpoint_bytes, contradictions, length_of
+from runner.engines.sft.inside.survey import checkpoint_bytes, contradictions
+from runner.engines.sft.inside.train.length import length_of
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.training import Stage

@@ -248,7 +248,7 @@ def test_a_tracker_that_fails_is_warned_of_once_and_left(
         "close": "could not close (SystemExit: 1)",
         "open": "could not open (ValueError: no API key)",
     }
-    assert warning.startswith(f"runner: warning: tracker wandb {said[breaks]}; training goes on")
+    assert warning.startswith(f"runner: warning: tracker wandb {said[breaks]}; training continues")
 
 
 @pytest.mark.usefixtures("no_imports")

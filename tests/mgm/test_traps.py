@@ -286,7 +286,7 @@ def test_resume_goes_on_from_the_newest_whole_checkpoint(tmp_path: Path) -> None
     torn.write_bytes(torn.read_bytes()[:-30])
     (output / "tmp-checkpoint-8").mkdir()
     told = attempt.prepare(tmp_path, output, ["train"], resume=True, processes=1)
-    assert told.startswith("goes on from checkpoint-4; checkpoint-6:")
+    assert told.startswith("resumes from checkpoint-4; checkpoint-6:")
     assert sorted(path.name for path in output.iterdir()) == [attempt.ATTEMPT, "checkpoint-4"]
     assert sorted(path.name for path in (tmp_path / "earlier/1").iterdir()) == [
         "checkpoint-2",
@@ -306,7 +306,7 @@ def test_a_pretraining_begins_anew_since_its_checkpoints_hold_no_optimizer(case:
     (output / "checkpoint-2").mkdir(parents=True)
     code, out = case.run("--resume")
     assert code == 0
-    assert "from the start; this training can't go on from a checkpoint" in out
+    assert "from the start; this training can't resume from a checkpoint" in out
     assert not (output / "checkpoint-2").exists()
 
 

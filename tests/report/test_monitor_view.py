@@ -147,8 +147,8 @@ def test_a_runs_budget_marks_the_bar_and_colours_it(tmp_path: Path) -> None:
     assert other.runs == ()
     assert device.processes is not None and device.processes[0].run == folder.name
     lines = drawn(snapshot, 100).splitlines()
-    in_card = next(line for line in lines if line.startswith("  card"))
-    at = in_card.index("┃") - len("  card   ")
+    in_use = next(line for line in lines if line.startswith("  memory"))
+    at = in_use.index("┃") - len("  memory ")
     assert abs(at / (100 - 47) - 24 / 80) < 0.03  # of the bar's 53 cells
     assert "23.00 / 24.00 GiB   96 %" in drawn(snapshot, 100)
     # 29 % of the card, but 96 % of the budget: red

@@ -96,7 +96,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_resumes_to_its_end(
         timeout=1800,
     )
     assert done.returncode == 0, done.stderr
-    assert f"going on from checkpoint-{step}" in done.stderr
+    assert f"resuming from checkpoint-{step}" in done.stderr
     steps = [line["step"] for line in lines(run / "metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, 61))
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
@@ -161,7 +161,7 @@ def test_a_killed_supervisor_leaves_a_lost_run_with_its_checkpoint(
     assert report["living_engines"] == []
     text = stub_place.call("report", "@last").out
     assert "lost" in text
-    assert f"the same runner train command goes on from {report['whole_checkpoint']}" in text
+    assert f"the same runner train command resumes from {report['whole_checkpoint']}" in text
 
 
 @pytest.mark.e2e

@@ -94,7 +94,7 @@ def look_at_it(
     [seen] = json.loads(cli("ps", "--json", *runs).out)["runs"]
     assert (seen["state"], seen["step"], seen["loss"]) == ("running", 1, 2.5)
     assert "words" in cli("logs", run.name, *runs).out
-    assert "no verdict yet" in cli("report", run.name, *runs).out
+    assert "no outcome yet" in cli("report", run.name, *runs).out
     attached = place.start("attach", run.name, *runs)
     try:
         assert "attached" in str(attached.stderr and attached.stderr.readline())

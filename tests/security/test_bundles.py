@@ -93,7 +93,7 @@ def test_what_earlier_bundles_hold_is_read_and_left_out(
     (tmp_path / "b.tar").write_bytes(earlier.archive())
     answer = cli("unbundle", "b.tar", "one")
     assert answer.code == 0, answer
-    assert "left out   attempts/1/launch.sh" in answer.out and "no verdict of its own" in answer.out
+    assert "left out   attempts/1/launch.sh" in answer.out and "no outcome of its own" in answer.out
     assert all(not os.path.lexists(tmp_path / "one" / name) for name in known)
     asked = json.loads(cli("unbundle", "b.tar", "two", "--json").out)
     assert asked["left_out"] == known and asked["files"] == len(made.files)
@@ -129,7 +129,7 @@ def test_every_command_does_without_them(
     name = made.index["run"]
     report = cli("report", name)
     assert (
-        "came in     a bundle, made by runner 0; its verdict is what the bundle says" in report.out
+        "came in     a bundle, made by runner 0; its outcome is what the bundle says" in report.out
     )
     assert "completed   2 of 2 steps in 1:30 · loss 2.5 → 1.5 · peak 5.00 GiB" in report.out
     record = json.loads(cli("report", name, "--json").out)
@@ -229,7 +229,7 @@ def test_the_folder_of_runs_is_no_place_for_a_bundle(
     made.index["places"]["inputs.0"] = {"path": stamped, "kind": "folder"}
     made.files[f"{stamped}/plan.yaml"] = made.files["plan.yaml"]
     told = is_refused(lambda *words: cli(*words, "runs"), made.archive(), tmp_path)
-    assert "the folder that runs lie in" in told
+    assert "the folder that holds the runs" in told
 
 
 def hostile_index(kind: str, share: int) -> str:

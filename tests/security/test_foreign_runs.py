@@ -98,7 +98,7 @@ def test_a_run_from_a_bundle_is_not_gone_on_with(failed: tuple[Bench, RunFolder,
     run.launch_script.write_text(f"touch '{canary}'\n")
     run.bundle.write_text("{}")
     done = bench.call("train", "job.yaml", "--json")
-    assert not resumed(done) and "came in a bundle: it is not gone on with" in done.err
+    assert not resumed(done) and "came in a bundle: it is not resumed" in done.err
     shutil.rmtree(Path(done.json["folder"]))
     asked = bench.call("train", "job.yaml", "--resume")
     assert asked.code == 3 and "no run of this plan" in asked.err
@@ -404,4 +404,4 @@ def test_a_manifest_has_no_file_of_this_machine_hashed(tmp_path: Path) -> None:
     for name in (str(secret), f"../../../{secret.name}"):
         side = Side(small_manifest(rendered={name: "0" * 64}))
         (found,) = changed_since(run, side, Hasher(tmp_path / "cache"))
-        assert "lies outside of the run" in found.text and found.other is None
+        assert "is outside of the run" in found.text and found.other is None

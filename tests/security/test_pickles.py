@@ -130,7 +130,7 @@ def test_a_file_of_a_checkpoint_runs_nothing_and_is_refused_by_name_and_class(
     assert not canary.exists()
     assert "checkpoint-2 holds something else than tensors" in caught.value.message
     assert f"{name} asks for posix.system" in caught.value.message
-    assert "delete it to go on" in str(caught.value.hint)
+    assert "delete it to resume" in str(caught.value.hint)
 
 
 def test_what_is_loaded_nowhere_is_not_loaded(
@@ -285,7 +285,7 @@ def test_a_sharded_run_goes_on_to_the_same_bits(sharded: RunFolder, tmp_path: Pa
     folder = half(sharded, tmp_path / "run")
     code, told = launch(folder, "--resume")
     assert code == 0, told[-3000:]
-    assert "going on from checkpoint-2" in told
+    assert "resuming from checkpoint-2" in told
     whole, resumed = (
         (each.adapter / "adapter_model.safetensors").read_bytes() for each in (sharded, folder)
     )

@@ -18,8 +18,8 @@ from runner.engines.sft.inside.memory import footprint as measuring
 from runner.engines.sft.inside.memory import predict as predicting
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint, footprint
 from runner.engines.sft.inside.memory.predict import predict
+from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.memory.ask import ASSUMED_NOTE, Batch, predicted
-from runner.engines.sft.memory.process import held, packages_of
 from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_formats
 from runner.vram.allocator import LIBC_MAPPED_BYTES, LIBC_SHARE, libc_holds
 from runner.vram.calibration import CPU_SCHEMA_VERSION, Measured, apply, correction, matching

@@ -338,7 +338,7 @@ def test_the_toolkits_job_says_why_full_does_not_fit_and_lora_does(cli: Cli) -> 
     named = {memory["phase"]: memory for memory in record["trainings"]}
     told = "\n".join(record["explanation"])
     card = 23.6 * GIB
-    full = next(memory for name, memory in named.items() if "on the card" in name)
+    full = next(memory for name, memory in named.items() if "on the GPU" in name)
     assert full["process_bytes"] > card
     assert "500 MiB" in told
     for name in ("pretrain", "finetune"):

@@ -1,4 +1,4 @@
-"""What would make a run of the MGM toolkit smaller, after it ran out of memory. Pure.
+"""Find changes that make a run of the MGM toolkit smaller, after it ran out of memory. Pure.
 
 Nothing of the toolkit is predicted here: what a change saves is arithmetic where it can be (Gemma's
 logits, the image loaders' processes), and the order is that of what it costs. Imports the plan.

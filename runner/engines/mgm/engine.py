@@ -129,7 +129,7 @@ class MgmEngine(Engine[MgmJob, MgmPlan]):
                 "anew; the stages that are done stay"
             )
         stage = f"stage {now.name} ends" if now.name else "it ends"
-        return f"{stage} and is run again when the run goes on; the stages that are done stay"
+        return f"{stage} and is run again when the run is resumed; the stages that are done stay"
 
     def resume_point(self, folder: RunFolder) -> str | None:
         done = sorted(path.stem for path in folder.stages.glob("*.json"))

@@ -1,4 +1,4 @@
-"""What the MGM toolkit's preflight would find, asked before anything is started. Imports no torch.
+"""Run the MGM toolkit's preflight checks before anything is started. Imports no torch.
 
 The same functions as in the run: by the toolkit's own interpreter where it is on this machine, else
 (it is in an image) by this one, which can't look for the toolkit's packages.

@@ -1,4 +1,4 @@
-"""Where a run of the toolkit stands, as its stages say in engine/stages.json. Reads records."""
+"""Read how far a run of the toolkit is, from its stages' engine/stages.json. Reads records."""
 
 from __future__ import annotations
 

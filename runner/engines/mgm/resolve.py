@@ -89,7 +89,7 @@ def make_mgm_plan(
         )
     substitutions: list[str] = []
     device: Literal["cuda", "cpu"] = "cpu" if job.launch.device == "cpu" else "cuda"
-    # without a card the script can still be read; `require_mgm` refuses to start it
+    # without a GPU the script can still be read; `require_mgm` refuses to start it
     lacks_gpu = device == "cuda" and not facts.gpus
     launch = planned_launch(job, facts, "cpu" if lacks_gpu else device)
     launch = launch.model_copy(update={"device": device})

@@ -26,7 +26,7 @@ class MgmPlan(PlanBase, MgmPlanned):
     """Everything that decides what a run of the toolkit does; files count by their paths."""
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the outcome: not which card is taken, nor what was substituted twice."""
+        """What decides the outcome: not which GPU is taken, nor what was substituted twice."""
         record = super().deciding()
         for key in ("gpus", "python", "substitutions"):
             record["mgm"].pop(key)

@@ -46,7 +46,7 @@ class ScriptSettings(JobHead):
     )
     arguments: list[str] = Field(
         [],
-        description=f"Its arguments, word by word. In them stand {PLACEHOLDERS}.",
+        description=f"Its arguments, word by word. They may contain {PLACEHOLDERS}.",
     )
     environment: dict[EnvironmentName, str] = Field(
         {},
@@ -69,7 +69,7 @@ class ScriptSettings(JobHead):
         description="The interpreter of a .py file; without it, runner's own, or the image's.",
     )
     smoke: ScriptSmokeSettings | None = Field(
-        None, description="What a smoke does otherwise; without it the script has no smoke."
+        None, description="Settings of a smoke; without them the script has no smoke."
     )
 
 
@@ -83,7 +83,7 @@ class ScriptJob(JobBase, ScriptSettings):
             "you, with all that you may"
         ]
         if self.workdir == "source":
-            lines.append("workdir is source: the script can write to the folder that it lies in")
+            lines.append("workdir is source: the script can write to the folder that it is in")
         return lines
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
-"""The cheapest changes that would have fitted a run that ran out of memory. Imports no torch.
+"""Find the cheapest changes with which a run that ran out of memory would have fitted.
 
-Asked of the prediction where the run ran, within a time; what can't be had is left out, and said.
+Imports no torch. Runs the prediction in the run's environment, with a time limit; what it can't
+find is left out, with a message.
 """
 
 from __future__ import annotations

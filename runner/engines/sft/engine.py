@@ -133,7 +133,7 @@ class SftEngine(Engine[Job, Plan]):
             )
         if whole and set(plan.tracking.report_to) - {"tensorboard"}:
             names = ", ".join(plan.tracking.report_to)
-            said.append(f"tracking.report_to: {names}, no server is told")
+            said.append(f"tracking.report_to: {names}, nothing is sent to a server")
             changes["tracking"] = plan.tracking.model_copy(update={"report_to": []})
         return Untrusted(changes, said)
 
@@ -157,7 +157,7 @@ class SftEngine(Engine[Job, Plan]):
         Those are the one thing taken from a folder: they count only where they make the plan that
         its seal names.
         """
-        # its rows go on as they were written, whatever day it is now
+        # its rows stay as they were written, whatever day it is now
         day = recorded.template_date or plan.template_date
         plan = plan.model_copy(update={"template_date": day})
         if recorded.hash == plan.hash:

@@ -1,8 +1,8 @@
 """Job: what a user writes for the native engine, field by field, with meaning, unit and default.
 
-Its parts are in job_base, job_data, job_method and job_training; the jobs of other engines are
-its siblings (runner.engines.job_kinds lists them). Imports pydantic only. Loading, line numbers and
-overrides are in runner.jobs.load; nothing here touches a file.
+Its parts are in runner.jobs; the jobs of other engines are its siblings (runner.engines.job_kinds
+lists them). Imports pydantic only. Loading, line numbers and overrides are in runner.jobs.load;
+nothing here touches a file.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class SftSettings(JobHead):
     )
     prefix: PrefixSettings = Field(PrefixSettings(), description="The prefix of method prefix.")
     data: DataSettings = Field(description="Rows to train on.")
-    training: TrainingSettings = Field(TrainingSettings(), description="How training goes.")
+    training: TrainingSettings = Field(TrainingSettings(), description="How the model is trained.")
     phases: list[Phase] = Field(
         [],
         description="Trainings in a row, each with what differs from data and training above; "
@@ -148,7 +148,7 @@ class SftSettings(JobHead):
     on_oom: Literal["stop", "recover"] = Field(
         "stop",
         description="After CUDA OOM, or a stop over the budget: stop, or recover, that is, take "
-        "one step down in memory that keeps the mathematics and go on from the last checkpoint.",
+        "one step down in memory that keeps the mathematics and resume from the last checkpoint.",
     )
     fit: FitSettings = Field(FitSettings(), description="What runner fit may change.")
     smoke: SmokeSettings = Field(SmokeSettings(), description="Stand-ins for a smoke.")
@@ -345,7 +345,7 @@ def _require_possible(phase: ResolvedPhase, *, cpu: bool, num_processes: int) ->
                 "only a saved step can be the best",
             )
     if training.max_steps is not None and training.save_from_step > training.max_steps:
-        refuse("save_from_step", f"lies behind the last step, {training.max_steps}")
+        refuse("save_from_step", f"is after the last step, {training.max_steps}")
     product = (
         training.per_device_train_batch_size * training.gradient_accumulation_steps * num_processes
     )

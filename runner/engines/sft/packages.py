@@ -1,4 +1,4 @@
-"""Refuse early where the packages that train are not there. Imports no torch."""
+"""Refuse early if the training packages are missing. Imports no torch."""
 
 from __future__ import annotations
 

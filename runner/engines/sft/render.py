@@ -160,7 +160,7 @@ def deepspeed_config(plan: Plan) -> str:
         "stage": stage,
         "overlap_comm": plan.launch.device == "cuda",
         "contiguous_gradients": True,
-        # DeepSpeed's own 500 M would take 1 GiB of every card, twice over, for any adapter
+        # DeepSpeed's own 500 M would take 1 GiB of every GPU, twice over, for any adapter
         "reduce_bucket_size": BUCKET_VALUES,
     }
     if plan.launch.offload != "none":

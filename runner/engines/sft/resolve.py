@@ -288,7 +288,7 @@ def _warnings(
     if precision == "fp16" and kind in FP16_OVERFLOWS:
         lines.append(
             f"fp16 on {kind}: its activations are known to overflow in fp16 (NaN loss); take a "
-            "card with bf16, or --set training.precision=fp32"
+            "GPU with bf16, or --set training.precision=fp32"
         )
     elif precision == "fp16" and facts.model_dtype == "bfloat16":
         lines.append("fp16 on weights published in bf16: large values can overflow")

@@ -357,7 +357,7 @@ def budget_check(gpus: Gpus, docker: Docker, host: Host) -> Check:
 
 
 def leases_check(leases: Leases, gpus: Gpus) -> Check:
-    """Whose the folder is in which runs say which cards they have (docs/gpus.md)."""
+    """Whose the folder is in which runs say which GPUs they have (docs/gpus.md)."""
     if not gpus.cards:
         return Check("leases", "skipped", "not looked at: there is no GPU to take")
     status, found, advice = describe(leases)

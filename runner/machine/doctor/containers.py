@@ -97,7 +97,7 @@ def outcome(removal: Removal) -> str:
 
 
 def gpu_bytes(ids: Iterable[str]) -> dict[str, int]:
-    """What the processes of these containers hold on all cards, in bytes, as far as NVML tells.
+    """What the processes of these containers hold on all GPUs, in bytes, as far as NVML tells.
 
     Without those that hold nothing or of which nothing is known.
     """

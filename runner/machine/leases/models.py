@@ -1,4 +1,4 @@
-"""What is known of cards and of those who want them. Pure records; standard library only.
+"""What is known of GPUs and of those who want them. Pure records; standard library only.
 
 Bytes are int, and None means unknown.
 """
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from runner.common.units import GIB
 
 DESKTOP_BYTES = GIB
-"""Up to so much in all, what a desktop draws with does not make a card another's."""
+"""Up to so much in all, what a desktop draws with does not make a GPU another's."""
 WHOLE_CARD_FRACTION = 0.9
-"""Of a card's memory, which has to be free for a run without a budget."""
+"""Of a GPU's memory, which has to be free for a run without a budget."""
 
 Identity = tuple[int, int, int]
 """Number, uid and pid of a claim. A number alone names nobody: anybody can write the same one."""
@@ -21,7 +21,7 @@ Identity = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class CardProcess:
-    """A process that NVML lists on a card."""
+    """A process that NVML lists on a GPU."""
 
     pid: int
     used_bytes: int | None
@@ -35,7 +35,7 @@ class CardProcess:
 
 @dataclass(frozen=True)
 class Card:
-    """A card at one moment."""
+    """A GPU at one moment."""
 
     index: int
     uuid: str
@@ -63,7 +63,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a run has of the cards (a lease), or waits for (a place in the queue)."""
+    """What a run has of the GPUs (a lease), or waits for (a place in the queue)."""
 
     number: int
     """The order of arrival: nanoseconds since the machine started (of earlier runners: 1, 2, …)."""
@@ -80,14 +80,14 @@ class Claim:
     pid_namespace: str | None = None
     """In which `pid` means something; None of earlier runners, which is taken for ours."""
     count: int
-    """How many cards it wants."""
+    """How many GPUs it wants."""
     budget_bytes: int | None
-    """On each card."""
+    """On each GPU."""
     share: bool
     allowed: tuple[str, ...] | None = None
-    """UUIDs of the cards that its caller lets it take; None for any."""
+    """UUIDs of the GPUs that its caller lets it take; None for any."""
     cards: tuple[str, ...] = ()
-    """UUIDs of the cards that it holds; none while it waits."""
+    """UUIDs of the GPUs that it holds; none while it waits."""
     orphans: tuple[int, ...] = ()
     """pids that still train after the supervisor's death: what keeps this claim alive."""
     since_unix_seconds: float = 0.0
@@ -102,7 +102,7 @@ class Claim:
         return not self.cards
 
     def may_take(self, card: Card) -> bool:
-        """Whether it could have this card if nobody else were there."""
+        """Whether it could have this GPU if nobody else were there."""
         if card.lost or (self.allowed is not None and card.uuid not in self.allowed):
             return False
         capacity = card.capacity_bytes
@@ -110,7 +110,7 @@ class Claim:
 
 
 def foreign(card: Card, holders: Iterable[Claim]) -> list[CardProcess]:
-    """The processes on a card that are of none of its holders, desktops left out."""
+    """The processes on a GPU that are of none of its holders, desktops left out."""
     known = {claim.identity for claim in holders}
     others = [each for each in card.processes or () if each.claim not in known]
     drawing = [each for each in others if each.desktop]
@@ -120,7 +120,7 @@ def foreign(card: Card, holders: Iterable[Claim]) -> list[CardProcess]:
 
 
 def foreign_bytes(card: Card, holders: Iterable[Claim]) -> int:
-    """What is in use on a card and not known to be its holders'; what can't be told is counted."""
+    """What is in use on a GPU and not known to be its holders'; what can't be told is counted."""
     known = {claim.identity for claim in holders}
     listed = card.processes or ()
     others = sum(each.used_bytes or 0 for each in listed if each.claim not in known)

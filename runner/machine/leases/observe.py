@@ -1,4 +1,4 @@
-"""The cards as they are now, each process on them with its user, its command and its run.
+"""The GPUs as they are now, each process on them with its user, its command and its run.
 
 Reads NVML (an open one is given) and /proc, by psutil; decides nothing.
 """
@@ -32,7 +32,7 @@ DESKTOP_COMMANDS = frozenset(
 
 
 def read_cards(nvml: DeviceSource, claims: Iterable[Claim]) -> tuple[Card, ...]:
-    """Every card that NVML lists; one that can't be read counts as lost.
+    """Every GPU that NVML lists; one that can't be read counts as lost.
 
     Raises NvmlFailed where NVML answers nothing at all.
     """

@@ -1,4 +1,4 @@
-"""Who may take which card now. Pure: claims and cards in, an answer out.
+"""Who may take which GPU now. Pure: claims and GPUs in, an answer out.
 
 In the order of arrival: what an earlier claim waits for is not given to a later one.
 """
@@ -20,25 +20,25 @@ from runner.machine.leases.models import (
 from runner.machine.leases.words import gpus, listed, name_card, name_claim, name_process
 
 _SIMILAR_BITS = 26
-"""Cards whose use differs by less than 64 MiB are alike."""
+"""GPUs whose use differs by less than 64 MiB are alike."""
 _MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The cards are there to be taken."""
+    """The GPUs are there to be taken."""
 
     cards: tuple[Card, ...]
 
 
 @dataclass(frozen=True)
 class Blocked:
-    """Not now, and why: a text for each card that it may take."""
+    """Not now, and why: a text for each GPU that it may take."""
 
     count: int
     reasons: tuple[str, ...]
     place: int
-    """Among those who wait for one of these cards, from 1."""
+    """Among those who wait for one of these GPUs, from 1."""
     of: int
     notes: tuple[str, ...] = ()
     """What was left out, or done otherwise, in looking."""
@@ -67,7 +67,7 @@ def decide(
     """What `wish` gets. `claims` may hold the wish itself.
 
     Args:
-        prefer: UUIDs of cards that are taken before others.
+        prefer: UUIDs of GPUs that are taken before others.
     """
     able = [card for card in cards if wish.may_take(card)]
     if len(able) < wish.count:
@@ -99,7 +99,7 @@ def decide(
 
 
 def collides(taken: Claim, claims: Iterable[Claim], cards: Sequence[Card]) -> bool:
-    """Whether a claim just written can't be kept beside what others hold of its cards by now."""
+    """Whether a claim just written can't be kept beside what others hold of its GPUs by now."""
     others = [c for c in claims if not c.waits and c.identity != taken.identity]
     return any(
         obstacle(taken, card, [other for other in others if card.uuid in other.cards])
@@ -115,7 +115,7 @@ def _pick(
     kept: Mapping[str, Claim],
     prefer: Sequence[str] = (),
 ) -> list[Card]:
-    """The cards that it can have now, as many as it wants, or none."""
+    """The GPUs that it can have now, as many as it wants, or none."""
     free = [
         card
         for card in cards
@@ -134,10 +134,10 @@ def _pick(
 
 
 def obstacle(claim: Claim, card: Card, holders: Sequence[Claim]) -> str:
-    """Why a claim can't have a card beside its holders, as words after its name; empty if it can.
+    """Why a claim can't have a GPU beside its holders, as words after its name; empty if it can.
 
-    Alone, it needs a card without leases and without foreign processes, and its budget (without
-    one, nine tenths of the card) free. Sharing, it needs holders that share too, its budget free,
+    Alone, it needs a GPU without leases and without foreign processes, and its budget (without
+    one, nine tenths of the GPU) free. Sharing, it needs holders that share too, its budget free,
     and room for it beside what they were promised and what is foreign.
     """
     needed, free, total = claim.budget_bytes, card.free_bytes, card.total_bytes
@@ -179,13 +179,13 @@ def _occupied(holders: Sequence[Claim], others: Sequence[CardProcess]) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    """All of a few; one user can be on a card hundreds of times."""
+    """All of a few; one user can be on a GPU hundreds of times."""
     more = len(names) - _MOST_NAMED
     return ", ".join([*names[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _reason(wish: Claim, card: Card, holders: Sequence[Claim], earlier: Claim | None) -> str:
-    """Why a card is not among those it gets now."""
+    """Why a GPU is not among those it gets now."""
     why = obstacle(wish, card, holders)
     if earlier is not None:
         first = f"{name_claim(earlier)} waits for it and came first"
@@ -200,14 +200,14 @@ def _never(wish: Claim, cards: Sequence[Card]) -> Never:
         sizes = listed([f"{name_card(card)} has {_size(card)}" for card in small])
         return Never(
             f"budget.gpu_memory is {format_bytes(wish.budget_bytes)}, but {sizes}",
-            "give a budget that the card has, with budget.gpu_memory",
+            "give a budget that the GPU has, with budget.gpu_memory",
         )
     usable = sum(not card.lost for card in allowed)
     return Never(
         f"{gpus(wish.count)} asked for, but there {'is' if usable == 1 else 'are'} {usable} that "
         "can be used here",
         "one training process takes one GPU: give fewer; runner doctor says what is wrong with a "
-        "card that is lost",
+        "GPU that is lost",
     )
 
 

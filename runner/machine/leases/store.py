@@ -1,7 +1,7 @@
 """The leases of this machine: small files, each of which counts while its writer holds its lock.
 
 The kernel drops a lock (flock) with its process, kill -9 included, so that nothing has to be tidied
-up for a card to be free. Other users write here too: files are opened without following links or
+up for a GPU to be free. Other users write here too: files are opened without following links or
 waiting, belong to whom the kernel says, and what they say counts only where the kernel agrees.
 """
 
@@ -39,9 +39,9 @@ MUTEX_SECONDS = 20.0
 ORPHAN_SECONDS = 600.0
 """How long after its supervisor last touched it a lease can be kept by trainers alone."""
 MOST_CLAIMS = 256
-"""Files that are read of one user: those that hold cards first, then by age."""
+"""Files that are read of one user: those that hold GPUs first, then by age."""
 HELD = ".held.json"
-"""How the file of a claim that holds cards ends; one that waits ends in .json alone."""
+"""How the file of a claim that holds GPUs ends; one that waits ends in .json alone."""
 _POLL_SECONDS = 0.02
 _WRITE_TRIES = 5
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -143,7 +143,7 @@ class Book:
     def alone(self) -> Iterator[bool]:
         """Nobody else looks, decides or writes meanwhile; gives whether that is so.
 
-        It is not where another user keeps the folder locked for MUTEX_SECONDS: then one goes on
+        It is not where another user keeps the folder locked for MUTEX_SECONDS: then one continues
         without (`notes` says so), and what was written has to be compared with what others wrote
         in the meantime. Raises LeasesUnusable where the folder can't be used, or a process of this
         user keeps it locked.
@@ -235,7 +235,7 @@ class Book:
         return sorted(name for names in chosen for name in names)
 
     def _blame(self, descriptor: int) -> str:
-        """Why it went on without the folder's lock.
+        """Why it continued without the folder's lock.
 
         Raises LeasesUnusable where a process of this user has it, or the folder never stays.
         """
@@ -252,12 +252,12 @@ class Book:
         who = ", ".join(_name_process(pid) for pid in mine or holders)
         if mine:
             raise LeasesUnusable(
-                f"{self.folder} stays locked by {who}, so that no card can be taken",
+                f"{self.folder} stays locked by {who}, so that no GPU can be taken",
                 "end it: a supervisor hung in the driver does this",
                 own=True,
             )
         by = f"by {who}" if who else "by a process that can't be seen from here"
-        return f"{self.folder} stays locked {by}: went on without its lock"
+        return f"{self.folder} stays locked {by}: continued without its lock"
 
     def _lock(self, descriptor: int) -> bool:
         """Whether the folder is this process's now."""
@@ -318,7 +318,7 @@ class Book:
             own = own and owner == os.geteuid()
             reason += f" (it belongs to {user_name(owner)})"
         return LeasesUnusable(
-            f"no card can be taken, for {self.folder}, where runs say which they have, can't be "
+            f"no GPU can be taken, for {self.folder}, where runs say which they have, can't be "
             f"used: {reason}",
             f"make it with mode 1777; or {FOLDER_VARIABLE} names another folder, the same for all",
             own=own,
@@ -396,7 +396,7 @@ def _write(folder: int, final: str, new: str, content: bytes) -> int:
 
 
 def _rank(name: str) -> tuple[bool, str]:
-    """Those that hold cards first, then in the order of arrival."""
+    """Those that hold GPUs first, then in the order of arrival."""
     return not name.endswith(HELD), name
 
 

@@ -1,6 +1,6 @@
-"""One run's place among those who want cards: ask, wait, hold, drop.
+"""One run's place among those who want GPUs: ask, wait, hold, drop.
 
-Holds an open NVML while it waits. Knows cards by UUID.
+Holds an open NVML while it waits. Knows GPUs by UUID.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TAKE_APART_SECONDS = 0.2  # at most, times the try: two that collide are not to
 
 
 class Caller(Protocol):
-    """What says which cards a run may take: runner.plans.facts.allowed_by_caller."""
+    """What says which GPUs a run may take: runner.plans.facts.allowed_by_caller."""
 
     def __call__(self, index: int, uuid: str) -> bool: ...
 
@@ -43,12 +43,12 @@ class Wish:
     budget_bytes: int | None
     share: bool
     prefer: tuple[str, ...] = ()
-    """UUIDs of the cards to take before others."""
+    """UUIDs of the GPUs to take before others."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """Cards and claims at one moment, and what a wish would get."""
+    """GPUs and claims at one moment, and what a wish would get."""
 
     cards: tuple[Card, ...]
     claims: tuple[Claim, ...]
@@ -68,7 +68,7 @@ def look(wish: Wish, nvml: DeviceSource, allows: Caller, book: Book | None = Non
 
 
 class Turn:
-    """A place among those who want cards, from the question on until it is dropped."""
+    """A place among those who want GPUs, from the question on until it is dropped."""
 
     def __init__(
         self, wish: Wish, nvml: DeviceSource, allows: Caller, book: Book | None = None
@@ -86,7 +86,7 @@ class Turn:
         return self._book.notes
 
     def ask(self, *, wait: bool) -> Answer:
-        """Take the cards where they are to be had; else, with `wait`, stand in the queue.
+        """Take the GPUs where they are to be had; else, with `wait`, stand in the queue.
 
         Asked again it keeps its place. Raises NvmlFailed, and LeasesUnusable for the folder.
         """
@@ -96,7 +96,7 @@ class Turn:
                 answer = self._ask(wait=wait, tidy=undisturbed)
             if answer is not None:
                 return _with_notes(answer, self._book)
-        reason = "others were about to take the same cards at the same moment"
+        reason = "others were about to take the same GPUs at the same moment"
         return Blocked(self._wish.count, (reason,), 1, 1, self._book.notes)
 
     def keep(self, say: Callable[[str], None]) -> None:
@@ -121,12 +121,12 @@ class Turn:
             try:
                 self._entry = self._book.write(before.claim)
             except RefusedError as error:
-                return f"the lease on its cards was removed, and can't be written anew: {error}"
+                return f"the lease on its GPUs was removed, and can't be written anew: {error}"
             before.drop()
-            return "the lease on its cards was removed by somebody, and is written anew"
+            return "the lease on its GPUs was removed by somebody, and is written anew"
 
     def drop(self) -> None:
-        """Give up the cards, or the place."""
+        """Give up the GPUs, or the place."""
         self._ends.set()
         with self._changing:
             if self._entry is not None:
@@ -134,10 +134,10 @@ class Turn:
                 self._entry = None
 
     def _ask(self, *, wait: bool, tidy: bool) -> Answer | None:
-        """The answer; None where others took the same cards while this one did, and it gave way.
+        """The answer; None where others took the same GPUs while this one did, and it gave way.
 
         Whoever writes a lease looks again, and drops it if it sees one beside which it can't be:
-        of two that take a card at once, the one that writes last sees the other, so that at most
+        of two that take a GPU at once, the one that writes last sees the other, so that at most
         one keeps it, with the folder's lock or without.
         """
         claims = self._book.claims(tidy=tidy)

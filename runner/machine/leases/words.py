@@ -1,4 +1,4 @@
-"""Cards and their holders in words. Pure."""
+"""GPUs and their holders in words. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def name_claim(claim: Claim) -> str:
 def name_process(process: CardProcess) -> str:
     """pid 4242 python (bob, 30.00 GiB)"""
     command = f" {process.command}" if process.command else ""
-    size = "size not told" if process.used_bytes is None else format_bytes(process.used_bytes)
+    size = "size unknown" if process.used_bytes is None else format_bytes(process.used_bytes)
     who = process.user or ("user not known" if command else "gone, or hidden from here")
     return f"pid {process.pid}{command} ({who}, {size})"
 

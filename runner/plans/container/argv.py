@@ -1,7 +1,7 @@
 """The command line of a run's container, as a list of words. Pure: values in, values out.
 
 What a dry run prints, what container.json records and what is executed is this one list. It holds
-names of variables, never a secret's value. Imports runner.plans.base and job_warnings only.
+names of variables, never a secret's value. Imports runner.plans.base and runner.jobs only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
 """Passed on only with a network; they can hold a password, so by name alone."""
 HUB_SECRETS = ("HF_TOKEN", "MODELSCOPE_API_TOKEN")
 _REDIRECT = 'exec bash "$2" "${@:3}" >>"$1" 2>&1'
-"""The log is written from inside, so that it goes on when dockerd dies and loses no last line."""
+"""The log is written from inside, so that it continues when dockerd dies and loses no last line."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def run_argv(
         **(environment or {}),
     }
     if not gpu_uuids:
-        # images for CUDA ask for all cards, and get them where NVIDIA's runtime is the default one
+        # images for CUDA ask for all GPUs, and get them where NVIDIA's runtime is the default one
         values["NVIDIA_VISIBLE_DEVICES"] = "void"
     if gpu_uuids and gpu_limit_bytes is not None and caller.limits_gpus:
         # the hook looks at neither alone (nvidia-container-toolkit, apply-cuda-memory-limits.go)

@@ -1,8 +1,8 @@
-"""What a run's container must not write, though its folder is writable: laid over it, read-only.
+"""Mount read-only, over the writable run folder, what the run's container must not change.
 
-Standard library, runner.runs.folder and plan_base only. A mount can be neither renamed, unlinked
-nor replaced from inside. Where the host replaces a file by a rename, the kernel takes the mount off
-it (since Linux 3.19): what the host changes while a container runs, it changes in place.
+Standard library, runner.runs.folder and runner.plans.base only. A mount can be neither renamed,
+unlinked nor replaced from inside. Where the host replaces a file by a rename, the kernel takes the
+mount off it (since Linux 3.19): what the host changes while a container runs, it changes in place.
 """
 
 from __future__ import annotations

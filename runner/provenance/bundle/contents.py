@@ -371,13 +371,11 @@ class _Gathered:
         """What a person should know before this leaves the machine."""
         record = self.plan.model_dump(mode="json")
         if self.plan.on_end:
-            self.notes.append(
-                "on_end stands in plan.yaml as the job says it; a replay leaves it out"
-            )
+            self.notes.append("plan.yaml holds on_end as the job says it; a replay leaves it out")
         named: dict[str, str] = dict(record.get("environment") or {}) if "script" in record else {}
         for name in named:
             if looks_secret(name):
-                self.notes.append(f"environment.{name} stands in plan.yaml with its value")
+                self.notes.append(f"plan.yaml holds environment.{name} with its value")
         texts = {f"environment.{name}": text for name, text in named.items()}
         if "script" in record:
             texts |= {f"arguments.{i}": text for i, text in enumerate(record["arguments"])}

@@ -80,7 +80,7 @@ class Index(JobModel):
     image: str | None = Field(
         None, max_length=_MAX_WORDS, description="Of a run in a container: NAME sha256:ID"
     )
-    places: dict[str, Placed] = Field({}, description="Input to where it lies in the bundle")
+    places: dict[str, Placed] = Field({}, description="Input to where it is in the bundle")
     lacks: list[Lacking] = Field([])
     notes: list[str] = Field([], description="What could not be taken along, and why")
     members: list[Member]

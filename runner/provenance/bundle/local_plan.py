@@ -1,7 +1,7 @@
-"""The plan of a run that came in a bundle, with its inputs where they lie on this machine.
+"""Give the plan of an unbundled run the paths of its inputs on this machine.
 
-Imports plans, runner.provenance and this package; no training library. Of a run that was made here
-the plan is as it stands.
+Imports plans, runner.provenance and this package; no training library. The plan of a run that was
+made here is unchanged.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a file of a bundle may be called, and what becomes of it when the bundle is unpacked.
 
 Pure; standard library, and the list of pickles that fetching leaves out. Whoever made a bundle
-chose its names: a name that is on no list here is refused, so that nothing is planted that another
-command would start, resume from, take for a verdict, or find a process by.
+chose its names: a name that is on no list here is refused, so that a bundle can't plant anything
+that another command would start, resume from, take for an outcome, or use to find a process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _COMPILED = (".pyc", ".pyo", ".so", ".sh")
 def is_left_out(path: str) -> bool:
     """Whether earlier runners put it into a bundle, and no run that came from elsewhere gets it.
 
-    What starts, ends or finds a run is this machine's own; a verdict is told by the manifest.
+    What starts, ends or finds a run is this machine's own; an outcome is told by the manifest.
     """
     return _LEFT_OUT.fullmatch(path) is not None
 
@@ -92,7 +92,7 @@ def code_in_weights(path: str) -> str | None:
 def place_problem(path: str) -> str | None:
     """Why an input can't be said to lie there."""
     head, _, rest = path.partition("/")
-    return None if head == INPUTS and rest else f"is not in {INPUTS}/, where inputs lie"
+    return None if head == INPUTS and rest else f"is not in {INPUTS}/, where inputs are"
 
 
 def unlisted(

@@ -135,7 +135,7 @@ def next_header(source: Source, after: str) -> Header | None:
 def require_zeros(block: bytes, after: str) -> None:
     """Raises BadArchive where something stands in what only fills up."""
     if any(block):
-        raise BadArchive(f"something stands behind {after} that belongs to no file")
+        raise BadArchive(f"something follows {after} that belongs to no file")
 
 
 def require_end(source: Counted, after: str) -> None:

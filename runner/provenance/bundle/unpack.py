@@ -1,4 +1,6 @@
-"""A bundle back into a folder: every byte checked, whole or not at all. It may come from anyone.
+"""Unpack a bundle into a folder, completely or not at all, checking every byte.
+
+It may come from anyone.
 
 Standard library, runner.common.durable and this package. The index, first in the archive, says
 which files come in which order, and how large; each has to be just that, so that there is nothing
@@ -128,7 +130,7 @@ def _unpack_all(stream: tar.Counted, index: Index, folder: Path, progress: Progr
         if found is None:
             raise tar.BadArchive(f"it ends after {after}, and {member.path} is missing")
         if found.name != member.path:
-            raise tar.BadArchive(f"{found.name!a} stands where its index has {member.path}")
+            raise tar.BadArchive(f"{found.name!a} is where its index has {member.path}")
         if found.size_bytes != member.size_bytes:
             raise tar.BadArchive(
                 f"{member.path} claims {found.size_bytes} bytes, its index says {member.size_bytes}"

@@ -1,6 +1,6 @@
-"""`runner monitor --csv`: a line for each card (or the host) and report, under stable names. Pure.
+"""`runner monitor --csv`: a line for each GPU (or the host) and report, under stable names. Pure.
 
-Imports the stdlib, runner.common.terminal and the monitor's records. An empty cell is an unknown
+Imports the stdlib, runner.common.terminal and the monitor's snapshot. An empty cell is an unknown
 value; columns may be added at the end, none changes its meaning.
 """
 

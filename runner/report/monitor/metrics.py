@@ -1,8 +1,8 @@
 """`runner monitor --prometheus` and `--textfile`: a Snapshot as metrics, through prometheus-client.
 
-May import the stdlib, runner.common.durable, terminal and errors, the monitor's records and
-guard.health; the optional package prometheus-client inside functions only. What is unknown has no
-sample at all: neither 0 nor NaN stands in for it.
+May import the stdlib, runner.common, the monitor's snapshot and runner.machine.health; the optional
+package prometheus-client inside functions only. What is unknown has no sample at all: neither 0 nor
+NaN stands in for it.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ _CARD = ("gpu", "uuid", "name")
 # name -> (labels, help). Counters end in _total; all else are gauges.
 FAMILIES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "runner_monitor_report_time_seconds": ((), "Unix time of the report that these figures are of"),
-    "runner_gpu_memory_used_bytes": (_CARD, "Memory in use on the card"),
+    "runner_gpu_memory_used_bytes": (_CARD, "Memory in use on the GPU"),
     "runner_gpu_memory_used_max_bytes": (_CARD, "The largest sample since the last report"),
     "runner_gpu_memory_free_bytes": (_CARD, "Memory that can be allocated"),
-    "runner_gpu_memory_total_bytes": (_CARD, "The card's memory"),
+    "runner_gpu_memory_total_bytes": (_CARD, "The GPU's memory"),
     "runner_gpu_memory_reserved_bytes": (_CARD, "Memory that the driver keeps for itself"),
     "runner_gpu_utilization_ratio": (_CARD, "Share of time in which a kernel ran, 0 to 1"),
     "runner_gpu_power_watts": (_CARD, "Power drawn"),
-    "runner_gpu_power_limit_watts": (_CARD, "Power that the driver holds the card to"),
+    "runner_gpu_power_limit_watts": (_CARD, "Power that the driver holds the GPU to"),
     "runner_gpu_temperature_celsius": (_CARD, "Temperature of the GPU"),
-    "runner_gpu_lost": (_CARD, "1 where the card is lost or needs a reset"),
+    "runner_gpu_lost": (_CARD, "1 where the GPU is lost or needs a reset"),
     "runner_gpu_clocks_limited": ((*_CARD, "reason"), "1 where this holds the clocks back"),
     "runner_gpu_ecc_errors_total": ((*_CARD, "kind"), "ECC errors since the driver was loaded"),
     "runner_gpu_xid_events_total": (_CARD, "XID events since the monitor began"),
     "runner_gpu_xid_last": (_CARD, "Number of the last XID event since the monitor began"),
-    "runner_gpu_mig_mode": (_CARD, "1 where the card is in MIG mode"),
+    "runner_gpu_mig_mode": (_CARD, "1 where the GPU is in MIG mode"),
     "runner_gpu_mig_memory_used_bytes": ((*_CARD, "mig"), "Memory in use on a MIG device"),
     "runner_gpu_mig_memory_total_bytes": ((*_CARD, "mig"), "Memory of a MIG device"),
-    "runner_gpu_run_memory_bytes": ((*_CARD, "run"), "Memory of a run's processes on the card"),
+    "runner_gpu_run_memory_bytes": ((*_CARD, "run"), "Memory of a run's processes on the GPU"),
     "runner_host_memory_used_bytes": ((), "Host memory that is not available, without a GPU"),
     "runner_host_memory_used_max_bytes": ((), "The largest sample since the last report"),
     "runner_host_memory_total_bytes": ((), "Host memory"),
     "runner_run_memory_bytes": (("run",), "The run's memory as its guard measures it"),
     "runner_run_memory_max_bytes": (("run",), "The largest of the guard's samples since then"),
-    "runner_run_budget_bytes": (("run",), "The run's budget: a card's, or of host memory"),
+    "runner_run_budget_bytes": (("run",), "The run's budget: a GPU's, or of host memory"),
 }
 
 

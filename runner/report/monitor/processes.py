@@ -1,8 +1,8 @@
 """Processes as `runner monitor` names them: command, memory, and the run they belong to.
 
 Reads /proc itself, one small file a process: psutil's listing of all processes costs more than the
-rest of the monitor together. May import the stdlib, runner.common.terminal, guard.proc,
-guard.sampler's `in_container`.
+rest of the monitor together. May import the stdlib, runner.common.terminal, runner.machine.proc and
+runner.machine.sampler.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class OnCards:
         self._before, self._now = self._now, {}
 
     def view(self, pid: int, used_bytes: int | None) -> ProcessView:
-        """A process on a card; without a name where it can't be seen from here."""
+        """A process on a GPU; without a name where it can't be seen from here."""
         looked = self._now.get(pid) or self._before.get(pid)
         clock = time.monotonic()
         if looked is None or clock - looked.at_seconds >= self._fresh_seconds:

@@ -1,7 +1,7 @@
-"""The runs that live on this machine, with their budgets and what their guards measure.
+"""Find the runs that are active on this machine, with their budgets and their guards' figures.
 
-May import the stdlib, runner.runs.folder, durable, liveness and errors, and (inside a function) the
-plan's reader. Follows a run by its records only, and never writes into its folder.
+May import the stdlib, runner.common, runner.runs.folder, and (inside a function) the plan's reader.
+Follows a run by its records only, and never writes into its folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from runner.runs.records import MEMORY, STATUS, told
 
 # The guard writes a sample each second; what is older than this says nothing of the present.
 FRESH_SECONDS = 15.0
-# How long a run with a verdict is taken for ended without looking.
+# How long a run with an outcome is taken for ended without looking.
 ENDED_SECONDS = 30.0
 # How much of memory.jsonl is read when a run is first seen: some ten minutes of it.
 FIRST_READ_BYTES = 512 * 1024
@@ -79,7 +79,7 @@ class FollowedRun:
 
     def read_plan(self) -> None:
         """Read the plan, and again where it was replaced: the supervisor may move a run to other
-        cards before it starts.
+        GPUs before it starts.
         """
         try:
             status = self.folder.plan.stat()
@@ -172,9 +172,9 @@ class LiveRuns:
         return out
 
     def _candidates(self) -> Iterator[RunFolder]:
-        """The named run, and all folders that look like a run without a verdict."""
+        """The named run, and all folders that look like a run without an outcome."""
         now = time.monotonic()
-        if now - self._ended_since >= ENDED_SECONDS:  # a resume takes a verdict away
+        if now - self._ended_since >= ENDED_SECONDS:  # a resume takes an outcome away
             self._ended, self._ended_since = set(), now
         if self._named is not None:
             yield self._named

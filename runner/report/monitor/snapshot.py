@@ -1,5 +1,6 @@
-"""What `runner monitor` knows of a machine at one moment, as values. Imports only the stdlib and
-the guard's records.
+"""What `runner monitor` knows of a machine at one moment, as values.
+
+Imports only the stdlib and runner.machine's records.
 
 Bytes are int and None means unknown, never 0. "Max" is the largest of the samples since the report
 before this one, the newest included.
@@ -18,7 +19,7 @@ SNAPSHOT_SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ProcessView:
-    """A process with its memory: on the card (NVML), or on the host (resident set)."""
+    """A process with its memory: on the GPU (NVML), or on the host (resident set)."""
 
     pid: int
     used_bytes: int | None
@@ -35,7 +36,7 @@ class RunView:
     gpu_indices: tuple[int, ...]
     gpu_uuids: tuple[str, ...]
     budget_bytes: int | None  # on each of its GPUs, or of host memory; None: it has none
-    own_bytes: int | None  # by memory.jsonl; of a GPU run, on the card where it uses most
+    own_bytes: int | None  # by memory.jsonl; of a GPU run, on the GPU where it uses most
     own_max_bytes: int | None
     attribution: str | None  # how it is known, as in memory.jsonl
     ended: bool
@@ -44,17 +45,17 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class CardShare:
-    """A run on one card."""
+    """A run on one GPU."""
 
     run: str
     budget_bytes: int | None
-    own_bytes: int | None  # its processes on this card, as NVML lists them
+    own_bytes: int | None  # its processes on this GPU, as NVML lists them
     own_max_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One card. `failure` says why, where nothing could be read."""
+    """One GPU. `failure` says why, where nothing could be read."""
 
     index: int
     uuid: str | None
@@ -101,15 +102,15 @@ class HostView:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The machine at one moment: its cards, or else the host; and the runs on it."""
+    """The machine at one moment: its GPUs, or else the host; and the runs on it."""
 
     time_unix_seconds: float
     samples: int  # since the last report, this one included
     driver_version: str | None
     devices: tuple[DeviceView, ...]
-    host: HostView | None  # None where there are cards
+    host: HostView | None  # None where there are GPUs
     runs: tuple[RunView, ...]
-    note: str | None  # why no card is shown, where NVML was there to ask
+    note: str | None  # why no GPU is shown, where NVML was there to ask
     histories: Mapping[str, History] = field(default_factory=dict)  # by `card_key` and its like
 
     def to_record(self) -> dict[str, Any]:
@@ -153,8 +154,8 @@ class History:
 
 
 def card_key(index: int) -> str:
-    """The history of a card's used memory."""
-    return f"card {index}"
+    """The history of a GPU's used memory."""
+    return f"GPU {index}"
 
 
 def run_key(name: str) -> str:

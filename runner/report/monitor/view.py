@@ -1,6 +1,6 @@
 """How `runner monitor` looks: a Snapshot as lines that fit the terminal's width and height.
 
-May import the stdlib, the monitor's records and bars, runner.common.units, and rich inside
+May import the stdlib, the monitor's snapshot and bars, runner.common.units, and rich inside
 functions. Reads nothing: what is shown is in the Snapshot.
 """
 
@@ -34,10 +34,10 @@ LABEL = 9  # "  budget " before each bar
 FIGURES = 38  # "  141.20 / 141.20 GiB   25 %  max 141.20" behind it
 MOST_BAR = 60
 LEAST_BAR = 8
-# What is left out, step by step, where a terminal is not high enough: process lines per card (the
+# What is left out, step by step, where a terminal is not high enough: process lines per GPU (the
 # first is where there is room), then histories.
 _STEPS = ((10, True), (3, True), (0, True), (0, False))
-# Clock limits that mean that something is wrong, not only that the card is busy.
+# Clock limits that mean that something is wrong, not only that the GPU is busy.
 _BAD_LIMITS = ("hardware", "thermal", "brake")
 _CORES_IN_FIGURES = 16
 
@@ -139,7 +139,7 @@ class _Drawing:
         return max(LEAST_BAR, min(MOST_BAR, self.width - LABEL - FIGURES))
 
     def device(self, device: DeviceView, most_processes: int) -> Iterator[Text]:
-        """A card: what it is, its memory, its health, its runs, its processes."""
+        """A GPU: what it is, its memory, its health, its runs, its processes."""
         from rich.text import Text
 
         title = Text(f"GPU {device.index}  {device.name or device.uuid or ''}".rstrip(), "bold")
@@ -148,7 +148,7 @@ class _Drawing:
             yield Text(f"  {device.failure}", style="bold red")
             return
         yield _ends(title, Text("   ".join(_figures(device))), self.width)
-        yield self._memory("card", device.used_bytes, device.total_bytes, device.used_max_bytes,
+        yield self._memory("memory", device.used_bytes, device.total_bytes, device.used_max_bytes,
                            style=style_of(_share(device)), marks=_marks(device))  # fmt: skip
         if self.history:
             yield from self._past(card_key(device.index), device.total_bytes)
@@ -191,7 +191,7 @@ class _Drawing:
         return text
 
     def run(self, run: RunView) -> Iterator[Text]:
-        """A run that is on none of the cards shown: of the CPU, or of a card that can't be read."""
+        """A run that is on none of the GPUs shown: of the CPU, or of a GPU that can't be read."""
         from rich.text import Text
 
         if run.ended:
@@ -267,7 +267,7 @@ class _Drawing:
         yield text
 
     def _mig(self, device: DeviceView) -> Iterator[Text]:
-        """The MIG devices of a card in MIG mode."""
+        """The MIG devices of a GPU in MIG mode."""
         from rich.text import Text
 
         if not device.mig_mode:
@@ -285,7 +285,7 @@ class _Drawing:
 
 
 def _figures(device: DeviceView) -> list[str]:
-    """Utilization, power and temperature, as a card's first line has them."""
+    """Utilization, power and temperature, as a GPU's first line has them."""
 
     def figure(value: float | None) -> str:
         return "?" if value is None else f"{value:.0f}"
@@ -300,7 +300,7 @@ def _figures(device: DeviceView) -> list[str]:
 
 
 def _share(device: DeviceView) -> float | None:
-    """What a card's colour says: the fullest budget on it, else the card's own use."""
+    """What a GPU's colour says: the fullest budget on it, else the GPU's own use."""
     shares = [
         run.own_bytes / run.budget_bytes
         for run in device.runs
@@ -314,7 +314,7 @@ def _share(device: DeviceView) -> float | None:
 
 
 def _marks(device: DeviceView) -> list[float]:
-    """Where in a card's bar the budgets on it end, one on top of the other."""
+    """Where in a GPU's bar the budgets on it end, one on top of the other."""
     if not device.total_bytes:
         return []
     marks, reach = [], 0

@@ -1,7 +1,7 @@
 """The monitor's watch over a machine: samples each second or oftener, and a Snapshot a report.
 
-May import the stdlib, psutil, the guard's records and nvml, and the monitor's other parts. Draws
-nothing. A card that can't be read is shown with its failure; nothing here raises for it.
+May import the stdlib, psutil, runner.machine and the monitor's other parts. Draws nothing. A GPU
+that can't be read is shown with its failure; nothing here raises for it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def samples_in(interval_seconds: float) -> int:
 
 @dataclass(slots=True)
 class _Card:
-    """A card in the interval under way."""
+    """A GPU in the interval under way."""
 
     reading: DeviceReading
     failure: str | None
@@ -108,7 +108,7 @@ class Watch:
         self._cores_seen = False
 
     def sample(self) -> None:
-        """Read the cards' memory and processes, or the host's memory, and the runs' records."""
+        """Read the GPUs' memory and processes, or the host's memory, and the runs' records."""
         now, monotonic = time.time(), time.monotonic()
         if monotonic - self._runs_at >= RUNS_SECONDS:
             self._runs.refresh()
@@ -177,7 +177,7 @@ class Watch:
             self._histories[key] = History(self._column_seconds)
         return self._histories[key]
 
-    # The cards ----------------------------------------------------------------------------------
+    # The GPUs ----------------------------------------------------------------------------------
 
     def _sample_cards(self, now_unix_seconds: float) -> None:
         if self._nvml is None:
@@ -284,7 +284,7 @@ class Watch:
 
 
 def _is_on(run: RunView, reading: DeviceReading) -> bool:
-    """Whether a run was planned onto this card; by UUID, since indices may change at a reboot."""
+    """Whether a run was planned onto this GPU; by UUID, since indices may change at a reboot."""
     if run.device != "cuda" or run.ended or run.waiting:
         return False
     if run.gpu_uuids and reading.uuid is not None:
@@ -293,7 +293,7 @@ def _is_on(run: RunView, reading: DeviceReading) -> bool:
 
 
 def _own_on(card: _Card, run: RunView) -> int | None:
-    """A run's bytes on a card: its processes there, else, of a run on one card, its guard's figure.
+    """A run's bytes on a GPU: its processes there, else, of a run on one GPU, its guard's figure.
 
     A known part of an unknown whole would read as a low figure: unknown, then.
     """

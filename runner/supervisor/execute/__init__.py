@@ -1,4 +1,4 @@
-"""Where a run runs. An executor starts launch.sh and says how it ended; it judges nothing."""
+"""Execute a run: an executor starts launch.sh and reports how it ended; it judges nothing."""
 
 from __future__ import annotations
 

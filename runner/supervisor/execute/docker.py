@@ -1,10 +1,9 @@
-"""A run as a container of this machine, by the command line of docker or podman.
+"""Execute a run as a container of this machine, by the command line of docker or podman.
 
 The container program is a child whose exit code is the run's; the container writes its own log, and
-its processes are watched and signalled as the host's, so that dockerd's death takes nothing away.
-
-What the container could have written is never followed: its id comes from a folder that it does not
-see, control files are laid over its folder read-only, and links that it left are taken away.
+its processes are watched and signalled from the host, so that dockerd's death loses nothing.
+Nothing that the container could have written is trusted: its id comes from a folder that it does
+not see, control files are mounted over its folder read-only, and links that it left are removed.
 """
 
 from __future__ import annotations
@@ -229,7 +228,7 @@ class DockerExecutor:
         if not self._cut_off:
             self._cut_off = True
             self.notes.append(
-                f"{self._cli.name} lost its container (is the daemon gone?); its processes go on "
+                f"{self._cli.name} lost its container (is the daemon gone?); its processes run on "
                 "and are watched as before"
             )
         return False

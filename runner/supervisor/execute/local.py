@@ -1,4 +1,4 @@
-"""A run as processes of this machine. Standard library, psutil by way of the guard."""
+"""Execute a run as processes of this machine. Imports the standard library and runner.machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """When to warn, to ask for a checkpoint, to stop and to kill: a pure state machine.
 
-Values in, values out: no clock, no I/O. Imports the stdlib and guard.records only.
+Values in, values out: no clock, no I/O. Imports the stdlib and runner.machine.readings only.
 
 The supervisor calls `advance` with each observation and carries out the actions it gets, in order.
 Nothing is ever warned about or stopped on memory that is unknown or not known to be the run's own.
@@ -26,7 +26,7 @@ class Thresholds:
     hard_fraction: float = 1.05  # over this, one sample is enough
     breach_gap_seconds: float = 0.1  # over the budget, two samples this far apart
     grace_seconds: float = 60.0  # from terminate to kill
-    tight_free_bytes: int = 512 * 1024**2  # a card with less free is about to fail for everyone
+    tight_free_bytes: int = 512 * 1024**2  # a GPU with less free is about to fail for everyone
     tight_grace_seconds: float = 10.0
     kill_wait_seconds: float = 10.0  # alive for this long after a kill: stuck
     blind_seconds: float = 15.0  # without a usable sample for longer: unenforced
@@ -68,7 +68,7 @@ class Observation:
     timed_out: bool = False
     failure: str | None = None  # why own_bytes is None or not complete, for the message
     fresh: bool = True  # measured since the last observation, not the same figure again
-    complete: bool = True  # every card of the run has a figure
+    complete: bool = True  # every GPU of the run has a figure
 
     @classmethod
     def of(
@@ -173,7 +173,7 @@ class State:
 
 def initial(budget_bytes: int | None, thresholds: Thresholds | None = None) -> State:
     """The state before the first observation. Without a budget only stops, timeouts and lost
-    cards are acted on.
+    GPUs are acted on.
     """
     if budget_bytes is not None and budget_bytes <= 0:
         raise ValueError("expected a budget above zero bytes, or None")
@@ -231,7 +231,7 @@ def _watch(state: State, observation: Observation) -> tuple[State, tuple[Action,
 
 
 def _blind(state: State, observation: Observation) -> tuple[State, tuple[Action, ...]]:
-    """No figure to enforce on, or not of every card: never a reason to act on the run, after a
+    """No figure to enforce on, or not of every GPU: never a reason to act on the run, after a
     while one to say so.
     """
     now = observation.monotonic_seconds
@@ -244,7 +244,7 @@ def _blind(state: State, observation: Observation) -> tuple[State, tuple[Action,
     elif why is None and not observation.attribution.enforceable:
         why = "the memory in use can't be told to be the run's own"
     elif why is None:
-        why = "a card of the run has no figure"
+        why = "a GPU of the run has no figure"
     return replace(state, unenforced=True), (Unenforced(blind, why),)
 
 
@@ -257,7 +257,7 @@ def _measure(
     fraction = used / budget
     actions: list[Action] = []
 
-    if not observation.complete:  # known on one card, blind on another: the ladder holds, and
+    if not observation.complete:  # known on one GPU, blind on another: the ladder holds, and
         state, said = _blind(state, observation)  # that it holds in part only is said
         actions.extend(said)
     else:
@@ -305,7 +305,7 @@ def _lasting(
     now: float,
     limits: Thresholds,
 ) -> tuple[bool, float | None]:
-    """Whether an excursion that began at a fraction goes on, and since when use has been low."""
+    """Whether an excursion that began at a fraction continues, and since when use has been low."""
     if not active or fraction >= began_at - limits.hysteresis_fraction:
         return active, None
     low_seconds = now if low_seconds is None else low_seconds
@@ -340,7 +340,7 @@ def _end(state: State, observation: Observation) -> tuple[State, tuple[Action, .
         return replace(state, stuck=True), (Stuck(),)
     free = observation.free_bytes
     tight = free is not None and free < limits.tight_free_bytes
-    # A lost card can't be saved from: there is nothing to wait for but the exit itself.
+    # A lost GPU can't be saved from: there is nothing to wait for but the exit itself.
     if observation.gpu_lost or (tight and cause is Cause.OVER_BUDGET):
         deadline = min(deadline, now + limits.tight_grace_seconds)
     state = replace(state, deadline_seconds=deadline)

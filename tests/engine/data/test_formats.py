@@ -346,7 +346,7 @@ def test_a_caption_answers_the_question_of_its_id() -> None:
         (captioned("<__dj__image> a", images=[]), "0 images and 1"),
         (captioned("<__dj__image> a <__dj__image>"), "1 images and 2"),
         (captioned("a cat"), "1 images and 0"),
-        (captioned("<__dj__image> a <|__dj__eoc|> <b> <|__dj__eoc|>"), "goes on behind"),
+        (captioned("<__dj__image> a <|__dj__eoc|> <b> <|__dj__eoc|>"), "continues after"),
         (captioned("<__dj__image> <__dj__video> a"), "holds <__dj__video>"),
         (captioned("<__dj__image> a", id=None), "not an id"),
         (captioned("<__dj__image> a", id="8"), "no question"),

@@ -1,1 +1,1 @@
-"""What a run of the MGM toolkit needs, brought into runner's cache. No torch."""
+"""Download what a run of the MGM toolkit needs into runner's cache. No torch."""

@@ -1,7 +1,7 @@
-"""A tar.gz of the MGM challenge: brought, unpacked aside, and put in its place whole.
+"""Download a tar.gz of the MGM challenge, unpack it in a temporary folder, and move it into place.
 
-Standard library, and runner.fetch's downloads. What is in the archive is not trusted: it
-has no published hash.
+Standard library, and runner.fetch's downloads. What is in the archive is not trusted: it has no
+published hash.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def fetch_git(
         lacking = [path for path in source.expects if not (made / path).exists()]
         if head != commit or changed or lacking:
             raise RefusedError(
-                f"{told} is not commit {commit[:12]} as it lies here: "
+                f"{told} is not commit {commit[:12]} as it is here: "
                 f"{lacking[0] + ' is not in it' if lacking else changed.splitlines()[:1] or head}",
                 "look at the disk, and whether the pin in runner's table of sources is right",
             )

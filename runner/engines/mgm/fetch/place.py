@@ -1,4 +1,7 @@
-"""A folder of runner's cache mgm/, made aside and put in its place whole."""
+"""Make a folder of runner's cache mgm/ in a temporary place and move it into place whole.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in runner's cache folder mgm/, as the records there say. Standard library only.
+"""Read the records of what is in runner's cache folder mgm/. Standard library only.
 
 `runner-source.json`, in a folder or beside a file, says where it is from and what was verified. It
 is written last: where it is and what it names is there, all of it is there.

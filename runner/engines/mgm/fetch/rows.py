@@ -1,4 +1,4 @@
-"""A data file of the MGM challenge: brought, parsed whole, its rows counted, its images looked for.
+"""Download a data file of the MGM challenge, parse it whole, count its rows, look for its images.
 
 Standard library, the toolkit's row readers, and runner.fetch's downloads.
 """

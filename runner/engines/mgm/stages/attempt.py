@@ -1,10 +1,10 @@
-"""Make a training's output folder ready: go on from its newest whole checkpoint, or start clean.
+"""Make a training's output folder ready: resume from its newest whole checkpoint, or start clean.
 
     python attempt.py --run RUN --output FOLDER [--resume] [--resumable N] -- COMMAND...
 
 Upstream resumes by itself from whatever `checkpoint-*` it finds in the output folder, so nothing
-else may lie there: what is not gone on from is moved to RUN/earlier/N/, never deleted. Only a
-finetuning with DeepSpeed can go on (--resumable N, its number of processes): upstream's pretraining
+else may lie there: what is not resumed from is moved to RUN/earlier/N/, never deleted. Only a
+finetuning with DeepSpeed can resume (--resumable N, its processes): upstream's pretraining
 checkpoints hold no optimizer and crash its resume, and without DeepSpeed a checkpoint lacks the
 projector, which would silently be the pretrained one again. Standard library only.
 """
@@ -34,7 +34,7 @@ def checkpoint_step(name: str) -> int | None:
 
 
 def checkpoint_flaw(folder: Path, processes: int) -> str | None:
-    """Why a finetuning checkpoint can't be gone on from, or None.
+    """Why a finetuning checkpoint can't be resumed from, or None.
 
     torch writes zip archives whose directory comes last, so a file cut short is no archive.
     """
@@ -59,7 +59,7 @@ def checkpoint_flaw(folder: Path, processes: int) -> str | None:
 
 
 def newest_whole(output: Path, processes: int) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint to go on from, and what is wrong with the newer ones."""
+    """The newest checkpoint to resume from, and what is wrong with the newer ones."""
     found = sorted(
         (step, path)
         for path in output.iterdir()
@@ -90,7 +90,7 @@ def set_aside(run: Path, paths: list[Path]) -> Path:
 def prepare(run: Path, output: Path, purpose: list[str], resume: bool, processes: int) -> str:
     """Leave `output` so that upstream does what is meant; returns what that is, in words.
 
-    `processes` 0: this training can't go on from a checkpoint.
+    `processes` 0: this training can't resume from a checkpoint.
     """
     purpose = [word.replace(str(run), "$RUN_FOLDER") for word in purpose]
     told = "from the start"
@@ -103,10 +103,10 @@ def prepare(run: Path, output: Path, purpose: list[str], resume: bool, processes
                 ]
                 if others:
                     set_aside(run, others)
-                return "; ".join([f"goes on from {checkpoint.name}", *flaws])
+                return "; ".join([f"resumes from {checkpoint.name}", *flaws])
             told += "; no whole checkpoint" + "".join(f"; {flaw}" for flaw in flaws)
         elif resume and not processes:
-            told += "; this training can't go on from a checkpoint"
+            told += "; this training can't resume from a checkpoint"
         elif resume:
             told += "; its command changed since"
         told += f"; what was there is in {set_aside(run, [output])}"

@@ -4,7 +4,7 @@
 
 What is added to the toolkit, all of it from outside:
 - SIGTERM saves a checkpoint of the last whole step and ends with 143; in the pretraining, whose
-  checkpoints can't be gone on from, it ends at once. SIGUSR1 saves at the next step and goes on.
+  checkpoints can't be resumed from, it ends at once. SIGUSR1 saves at the next step and trains on.
 - Python, numpy and torch are seeded, since the projector is made before transformers seeds; 1024,
   as the challenge's copy of the toolkit does. Without it two runs begin with other weights.
 - An absurd loss ends the training as soon as it is logged (watch_loss.py); every loss goes into
@@ -107,7 +107,7 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
                 steps = int(state.max_steps)
                 tell_stage(run, stage=phase, saves=resumable, trainings={phase: steps})
             if state.global_step:
-                print(f"train: goes on from step {state.global_step}", flush=True)
+                print(f"train: resumes from step {state.global_step}", flush=True)
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             # transformers logs a step after the scheduler's, with the next one's rate
@@ -161,7 +161,7 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
 
         def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             if requests.stop:  # before upstream writes its results as if this were the end
-                saved = "a checkpoint is saved" if resumable else "nothing to go on from is kept"
+                saved = "a checkpoint is saved" if resumable else "nothing is kept to resume from"
                 print(f"train: stopped at step {state.global_step}; {saved}", flush=True)
                 raise SystemExit(EXIT_STOPPED)
 

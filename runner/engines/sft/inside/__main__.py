@@ -29,7 +29,7 @@ from runner.runs.ranks import living_engines
 
 RESERVE_BYTES = 16 * 1024
 """Given back before a failure is recorded, so that a full disk can not hide it."""
-TIGHT_BYTES = 512 * MIB  # a card with less free was full, whatever the cap
+TIGHT_BYTES = 512 * MIB  # a GPU with less free was full, whatever the cap
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
         prog="python -m runner.engines.sft.inside", description=__doc__
     )
     parser.add_argument("folder", type=Path, help="the run's folder, with plan.yaml")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint")
     parser.add_argument("--prepare", action="store_true", help="ready the folder, then end")
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder.absolute())
@@ -92,7 +92,7 @@ def _prepare(folder: RunFolder, *, resume: bool) -> int:
         unfinished.clear(folder)
         moved = folder.set_aside(folder.verdicts() if resume else folder.results())
         if moved is not None:
-            what = "verdict is" if resume else "results are"
+            what = "outcome is" if resume else "results are"
             terminal.say(f"runner: the earlier {what} now in {moved}")
     for inner in (folder.logs, folder.checkpoints, folder.engine):
         folder.make_folder(inner)
@@ -110,7 +110,7 @@ def _explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, NonFiniteLoss):
         return "non_finite_loss", first
     if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
-        # torch names its own cap ("... allowed; ..."); with room left on the card it was the cap
+        # torch names its own cap ("... allowed; ..."); with room left on the GPU it was the cap
         if " allowed; " in text and _free_gpu_bytes() > TIGHT_BYTES:
             return "over_budget", f"torch's cap held the budget: {first}"
         return "cuda_oom", first
@@ -122,7 +122,7 @@ def _explain(error: Exception) -> tuple[str, str]:
 
 
 def _free_gpu_bytes() -> int:
-    """Free memory of this process's card; 0 where that can't be told."""
+    """Free memory of this process's GPU; 0 where that can't be told."""
     import torch
 
     try:
@@ -138,7 +138,7 @@ def _reserve(folder: RunFolder, rank: int) -> Path:
 def _record_failure(folder: RunFolder, rank: int, kind: str, message: str, exit_code: int) -> None:
     """engine/failure.json: launchers turn every exit code into 1, so ours is written down.
 
-    The first rank's word counts most, but for a lost connection to one that refused to go on.
+    The first rank's word counts most, but for a lost connection to one that refused to continue.
     """
     folder.remove(_reserve(folder, rank), as_far_as_possible=True)
     before = durable.read_json(folder.engine_failure)

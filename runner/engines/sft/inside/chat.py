@@ -10,10 +10,7 @@ the base model answers beside the trained one, each in a conversation of its own
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +24,7 @@ from runner.data.messages import Message
 from runner.engines.render import read_plan
 from runner.engines.sft.inside.evaluate.generate import Generated, Greedy
 from runner.engines.sft.inside.evaluate.thinking import ThinkMarks, part_thinking, thinking_line
+from runner.engines.sft.inside.quiet import silence_libraries
 from runner.engines.sft.inside.subjects import Active, load_subjects, placed
 from runner.engines.sft.plan import Plan
 from runner.runs.folder import RunFolder
@@ -137,7 +135,7 @@ def main() -> int:
 def _talk(arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.folder)
     plan = read_plan(arguments.plan)
-    quiet(plan)
+    silence_libraries(plan)
     terminal.say("runner: loading the model")
     talker = Talker(folder, plan, base=arguments.base, max_new_tokens=arguments.max_new_tokens)
     for note in talker.notes:
@@ -216,19 +214,6 @@ def _may_begin(text: str, marks: ThinkMarks) -> bool:
     """Whether `text` is the beginning of a mark that has not come whole yet."""
     bare = text.lstrip()
     return any(mark.startswith(bare) for mark in (*(o for o, _ in marks.pairs), marks.lead))
-
-
-def quiet(plan: Plan) -> None:
-    """Only answers on stdout, no progress bars of the libraries, and no network but for a hub."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if plan.model.kind != "hub":
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a training process is asked to save, to stop, and notices that its supervisor is gone.
+"""Let a training process be asked to save or stop, and notice that its supervisor is gone.
 
 Standard library and the run's folder only: installed before torch is imported, so that a signal in
 the first second already finds a handler. SIGUSR1 asks for a checkpoint at the next step boundary,

@@ -1,6 +1,6 @@
 """Torch's own cap on a GPU: allocations beyond the budget fail inside, as an OutOfMemoryError.
 
-The arithmetic is pure; what is measured for it imports torch and the guard's NVML when called.
+The arithmetic is pure; what is measured for it imports torch and runner.machine.nvml when called.
 Nothing is set through PYTORCH_CUDA_ALLOC_CONF, so what a user has put there holds; a smaller
 fraction of theirs is kept.
 """
@@ -18,11 +18,11 @@ from runner.machine.nvml import Nvml, NvmlFailed, NvmlUnavailable
 LEAST_OUTSIDE_BYTES = 512 * MIB  # the CUDA context with kernels that are loaded later
 NCCL_BYTES = 512 * MIB  # its buffers come with the first collective, after this is measured
 IMPLAUSIBLE_BYTES = 2 * GIB  # no context: another's, whose pid is the same in another namespace
-UNSURE_BYTES = 1 * GIB  # what the card's total may tell, where others may be on it
+UNSURE_BYTES = 1 * GIB  # what the GPU's total may tell, where others may be on it
 
 
 def outside_bytes(measured: int | None, processes: int) -> int:
-    """What a process holds on its card outside of torch's allocator, in bytes.
+    """What a process holds on its GPU outside of torch's allocator, in bytes.
 
     Args:
         measured: after a first tensor; None where it could not be.
@@ -65,7 +65,7 @@ def set_cap(limit_bytes: int, device: int, processes: int) -> int:
     )
     if share is None:
         raise RefusedError(
-            f"a budget of {format_bytes(limit_bytes)} a card leaves nothing for tensors: "
+            f"a budget of {format_bytes(limit_bytes)} a GPU leaves nothing for tensors: "
             f"{format_bytes(outside)} are held outside of torch",
             f"budget.gpu_memory needs more than {format_bytes(outside)}",
         )
@@ -78,13 +78,13 @@ def set_cap(limit_bytes: int, device: int, processes: int) -> int:
 
 
 def _measure(torch: Any, device: int, uuid: str) -> tuple[int | None, str]:
-    """What this process holds on its card outside of torch now, and how that is known."""
+    """What this process holds on its GPU outside of torch now, and how that is known."""
     reserved = int(torch.cuda.memory_reserved(device))
     listed = _listed_bytes(uuid)
     if listed is not None and 0 < listed - reserved < IMPLAUSIBLE_BYTES:
         return listed - reserved, "measured by NVML"
     free, total = torch.cuda.mem_get_info(device)
-    return min(int(total) - int(free) - reserved, UNSURE_BYTES), "measured on the whole card"
+    return min(int(total) - int(free) - reserved, UNSURE_BYTES), "measured on the whole GPU"
 
 
 def _listed_bytes(uuid: str) -> int | None:

@@ -23,7 +23,6 @@ from runner.common.errors import RefusedError, RunnerError, bug
 from runner.common.tensors_only import load_tensors_only
 from runner.common.units import format_bytes
 from runner.engines.render import read_plan
-from runner.engines.sft.inside.chat import quiet
 from runner.engines.sft.inside.model.trained import (
     LIMIT,
     Difference,
@@ -34,6 +33,7 @@ from runner.engines.sft.inside.model.trained import (
     require_result,
     token_batch,
 )
+from runner.engines.sft.inside.quiet import silence_libraries
 from runner.engines.sft.inside.train.result import sums
 from runner.engines.sft.plan import Plan
 from runner.runs.folder import RunFolder
@@ -177,9 +177,9 @@ def _working_precision(kept: str, weights: int) -> str:
 
 def _batches(plan: Plan, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
     """What the models are compared on, and in words what it is: rows that the run trained on."""
+    from runner.engines.sft.inside.image_tokens import image_tokens
     from runner.engines.sft.inside.images import for_trainer
     from runner.engines.sft.inside.rows import prepare_rows
-    from runner.engines.sft.inside.survey import image_tokens
 
     try:
         rows = for_trainer(prepare_rows(plan, tokenizer, image_tokens=image_tokens(plan)).train)
@@ -276,7 +276,7 @@ def main() -> int:
     folder = RunFolder(arguments.folder)
     try:
         plan = read_plan(arguments.plan)
-        quiet(plan)
+        silence_libraries(plan)
         dtype = None if arguments.dtype == "own" else arguments.dtype
         record = merge(folder, plan, arguments.out, dtype)
     except RunnerError as error:

@@ -1,8 +1,9 @@
-"""What torch may build of the files that it loads: tensors, numbers, DeepSpeed's four classes.
+"""Limit what torch may build from the files that it loads: tensors, numbers, DeepSpeed's four
+classes.
 
-A pickle can name any function of any package and have it called. torch's `weights_only` calls
-none, but libraries turn it off: DeepSpeed for each file of a checkpoint. An environment variable
-that torch reads at every load turns it on for the whole process. Imports torch and deepspeed when
+A pickle can name any function of any package and have it called. torch's `weights_only` calls none,
+but libraries turn it off: DeepSpeed for each file of a checkpoint. An environment variable that
+torch reads at every load turns it on for the whole process. Imports torch and deepspeed when
 called.
 """
 
@@ -27,7 +28,7 @@ def deepspeed_states(checkpoint: Path | None, *, deepspeed: bool) -> Iterator[No
     """Let torch.load build the classes that DeepSpeed puts into its own checkpoints.
 
     They hold numbers, and building one calls nothing else. Nothing is changed where no checkpoint
-    is gone on from, or where it is not DeepSpeed's.
+    is resumed from, or where it is not DeepSpeed's.
     """
     if checkpoint is None or not deepspeed:
         yield
@@ -65,7 +66,7 @@ def unloadable(error: Exception, checkpoint: Path) -> RefusedError | None:
     return RefusedError(
         f"{checkpoint.name} holds something else than tensors and numbers, and was not loaded: "
         f"{name} {why}",
-        "it was not written by this run; delete it to go on from an earlier one",
+        "it was not written by this run; delete it to resume from an earlier one",
     )
 
 

@@ -1,4 +1,6 @@
-"""Prepare a plan's rows without training: `python -m runner.data PLAN [--out DIR]`.
+"""Prepare a plan's rows without training:
+
+`python -m runner.engines.sft.inside.prepare_rows PLAN [--out DIR]`.
 
 Prints one JSON document on stdout, progress on stderr. Imports no torch.
 """

@@ -1,4 +1,4 @@
-"""What a plan comes to, told before it starts.
+"""Survey a plan before it starts: rows, parameters, steps, disk.
 
 `python -m runner.engines.sft.inside.survey PLAN SAMPLES`.
 
@@ -9,10 +9,9 @@ rows contradict. Prints one JSON document.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from runner.common import terminal
 from runner.common.errors import Problem, RunnerError, SpecError, bug
 from runner.common.tensors_only import load_tensors_only
 from runner.engines.render import read_plan
+from runner.engines.sft.inside.image_tokens import image_tokens
 from runner.engines.sft.inside.train.arguments import require_optimizer
+from runner.engines.sft.inside.train.length import Length, length_of
 from runner.engines.sft.inside.train.schedule import (
-    count_saves,
     has_best_candidate,
-    kept_at_once,
     warm_up_alone,
     warm_up_steps,
 )
@@ -37,56 +36,6 @@ MANY_PASSES = 10
 RECORDS_BYTES = 64 * 1024
 """Random states, trainer_state.json and the seal of one checkpoint, about."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long one training is, in optimizer steps and passes over its rows."""
-
-    phase: str
-    rows: int
-    eval_rows: int
-    global_batch: int
-    steps_an_epoch: int
-    steps: int
-    passes: float
-    saves: int
-    """Checkpoints written, kept or not."""
-    kept: int
-    """Checkpoints that lie there at once, the one being written included."""
-
-    def arithmetic(self, training: TrainingSettings) -> str:
-        """How the steps come about, for an error."""
-        if training.max_steps is not None:
-            return f"{self.steps:,} steps, as training.max_steps says"
-        return (
-            f"{self.rows:,} rows / {self.global_batch:,} a step = {self.steps_an_epoch:,} steps a "
-            f"pass, x {training.num_train_epochs:g} = {self.steps:,}"
-        )
-
-
-def length_of(plan: Plan, rows: int, eval_rows: int) -> Length:
-    """Steps and checkpoints of one training over `rows` rows, as transformers' Trainer counts."""
-    training, processes = plan.training, plan.launch.num_processes
-    forward = training.per_device_train_batch_size * processes
-    accumulated = training.gradient_accumulation_steps
-    an_epoch = max(1, math.ceil(math.ceil(rows / forward) / accumulated))
-    steps = (
-        training.max_steps
-        if training.max_steps is not None
-        else math.ceil(training.num_train_epochs * an_epoch)
-    )
-    return Length(
-        phase=plan.phase,
-        rows=rows,
-        eval_rows=eval_rows,
-        global_batch=forward * accumulated,
-        steps_an_epoch=an_epoch,
-        steps=steps,
-        passes=steps / an_epoch,
-        saves=count_saves(training, steps),
-        kept=kept_at_once(training, steps),
-    )
 
 
 def contradictions(training: TrainingSettings, length: Length) -> tuple[list[Problem], list[str]]:
@@ -241,15 +190,6 @@ def _memory(plan: Plan, batches: list[Batch], notes: list[str]) -> dict[str, Any
 
 def _say(line: str) -> None:
     terminal.say(f"runner: {line}")
-
-
-def image_tokens(plan: Plan) -> int:
-    """Tokens that one image takes; 0 for a text model."""
-    if plan.vision is None:
-        return 0
-    from runner.engines.sft.inside.model.vision import image_tokens_of
-
-    return image_tokens_of(plan)
 
 
 def _tokenizer_bytes(plan: Plan) -> int:

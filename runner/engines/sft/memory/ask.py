@@ -150,7 +150,7 @@ def correction_of(
 ) -> Correction | None:
     """What this user's measurements, and those that runner ships, say; None where there are none.
 
-    `device`: the card's name, or "cpu".
+    `device`: the GPU's name, or "cpu".
     """
     records = [*shipped_records(), *read_records()]
     return correction(matching(records, device, stack(versions), method))

@@ -1,4 +1,4 @@
-"""Ways down in memory: what a plan can change, in the order in which it costs least. Pure.
+"""List the settings that reduce a plan's memory, cheapest first. Pure.
 
 Settings of a training are its rows a pass (with accumulation so that the effective batch stays),
 the layers that recompute, the loss head's chunk and the optimizer's states. What changes the base
@@ -135,7 +135,7 @@ def batch_splits(effective: int) -> list[int]:
 def step_down(plan: Plan) -> tuple[TrainingSettings, str] | None:
     """One step down for a plan of one training that ran out of memory: its settings, and in words.
 
-    Only what keeps the mathematics and lets a checkpoint be gone on from: half the rows a pass
+    Only what keeps the mathematics and lets a checkpoint be resumed from: half the rows a pass
     (the next divisor of the effective batch), then recomputation in all layers, then a smaller loss
     chunk. None where nothing is left: each step takes something away for good, so there is an end.
     """

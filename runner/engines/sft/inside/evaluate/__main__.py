@@ -17,9 +17,9 @@ from runner.common import terminal
 from runner.common.errors import EXIT_INTERRUPTED, RunnerError, bug
 from runner.common.tensors_only import load_tensors_only
 from runner.engines.render import read_plan
-from runner.engines.sft.inside.chat import quiet
 from runner.engines.sft.inside.evaluate.request import EvaluationFolder, read_request
 from runner.engines.sft.inside.evaluate.state import State
+from runner.engines.sft.inside.quiet import silence_libraries
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     try:
         request = read_request(folder)
         plan = read_plan(request.plan)
-        quiet(plan)
+        silence_libraries(plan)
         from runner.engines.sft.inside.evaluate.evaluation import evaluate
 
         evaluate(request, plan, folder, state)

@@ -171,7 +171,7 @@ def _ends_a_word(text: str, index: int) -> bool:
 
 
 def _joins(character: str) -> bool:
-    """Whether words of this character's script go on until a space or mark."""
+    """Whether words of this character's script extend to a space or mark."""
     return (character.isalnum() or character == "_") and not _spaceless(character)
 
 

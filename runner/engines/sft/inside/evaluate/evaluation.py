@@ -213,7 +213,7 @@ def _trained_notes(sets: Sequence[RowSet]) -> list[str]:
     for each in sets:
         if not each.trained_on:
             out.append(
-                f"WARNING: whether {each.name} rows were trained on can't be said: the run kept no "
+                f"WARNING: whether {each.name} rows were trained on is unknown: the run kept no "
                 "hashes of its rows"
             )
         for seen in each.trained_on:

@@ -1,4 +1,4 @@
-"""What `runner evaluate` and `runner merge` would refuse of a run, said before the run starts.
+"""Find before a run starts what `runner evaluate` and `runner merge` would refuse of it.
 
 The judgements are their own functions, called here with the plan alone. Imports this package and
 runner.engines.sft.inside's checks when called; no weights are loaded.

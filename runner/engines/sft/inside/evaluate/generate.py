@@ -96,7 +96,7 @@ class Greedy:
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
-        # in place of the model's own, whose repetition penalty and sampling would go on applying
+        # in place of the model's own, whose repetition penalty and sampling would still apply
         model.generation_config = GenerationConfig(
             max_new_tokens=limit,
             do_sample=False,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.common.errors import RunnerError
+from runner.engines.sft.inside.image_tokens import image_tokens
 from runner.engines.sft.inside.model.weights import load_tokenizer
 from runner.engines.sft.inside.rows import PreparedRows, prepare_rows
-from runner.engines.sft.inside.survey import image_tokens
 from runner.engines.sft.memory.ask import Batch
 from runner.engines.sft.plan import Plan
 

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from runner.engines.sft.inside.memory.footprint import ASSUMED, footprint
+from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.inside.memory.step import trace
 from runner.engines.sft.memory.ask import Batch, keep_record, kept_record, key
 from runner.engines.sft.memory.ladder import Choice, with_choice
-from runner.engines.sft.memory.process import held, packages_of
 from runner.engines.sft.plan import Plan
 from runner.vram.sharding import state_bytes
 
 SHALLOW = (3, 6)
 HALF_SPEED_TOKENS = 1024
-"""Tokens a pass at which a card does half of what it can: launches and thin products cost the rest.
+"""Tokens a pass at which a GPU does half of what it can: launches and thin products cost the rest.
 An assumption, for the order of plans alone."""
 SLOWER = {4: 1.28, 8: 1.5}
 """Time of a step on a base of so many bits, against 16: torchtune's 3,083 and 2,413 tokens/s (8B on

@@ -1,4 +1,4 @@
-"""Makes a step on CPU tensors allocate as it would on a CUDA card. Imports torch and trl.
+"""Makes a step on CPU tensors allocate as it would on a CUDA GPU. Imports torch and trl.
 
 Three things differ. Autocast computes other operations in fp32 there (torch 2.13, "CUDA Ops that
 can autocast to float32" in the notes on amp); TRL's loss head folds its tiles in Triton kernels,
@@ -51,7 +51,7 @@ class _NoKernel:
 
 @contextmanager
 def triton_head() -> Iterator[None]:
-    """TRL's fused loss head as it runs on a card; else it is a CPU's."""
+    """TRL's fused loss head as it runs on a GPU; else it is a CPU's."""
     import trl.trainer.utils  # first: its copy of `_use_triton` keeps every position in the batch
     from trl.kernels import chunked_logprob as head
 

@@ -1,6 +1,6 @@
 """Memory of a step from a model's sizes alone, for models that can't be traced.
 
-Imports torch by way of `skeleton`. Activations by Korthikanti et al. 2022 (34 bytes a token and
+Imports torch by way of `meta_model`. Activations by Korthikanti et al. 2022 (34 bytes a token and
 hidden value for a layer in half precision, attention computed without its matrix), with what LoRA
 keeps of its inputs; as wide off as 30 %.
 """

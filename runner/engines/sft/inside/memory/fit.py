@@ -1,8 +1,8 @@
-"""The fastest plan under a budget: settings tried in the order of what they cost.
+"""Find the fastest plan under a budget: try settings in the order of their cost.
 
-Imports torch by way of `surface` and `predict`. First everything that keeps the mathematics, then
-8-bit optimizer states and offloading, then, one more each time, the changes of the result that the
-job allows. Settings are compared by shallow traces; what is chosen is traced whole before that.
+Imports torch by way of `cost_model` and `predict`. First everything that keeps the mathematics,
+then 8-bit optimizer states and offloading, then, one more each time, the changes of the result that
+the job allows. Settings are compared by shallow traces; what is chosen is traced whole before that.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def fit(
     """The ladder of a plan under a budget, and what was chosen: the JSON that `runner fit` gets.
 
     `asked`: budget_bytes; allow and models, of the job's `fit`; correction, or None. Where nothing
-    fits, no rung is chosen.
+    fits, no option is chosen.
     """
     limit = int(asked["budget_bytes"])
     found = Correction.model_validate(asked["correction"]) if asked.get("correction") else None
@@ -192,7 +192,7 @@ class _Search:
             yield [replace(one, offload="optimizer") for one in (*plain[-2:], *small)]
 
     def _take(self, base: Base, plan: Plan, surface: Surface) -> bool:
-        """Put the rungs of one base on the ladder, and choose the fastest that fits."""
+        """Put the options of one base on the ladder, and choose the fastest that fits."""
         for choices in self._choices():
             rungs = [self._best(base, surface, choice) for choice in choices]
             self.rungs += [rung for rung in _worth_showing(rungs) if rung not in self.rungs]
@@ -212,7 +212,7 @@ class _Search:
         return Rung(base, choice, point.bytes, point.time / self._unit, self._fits(point.bytes))
 
     def _confirm(self, rung: Rung, plan: Plan) -> bool:
-        """Trace a rung whole; where it is too large, with some more layers that recompute."""
+        """Trace a option whole; where it is too large, with some more layers that recompute."""
         place = self.rungs.index(rung) if rung in self.rungs else None
         for _ in range(ATTEMPTS):
             _say(f"tracing whole: {rung.choice.text}")

@@ -2,7 +2,7 @@
 
 Imports torch by way of `step`. Traced: Gemma behind the CLIP tower in bf16, LoRA or all weights,
 with the toolkit's own loss, which holds every logit. Computed: the ConvNeXt tower, patch info
-mining, the optimizer. Figures of its parts: shared/docs/mgm-contract.md.
+mining, the optimizer. The sizes of its parts are those of the published MGM-2B.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from runner.engines.sft.inside.memory.predict import TRACED_SHARE
 from runner.engines.sft.inside.memory.step import trace
-from runner.engines.sft.memory.process import CONTEXT_BYTES, CONTEXT_SPREAD, WORKSPACE_BYTES
 from runner.engines.sft.plan import Plan
+from runner.vram.context import CONTEXT_BYTES, CONTEXT_SPREAD, WORKSPACE_BYTES
 from runner.vram.prediction import CONTEXT, HostMemory, Prediction, TrainingMemory
 from runner.vram.sharding import loading_bytes
 

@@ -13,9 +13,9 @@ from typing import Any
 from runner.common.errors import RunnerError
 from runner.engines.sft.inside.memory.estimate import estimate
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint, footprint
+from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.inside.memory.step import Traced, trace
 from runner.engines.sft.memory.ask import ASSUMED_NOTE, Batch
-from runner.engines.sft.memory.process import held, packages_of
 from runner.engines.sft.plan import Plan
 from runner.vram.prediction import HostMemory, Prediction, TrainingMemory
 from runner.vram.sharding import loading_bytes

@@ -2,7 +2,7 @@
 
 Imports torch, transformers and trl. It does what the trainer does, in the same order: TRL's fused
 loss head, autocast as accelerate sets it, recomputation as transformers sets it, accumulated
-gradients that are there already, AdamW with its states. On a card what lives at each moment is the
+gradients that are there already, AdamW with its states. On a GPU what lives at each moment is the
 same for every step but the first, which has no optimizer states yet.
 """
 
@@ -288,7 +288,7 @@ def states_8bit(values: int) -> list[tuple[Any, int]]:
     """dtype and elements of the states that bitsandbytes keeps for a tensor of so many values.
 
     Paged states of 100,000 values or more live in unified memory, which is counted here all the
-    same: they are on the card whenever it has room for them.
+    same: they are on the GPU whenever it has room for them.
     """
     if values < SMALLEST_8BIT:
         return [(torch.float32, values)] * 2

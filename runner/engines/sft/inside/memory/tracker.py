@@ -100,7 +100,7 @@ class Tracker(TorchDispatchMode):
             self.part = before
 
     def forget_peak(self) -> None:
-        """Begin anew to look for the peak; what is alive goes on counting."""
+        """Reset the peak; what is alive still counts."""
         self.peak_bytes, self.peak_phase = self._total, self.phase
         self.peak_parts = dict(self.live)
         self.step = len(self.events)

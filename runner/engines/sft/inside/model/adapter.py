@@ -254,7 +254,7 @@ def load_adapter(base: Any, adapter: Path) -> Any:
 def save_prefix_encoder(model: Any, folder: Path) -> None:
     """Beside a checkpoint: the network that computes a prefix, where there is one.
 
-    PEFT saves only the prefix that it computes, from which training can't go on.
+    PEFT saves only the prefix that it computes, from which training can't resume.
     """
     encoder = _prefix_encoder(model)
     if encoder is not None:
@@ -265,7 +265,7 @@ def save_prefix_encoder(model: Any, folder: Path) -> None:
 
 
 def load_prefix_encoder(model: Any, folder: Path) -> bool:
-    """Put it back into a model that goes on training; False where the method has none."""
+    """Put it back into a model that resumes training; False where the method has none."""
     encoder = _prefix_encoder(model)
     if encoder is None:
         return False

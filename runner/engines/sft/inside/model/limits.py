@@ -182,7 +182,7 @@ def require_positions(
                     _place(plan.model),
                     "training.max_length",
                     f"the longest row{where} has {longest:,} tokens, the model {positions:,} "
-                    f"positions{beside}, and none behind them",
+                    f"positions{beside}, and none after them",
                     f"{most}",
                     f"at most {fits:,}, which cuts longer rows: --set training.max_length={fits}"
                     if fits >= 8
@@ -193,8 +193,8 @@ def require_positions(
     if longest > room:
         return [
             f"the longest row{where} has {longest:,} tokens, and the model was made for "
-            f"{positions:,}{beside}: its rotary positions go on, but what it does there was never "
-            f"trained; --set training.max_length={max(room, 8)} cuts such rows"
+            f"{positions:,}{beside}: its rotary positions continue, but what it does there was "
+            f"never trained; --set training.max_length={max(room, 8)} cuts such rows"
         ]
     if most is not None and most > room and limits.absolute:
         return [

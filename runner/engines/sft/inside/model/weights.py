@@ -1,6 +1,6 @@
 """Weights and tokenizer of a plan, in the precision or quantization that its method asks for.
 
-Imports torch, transformers and bitsandbytes when called. What is trained of them: engine.adapter.
+Imports torch, transformers and bitsandbytes when called. What is trained of them: `adapter`.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _keep_layout(model: Any) -> None:
     """Keep bitsandbytes 0.50 from repacking 4-bit weights when a model is first evaluated.
 
     On CPUs with AVX512-BF16 it turns them, in place and for good, to a layout for inference alone:
-    scales rounded to bf16, rows a multiple of 32 or an AssertionError, and, once training goes on,
+    scales rounded to bf16, rows a multiple of 32 or an AssertionError; when training continues,
     no gradient through any such layer, without a word.
     """
     for module in model.modules():

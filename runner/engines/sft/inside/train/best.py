@@ -70,7 +70,7 @@ def best_saved(
 
 
 def stop_sentence(state: Standing, patience: int | None, threshold: float) -> str | None:
-    """Why training ends here, for a reader; None where it goes on."""
+    """Why training ends here, for a reader; None where it continues."""
     if patience is None or state.without_improvement < patience:
         return None
     fall = f" by more than {threshold:g}" if threshold else ""

@@ -12,7 +12,7 @@ class NonFiniteLoss(Exception):
 def check_loss(
     step: int, loss: float | None, grad_norm: float | None, ceiling: float, *, scaled: bool
 ) -> None:
-    """Raise NonFiniteLoss where training can't be going on as it should.
+    """Raise NonFiniteLoss for a loss that shows a broken training.
 
     Args:
         step: optimizer step, for the message.

@@ -1,4 +1,4 @@
-"""What a training says of itself: metrics.jsonl, the trackers, its pace, an impossible loss.
+"""Write metrics.jsonl and trackers, measure speed, and end a training with an impossible loss.
 
 Imports torch, transformers.
 """
@@ -30,7 +30,7 @@ class Records(TrainerCallback):
     Args:
         plan: of one training (Plan.trainings); its phase is named in every line.
         folder: of the run.
-        resumed_step: the run's step that training goes on from; None where nothing came before
+        resumed_step: the run's step that training resumes from; None where nothing came before
             in this folder. Lines of later steps are dropped.
         step_offset: optimizer steps of the run's earlier trainings; the steps written are the
             run's, not the training's.
@@ -211,7 +211,7 @@ class Records(TrainerCallback):
         return dict(self._peaks)
 
     def _memory(self) -> dict[str, Any]:
-        """The most since the last line, on the card that held most: a budget is each card's own."""
+        """The most since the last line, on the GPU that held most: a budget is each GPU's own."""
         if self._plan.launch.device != "cuda":
             return {
                 "memory_bytes": int(self._process.memory_info().rss),

@@ -1,4 +1,4 @@
-"""What a training leaves: an adapter or a whole model, proven trained and written whole.
+"""Write the result of a training, an adapter or a whole model, after proving that it was trained.
 
 Imports torch, peft and safetensors when called.
 """

@@ -1,4 +1,4 @@
-"""Saves and stops that a training was asked for from outside. Imports torch, transformers."""
+"""Save or stop a training when it is asked to from outside. Imports torch, transformers."""
 
 from __future__ import annotations
 

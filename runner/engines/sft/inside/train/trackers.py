@@ -1,8 +1,8 @@
-"""Who else is told a run's figures: TensorBoard, Weights & Biases, MLflow.
+"""Send a run's figures to TensorBoard, Weights & Biases and MLflow.
 
-Imports each tracker's library only when its tracker opens.
-Training neither waits for a tracker nor ends with it: figures go through a queue, and a tracker
-that fails is warned of once and left. metrics.jsonl is the record; trackers are for looking at.
+Imports each tracker's library only when its tracker opens. Training neither waits for a tracker nor
+ends with it: figures go through a queue, and a tracker that fails causes one warning and is not
+used again. metrics.jsonl is the record.
 """
 
 from __future__ import annotations
@@ -114,12 +114,12 @@ class Trackers:
 def open_trackers(
     plan: Plan, folder: RunFolder, *, resumed_step: int | None, first: bool
 ) -> Trackers:
-    """The trackers of `plan`, going on where they were; none on processes but the first.
+    """The trackers of `plan`, continuing where they were; none on processes but the first.
 
     Args:
         plan: of the whole run.
         folder: of the run; offline, all that trackers keep lies in it.
-        resumed_step: the run's step that training goes on from; None where it starts.
+        resumed_step: the run's step that training resumes from; None where it starts.
         first: whether this is the process that writes records.
     """
     if not first or not plan.tracking.report_to:
@@ -193,14 +193,14 @@ class Feed:
                     return
                 doing = f"take step {line[0]}"
                 tracker.log(*line)
-        except BaseException as error:  # libraries raise SystemExit too; training goes on
+        except BaseException as error:  # libraries raise SystemExit too; training continues
             self._give_up(doing, error)
 
     def _give_up(self, doing: str, error: BaseException) -> None:
         self._failed = True
         self._warn(
-            f"could not {doing} ({type(error).__name__}: {_first_line(error)}); training goes "
-            "on without it, and metrics.jsonl has every figure"
+            f"could not {doing} ({type(error).__name__}: {_first_line(error)}); training "
+            "continues without it, and metrics.jsonl has every figure"
         )
 
     def _warn(self, text: str) -> None:

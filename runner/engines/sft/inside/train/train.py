@@ -1,6 +1,6 @@
 """The sft engine, read from top to bottom: rows, weights, training, adapter, result.
 
-Imports the training stack. Everything it decides by stands in the plan.
+Imports the training stack. Everything that it decides by is in the plan.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Place:
     is_last: bool
     steps_before: int
     resumed_step: int | None
-    """The run's step that it goes on from; None where it starts anew."""
+    """The run's step that it resumes from; None for a new start."""
     checkpoint: Path | None
     projector: Path | None
     """What an earlier training made of the projector."""
@@ -125,6 +125,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     folder, control, first = run.folder, run.control, run.first
     from transformers import set_seed
 
+    from runner.engines.sft.inside.image_tokens import image_tokens
     from runner.engines.sft.inside.model.adapter import trainable_setup
     from runner.engines.sft.inside.model.count import counted
     from runner.engines.sft.inside.model.limits import require_plain_weights, require_within
@@ -133,7 +134,6 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     from runner.engines.sft.inside.model.weights import load_model, load_tokenizer
     from runner.engines.sft.inside.rows import prepare_rows
     from runner.engines.sft.inside.stack import stack_record
-    from runner.engines.sft.inside.survey import image_tokens
     from runner.engines.sft.inside.train.arguments import training_arguments
     from runner.engines.sft.inside.train.metrics_callback import Records
     from runner.engines.sft.inside.train.result import ready_to_train
@@ -355,7 +355,7 @@ def _planned_steps(plan: Plan, trainer: Any) -> int:
     """Steps of this training, as the trainer will count them from its rows."""
     if plan.training.max_steps is not None:
         return plan.training.max_steps
-    from runner.engines.sft.inside.survey import length_of
+    from runner.engines.sft.inside.train.length import length_of
 
     return length_of(plan, len(trainer.train_dataset), 0).steps
 
@@ -370,9 +370,9 @@ def _resume_point(folder: RunFolder, *, say: bool) -> Path | None:
         for line in skipped:
             _say(line)
         _say(
-            f"going on from {checkpoint.name}"
+            f"resuming from {checkpoint.name}"
             if checkpoint
-            else "no whole checkpoint to go on from; training from the start"
+            else "no whole checkpoint to resume from; training from the start"
         )
     return checkpoint
 

@@ -197,7 +197,7 @@ class RunTrainer(SFTTrainer):
         )
         if owed and self.eval_dataset is not None:
             self.evaluate()
-            self.control.should_save = False  # it is saved: training goes on from there
+            self.control.should_save = False  # it is saved: training continues from there
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -207,7 +207,7 @@ class RunTrainer(SFTTrainer):
             durable.write_json(place, {"sum": self._tr_loss.item(), "since_step": since})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the libraries do, but training goes on as if there had been no evaluation.
+        """As the libraries do, but training continues as if there had been no evaluation.
 
         Whole or broken off, it draws nothing that training would have drawn. Asked to end in
         mid-training, save where training stands.
@@ -267,14 +267,14 @@ class RunTrainer(SFTTrainer):
         adapter = Path(resume_from_checkpoint) / CONFIG
         if adapter.exists():
             require_plain_adapter(adapter)
-        # what PEFT saves of a projected prefix can't be loaded to go on training
+        # what PEFT saves of a projected prefix can't be loaded to resume training
         if not load_prefix_encoder(model or self.model, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._plan is not None:  # PEFT makes fp32 of an adapter that trains in bf16
             keep_full_precision(model or self.model, self._plan)
 
     def _facts(self, step: int) -> dict[str, Any]:
-        """What a checkpoint's seal says of it; a resumed run goes on from these."""
+        """What a checkpoint's seal says of it; a resumed run continues from these."""
         callbacks = self.callback_handler.callbacks
         records = next((known for known in callbacks if isinstance(known, Records)), None)
         return {

@@ -1,6 +1,6 @@
-"""From a traced step to what the process takes: shards, allocator, libraries. Pure.
+"""Add up what a process holds at the peak of a traced step: shards, allocator, libraries. Pure.
 
-Bytes; of one card's process in a GPU run, of all ranks together in a CPU run.
+Bytes; of one GPU's process in a GPU run, of all ranks together in a CPU run. Imports no torch.
 """
 
 from __future__ import annotations
@@ -12,20 +12,13 @@ from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint
 from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_bytes
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.unused_packages import used_packages
+from runner.vram.context import CONTEXT_BYTES, CONTEXT_SPREAD, WORKSPACE_BYTES
 from runner.vram.prediction import CONTEXT, LIBRARIES
 from runner.vram.sharding import Sharded, shard
 
 if TYPE_CHECKING:
     from runner.engines.sft.inside.memory.step import Traced
 
-MIB = 1 << 20
-CONTEXT_BYTES = 450 * MIB
-"""CUDA context and loaded kernels of a torch process, where none was measured on this machine: 300
-MiB (shared/docs/vram.md) to 600 MiB are seen, by card and driver."""
-CONTEXT_SPREAD = 200 * MIB
-WORKSPACE_BYTES = 32 * MIB
-"""cuBLAS' workspace, out of torch's allocator (CUBLAS_WORKSPACE_CONFIG's default on Hopper; 8 MiB
-on older cards)."""
 FREE_BLOCKS, SAVED, CHECKPOINT = (
     *("libc's free blocks", "the result, read again"),
     "pages of the checkpoint",
@@ -45,7 +38,7 @@ class Held:
     """What the process holds at the peak."""
 
     allocated_bytes: int
-    """By torch's tensors, on one card or in one rank."""
+    """By torch's tensors, on one GPU or in one rank."""
     tensors_bytes: int
     """By torch, fragments and workspaces included; on CPU of all ranks."""
     overhead_bytes: int
