@@ -1,6 +1,5 @@
 """Say whether the process that wrote a record is still alive.
 
-
 Standard library and runner.common.process_times only. A pid alone says nothing, since pids are
 reused; together with its start time it identifies a process.
 """
