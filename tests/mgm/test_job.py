@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from runner.cli.smoke import smoke_jobs
-from runner.cli.train import ready_smoke
 from runner.common.errors import RunnerError
 from runner.engines.load import load_job
 from runner.engines.mgm.run_plan import MgmPlan
@@ -19,6 +18,7 @@ from runner.engines.mgm.smoke import STAND_IN, checked_flags
 from runner.engines.render import read_any_plan, render
 from runner.engines.resolve import make_any_plan
 from runner.launch.resume import latest_of
+from runner.launch.train import ready_smoke
 from runner.plans.base import PlanBase
 from runner.runs.folder import RunFolder, create
 from tests.conftest import Answer

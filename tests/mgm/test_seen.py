@@ -204,7 +204,7 @@ def test_over_its_budget_a_run_is_advised(tmp_path: Path) -> None:
 
 
 def test_on_a_card_rows_and_lengths_are_advised(tmp_path: Path) -> None:
-    from runner.supervisor.advice_mgm import changes
+    from runner.engines.mgm.advice import changes
 
     plan = plan_of("profile=24GiB").mgm
     said = list(changes(plan, "gpu", "pretrain", 24 << 30, None))

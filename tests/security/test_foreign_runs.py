@@ -13,6 +13,7 @@ import yaml
 
 from runner.common.errors import RefusedError
 from runner.common.output import Output
+from runner.engines.inputs import found_here
 from runner.engines.load import load_job
 from runner.engines.recorded_plan import require_code_allowed, take_plan
 from runner.engines.render import render
@@ -21,7 +22,6 @@ from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
 from runner.plans.base import PlannedContainer, PlannedMount
 from runner.plans.plan_file import plan_yaml
-from runner.provenance.replay import found_here
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder, create
 from runner.runs.origin import origin_of
