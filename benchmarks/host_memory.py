@@ -4,7 +4,7 @@
 
 Each configuration runs in a process of its own, under a time limit: a plan is made of a job as
 `runner train` makes it, rendered, and its launch.sh started; what is measured is what the guard
-measures (runner.machine.sampler: PSS of all the run's processes, ten times a second). WORK keeps
+measures (runner.machine.host_sampler: PSS of the processes, ten times a second). WORK keeps
 models of random weights, runs and a line of JSON a configuration, written as it ends; those that
 are there are not run again. Then each is predicted, and nothing corrects it. At the end the table
 of all that is there; exit code 1 where a goal is missed (95 % of the peaks inside their interval,
@@ -240,13 +240,15 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
     from runner.engines.render import render
     from runner.engines.sft.facts import gather
     from runner.engines.sft.resolve import make_plan
-    from runner.machine.sampler import HostSampler, Schedule
+    from runner.machine.host_sampler import HostSampler
+    from runner.machine.schedule import Schedule
     from runner.plans.plan_file import plan_yaml
-    from runner.runs.folder import RunFolder, create
+    from runner.runs.create import create_run
+    from runner.runs.folder import RunFolder
 
     loaded = load_job(str(make_job(case, work)), case.settings())
     plan = make_plan(loaded, gather(loaded), "train")
-    folder: RunFolder = create(work / "runs", plan.job, plan.short_hash, "train", render(plan))
+    folder: RunFolder = create_run(work / "runs", plan.job, plan.short_hash, "train", render(plan))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with (folder.path / "out.log").open("wb") as log:
         process = subprocess.Popen(

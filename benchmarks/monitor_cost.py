@@ -127,8 +127,9 @@ def samplers(
 ) -> dict[str, Callable[[int], object]]:
     """What is measured, by name; each is given how often it was called."""
     from runner.machine.health import read_health
+    from runner.machine.host_sampler import HostSampler
+    from runner.machine.nvml_sampler import NvmlSampler
     from runner.machine.process_tree import ProcessTree
-    from runner.machine.sampler import HostSampler, NvmlSampler
     from runner.report.monitor import runs as monitor_runs
     from runner.report.monitor.watch import Watch
     from runner.supervisor.samplers import SEARCH_SECONDS

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.common.errors import RunnerError, UsageError
-from runner.runs.folder import RunFolder, all_runs, create, default_root, find_run, runs_of
+from runner.runs.create import create_run
+from runner.runs.find import all_runs, default_root, find_run, runs_of
+from runner.runs.folder import RunFolder
 from runner.runs.job_folders import job_folder
 
 FILES = {"plan.yaml": "plan\n", "launch.sh": "#!/bin/sh\n"}
@@ -22,7 +24,7 @@ NOON = time.mktime((2026, 11, 21, 12, 0, 0, 0, 0, -1))
 
 
 def make(root: Path, job: str = "demo", short_hash: str = "3f2a91c", seconds: int = 0) -> RunFolder:
-    run = create(root, job, short_hash, "train", FILES, NOON + seconds)
+    run = create_run(root, job, short_hash, "train", FILES, NOON + seconds)
     os.utime(run.plan, (NOON + seconds, NOON + seconds))
     return run
 
@@ -34,7 +36,7 @@ def test_a_run_is_made_with_its_files_and_folders(tmp_path: Path) -> None:
     assert os.access(run.launch_script, os.X_OK)
     assert not os.access(run.plan, os.X_OK) or run.plan.stat().st_mode & 0o111 == 0
     assert all(folder.is_dir() for folder in (run.logs, run.checkpoints, run.engine))
-    smoke = create(tmp_path / "runs", "demo", "3f2a91c", "smoke", FILES, NOON)
+    smoke = create_run(tmp_path / "runs", "demo", "3f2a91c", "smoke", FILES, NOON)
     assert smoke.path.name == "20261121-120000-3f2a91c-smoke"
 
 
@@ -109,7 +111,7 @@ def test_any_job_name_becomes_a_safe_folder_name(
     tmp_path_factory: pytest.TempPathFactory, job: str
 ) -> None:
     root = tmp_path_factory.getbasetemp() / "hostile"
-    run = create(root, job, "3f2a91c", "train", {}, NOON)
+    run = create_run(root, job, "3f2a91c", "train", {}, NOON)
     assert run.path.parent.parent == root
     assert re.fullmatch(r"[\w][\w.-]*|.*-[0-9a-f]{8}", run.path.parent.name)
     assert find_run(run.name, root).path == run.path
@@ -201,7 +203,7 @@ def test_set_aside_results_lose_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_no_half_made_run(full_disk: Callable[[int], Path]) -> None:
     root = full_disk(16 * 1024)
     with pytest.raises(RunnerError) as caught:
-        create(root, "demo", "3f2a91c", "train", {"plan.yaml": "x" * 200_000}, NOON)
+        create_run(root, "demo", "3f2a91c", "train", {"plan.yaml": "x" * 200_000}, NOON)
     assert caught.value.message == (
         f"the run folder can't be made under {root}: No space left on device"
     )

@@ -8,8 +8,9 @@ from runner.common.output import Output, field
 from runner.engines.render import read_any_plan
 from runner.launch.follow import Progress, View
 from runner.launch.wait import states
-from runner.report.outcome import outcome_lines
-from runner.runs.folder import RunFolder, default_root, find_run
+from runner.report.outcome import ended_lines
+from runner.runs.find import default_root, find_run
+from runner.runs.folder import RunFolder
 from runner.runs.records import end_of, supervisor_of
 from runner.runs.state import exit_code_of, is_over, state_of
 
@@ -37,7 +38,7 @@ def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:
     record = end_of(folder) or {}
     out.result(
         {"run": folder.name, "folder": str(folder.path), "state": state, **record},
-        outcome_lines(folder, record),
+        ended_lines(folder, record),
     )
     return exit_code_of(folder, state)
 

@@ -24,7 +24,8 @@ from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest, sha256_of
 from runner.provenance.replay import plan_of
 from runner.provenance.verify import changed_since, read_side
-from runner.runs.folder import RunFolder, default_root
+from runner.runs.find import default_root
+from runner.runs.folder import RunFolder
 
 
 def bundle_run(

@@ -15,7 +15,7 @@ from runner.launch.left_out import say_left_out
 from runner.launch.preflight import answering_gpu, require_run_stack
 from runner.launch.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
 from runner.plans.engine_command import question
-from runner.runs.folder import default_root, find_run
+from runner.runs.find import default_root, find_run
 
 
 def talk(

@@ -24,7 +24,7 @@ from runner.launch.survey import require_disk, survey, survey_lines
 from runner.launch.vram import over_budget, require_fits
 from runner.plans.base import PlanBase
 from runner.plans.facts import HostFacts
-from runner.runs.folder import default_root
+from runner.runs.find import default_root
 
 _GREEN, _PLAIN = terminal.ink("30;42"), terminal.ink("0")
 

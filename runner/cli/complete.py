@@ -61,7 +61,7 @@ def complete_jobs(incomplete: str) -> list[str]:
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
     """@last and the runs under --runs, newest first, by their names or without the job's."""
-    from runner.runs.folder import all_runs, default_root
+    from runner.runs.find import all_runs, default_root
 
     root = ctx.params.get("runs") or default_root()
     runs = list(reversed(all_runs(Path(root))))

@@ -170,7 +170,7 @@ def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.yaml"
         path.write_text(plan_yaml(plan), encoding="utf-8")
-        command = ["runner.data", str(path)]
+        command = ["runner.engines.sft.inside.prepare_rows", str(path)]
         made = False
         writes = [Path(folder)]
         if out is not None:

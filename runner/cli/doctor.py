@@ -14,8 +14,26 @@ from runner.common import durable
 from runner.common.errors import UsageError
 from runner.common.output import Output, field
 from runner.containers.private import sweep_private
-from runner.machine.doctor import containers, leases, probes
-from runner.machine.doctor.checks import Findings, judge, make_record, printable
+from runner.machine.doctor.containers import (
+    Removal,
+    describe_outcome,
+    describe_removal,
+    find_containers,
+    remove_orphans,
+)
+from runner.machine.doctor.disk import read_disks
+from runner.machine.doctor.docker import DOCKER_SECONDS, ask_docker
+from runner.machine.doctor.gpus import NVML_SECONDS, describe_stuck_gpus, read_gpus
+from runner.machine.doctor.host import find_tools, read_host
+from runner.machine.doctor.hub import HUB_SECONDS, ask_hub
+from runner.machine.doctor.leases import read_leases
+from runner.machine.doctor.masking import collect_secrets, printable
+from runner.machine.doctor.memory import read_memory
+from runner.machine.doctor.packages import list_packages
+from runner.machine.doctor.podman import ask_podman
+from runner.machine.doctor.programs import VERSION_SECONDS
+from runner.machine.doctor.report import Findings, judge, make_record
+from runner.machine.doctor.torch_build import TORCH_SECONDS, ask_torch
 
 PATIENCE_SECONDS = 3.0  # before it is said what is being waited for
 _T = TypeVar("_T")
@@ -32,12 +50,10 @@ def examine(out: Path, *, as_json: bool, fix: bool = False) -> int:
     """
     output = Output(as_json=as_json)
     _require_place(out)
-    secrets = probes.secrets(os.environ)
-    removed: tuple[probes.Removal, ...] = ()
+    secrets = collect_secrets(os.environ)
+    removed: tuple[Removal, ...] = ()
     if fix:
-        removed = containers.remove_orphans(
-            lambda line: output.say(field("fix", printable(line, secrets)))
-        )
+        removed = remove_orphans(lambda line: output.say(field("fix", printable(line, secrets))))
         for folder in sweep_private():
             output.say(field("fix", f"{folder}: removed; a process that was killed had left it"))
     findings = gather(output)
@@ -59,12 +75,12 @@ def examine(out: Path, *, as_json: bool, fix: bool = False) -> int:
 def gather(output: Output) -> Findings:
     """All findings; what can take seconds is asked at the same time."""
     output.say(field("checking", "this machine; torch, Docker and the hub may take some seconds"))
-    torch = _begin(probes.torch_build)
-    gpus = _begin(probes.gpus)
-    docker = _begin(probes.docker)
-    podman = _begin(probes.podman)
-    left = _begin(containers.containers)
-    hub = _begin(probes.hub)
+    torch = _begin(ask_torch)
+    gpus = _begin(read_gpus)
+    docker = _begin(ask_docker)
+    podman = _begin(ask_podman)
+    left = _begin(find_containers)
+    hub = _begin(ask_hub)
 
     def wait(what: str, seconds: float, future: Future[_T]) -> _T:
         try:
@@ -74,22 +90,22 @@ def gather(output: Output) -> Findings:
         return future.result()
 
     try:
-        cards = gpus.result(probes.NVML_SECONDS)
+        cards = gpus.result(NVML_SECONDS)
     except TimeoutError:
-        cards = probes.stuck_gpus()
+        cards = describe_stuck_gpus()
     return Findings(
-        host=probes.host(),
-        packages=probes.packages(),
-        tools=probes.tools(),
-        disks=probes.disks(),
-        memory=probes.memory(),
-        leases=leases.leases(),
+        host=read_host(),
+        packages=list_packages(),
+        tools=find_tools(),
+        disks=read_disks(),
+        memory=read_memory(),
+        leases=read_leases(),
         gpus=cards,
-        hub=wait("the hub", probes.HUB_SECONDS, hub),
-        docker=wait("Docker", probes.DOCKER_SECONDS, docker),
-        podman=wait("podman", probes.VERSION_SECONDS, podman),
-        containers=wait("the containers' daemon", probes.DOCKER_SECONDS, left),
-        torch=wait("torch's import", probes.TORCH_SECONDS, torch),
+        hub=wait("the hub", HUB_SECONDS, hub),
+        docker=wait("Docker", DOCKER_SECONDS, docker),
+        podman=wait("podman", VERSION_SECONDS, podman),
+        containers=wait("the containers' daemon", DOCKER_SECONDS, left),
+        torch=wait("torch's import", TORCH_SECONDS, torch),
     )
 
 
@@ -136,8 +152,8 @@ def _lines(record: dict[str, Any], report: Path | None) -> list[str]:
         if check["advice"]:
             lines.append(f"{'':<{width}}  {'do':>7}  {check['advice']}")
     for removal in record["removed"]:
-        told = probes.Removal(**removal)
-        lines.append(f"{told.name}  {containers.outcome(told)}; was {containers.describe(told)}")
+        told = Removal(**removal)
+        lines.append(f"{told.name}  {describe_outcome(told)}; was {describe_removal(told)}")
         if told.last_line:
             lines.append(f"  {field('last line', told.last_line)}")
     counts = [f"{summary['ok']} ok", _count(summary["warning"], "warning")]

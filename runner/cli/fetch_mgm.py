@@ -128,7 +128,8 @@ def _unreachable(absent: list[MgmNeed]) -> dict[str, dict[str, Any]]:
 
     Raises RefusedError, which names all that is lacking, where the network is forbidden.
     """
-    from runner.machine.doctor import probes
+    from runner.machine.doctor.hub import HUB_SECONDS, ask_hub
+    from runner.machine.doctor.programs import ask_program
 
     if (switch := offline_switch()) and all(need.source.optional for need in absent):
         away = {"error": f"{switch} forbids the network", "hint": None, "exit_code": EXIT_REFUSED}
@@ -142,7 +143,7 @@ def _unreachable(absent: list[MgmNeed]) -> dict[str, dict[str, Any]]:
         )
     failures: dict[str, tuple[str, str]] = {}
     kinds = {_host(need.source) for need in absent}
-    if "hub" in kinds and (found := probes.hub()).failure:
+    if "hub" in kinds and (found := ask_hub()).failure:
         told = f"{found.endpoint} can't be reached: {found.text or found.failure}"
         failures["hub"] = (told, "HF_ENDPOINT names a mirror")
     variables = {"data": "MGM_DATA_ENDPOINT", "toolkit": "MGM_REPOSITORY"}
@@ -151,7 +152,7 @@ def _unreachable(absent: list[MgmNeed]) -> dict[str, dict[str, Any]]:
         if where is None:  # a repository on this machine or behind ssh: git says it as soon
             continue
         ask = module_argv("runner.engines.mgm.fetch.address", kind)
-        answer = probes.ask(ask, probes.HUB_SECONDS)
+        answer = ask_program(ask, HUB_SECONDS)
         if answer.timed_out or '"status"' not in answer.out:
             reason = "no answer" if answer.timed_out else _failure_text(answer.out)
             told = f"{shown(where)} can't be reached: {reason}"

@@ -17,7 +17,8 @@ from runner.common.errors import UsageError
 from runner.common.output import Output
 from runner.common.units import format_bytes
 from runner.launch.wait import states
-from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.find import default_root, find_run
+from runner.runs.folder import RunFolder
 from runner.runs.state import QUEUED, state_of
 
 _AT_ONCE_BYTES = 1 << 20

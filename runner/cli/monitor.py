@@ -20,14 +20,15 @@ from runner.common.errors import UsageError
 from runner.common.output import Output
 from runner.machine.health import XidWatch, read_health
 from runner.machine.nvml import Nvml, NvmlUnavailable
-from runner.machine.sampler import Schedule
+from runner.machine.schedule import Schedule
 from runner.report.monitor import csv as monitor_csv
 from runner.report.monitor import metrics as monitor_metrics
 from runner.report.monitor.runs import LiveRuns
 from runner.report.monitor.snapshot import Snapshot
 from runner.report.monitor.view import render
 from runner.report.monitor.watch import Watch, samples_in
-from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.find import default_root, find_run
+from runner.runs.folder import RunFolder
 from runner.runs.outcome import Reason
 from runner.runs.state import state_of
 
@@ -255,9 +256,10 @@ class RunLine:
     def lines(self) -> list[str]:
         """For people; what the run's records gained since the last call is taken in."""
         if self.folder.is_ended():
-            from runner.report.run import read_report, verdict
+            from runner.report.outcome_lines import outcome_lines
+            from runner.report.run import read_report
 
-            return verdict(read_report(self.folder))
+            return outcome_lines(read_report(self.folder))
         if self._progress is None:
             from runner.engines.render import read_any_plan
             from runner.launch.follow import Progress

@@ -15,7 +15,8 @@ from runner.engines.sft.inside.train import best
 from runner.report.run_table import Standing, standing_of
 from runner.runs import checkpoints
 from runner.runs.delete import disk_bytes, held, remove_checkpoints, remove_run, sweep
-from runner.runs.folder import RunFolder, all_runs, default_root
+from runner.runs.find import all_runs, default_root
+from runner.runs.folder import RunFolder
 from runner.runs.records import end_of, newer_records
 from runner.runs.retention import Candidate, Doomed, Rules, doomed
 

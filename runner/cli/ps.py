@@ -11,7 +11,8 @@ from runner.common.output import Output, table
 from runner.containers.cli import find_cli
 from runner.containers.orphans import container_of_run
 from runner.report.run_table import HEADER, Standing, notes, row, standings
-from runner.runs.folder import RunFolder, all_runs, default_root
+from runner.runs.find import all_runs, default_root
+from runner.runs.folder import RunFolder
 from runner.runs.outcome import Reason
 from runner.runs.records import object_at
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.common.output import Output
-from runner.report.run import read_report, report_lines
-from runner.runs.folder import default_root, find_run
+from runner.report.run import read_report
+from runner.report.run_lines import report_lines
+from runner.runs.find import default_root, find_run
 
 
 def report_run(run: str, *, runs: Path | None, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from runner.cli.verify import verdict_lines
 from runner.common.output import Output
 from runner.launch.reproduce import reproduce
-from runner.report.outcome import outcome_lines
+from runner.report.outcome import ended_lines
 
 
 def reproduce_run(
@@ -30,10 +30,10 @@ def reproduce_run(
         run, out, steps=steps, on=on, at=at, trust_code=trust_code, runs=runs, unsafe=unsafe
     )
     end, folder = dict(found.end), found.folder
-    for line in outcome_lines(folder, end)[:1]:
+    for line in ended_lines(folder, end)[:1]:
         out.say(line)
     if found.compared is None:
-        out.result({"run": folder.name, "identical": None, **end}, outcome_lines(folder, end))
+        out.result({"run": folder.name, "identical": None, **end}, ended_lines(folder, end))
         return found.exit_code
     record = {**found.compared.record(), "folder": str(folder.path)}
     out.result(record, verdict_lines(found.compared))

@@ -8,7 +8,7 @@ from runner.cli.confirm import confirmed
 from runner.common.output import Output, field
 from runner.common.units import format_bytes
 from runner.runs.delete import disk_bytes, held, remove_run, sweep
-from runner.runs.folder import default_root, find_run
+from runner.runs.find import default_root, find_run
 from runner.runs.state import state_of
 
 

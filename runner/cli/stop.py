@@ -6,8 +6,8 @@ from pathlib import Path
 
 from runner.common.output import Output, field
 from runner.launch.stop import stop
-from runner.report.outcome import outcome_lines
-from runner.runs.folder import default_root, find_run
+from runner.report.outcome import ended_lines
+from runner.runs.find import default_root, find_run
 from runner.runs.records import end_of
 
 
@@ -17,5 +17,5 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
     folder = find_run(run, runs or default_root())
     stop(folder, now=now, say=lambda text: out.say(field("stopping", text)))
     record = end_of(folder) or {}
-    out.result({"run": folder.name, **record}, outcome_lines(folder, record))
+    out.result({"run": folder.name, **record}, ended_lines(folder, record))
     return 0

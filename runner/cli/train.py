@@ -12,7 +12,7 @@ from runner.launch.follow import follow
 from runner.launch.resume import Choice
 from runner.launch.start import leave, said_by_supervisor, start_supervisor
 from runner.launch.train import ReadyRun, TrainOptions, prepare
-from runner.report.outcome import outcome_lines
+from runner.report.outcome import ended_lines
 from runner.runs.records import end_of
 from runner.supervisor.execute.docker import docker_argv
 
@@ -56,6 +56,6 @@ def _ended(ready: ReadyRun, code: int, out: Output) -> int:
             out.say(line)
     out.result(
         {"run": folder.name, "folder": str(folder.path), "resumed": ready.resumes, **record},
-        outcome_lines(folder, record),
+        ended_lines(folder, record),
     )
     return code

@@ -13,7 +13,8 @@ from runner.common.output import Output, field
 from runner.common.units import format_bytes
 from runner.provenance.bundle import unpack
 from runner.provenance.bundle.index import Index
-from runner.runs.folder import RunFolder, default_root, is_run_name
+from runner.runs.find import default_root, is_run_name
+from runner.runs.folder import RunFolder
 from runner.runs.job_folders import earlier_job_folder, job_folder
 
 _SHOWN = 5

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from runner.common.output import Output, field
 from runner.provenance.compared import Compared, compare, manifest_folder
-from runner.runs.folder import default_root
+from runner.runs.find import default_root
 
 _TITLES = {
     "record": "records",

@@ -7,7 +7,8 @@ from typing import Any
 
 from runner.common.output import Output, field
 from runner.launch.wait import states
-from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.find import default_root, find_run
+from runner.runs.folder import RunFolder
 from runner.runs.records import end_of
 from runner.runs.state import exit_code_of
 

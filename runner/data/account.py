@@ -1,6 +1,6 @@
 """The report's records: how many rows of each source were kept, and why others were not.
 
-Pure, but for asking the ledger.
+Pure, but for asking the row index.
 
 Imports the standard library and this package.
 """
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.data.ingest import Taken
-from runner.data.ledger import EVAL, TEST, TRAIN, Ledger, LeftOut
-from runner.data.mix import Portion
-from runner.data.prepared import SIDES
+from runner.data.ingest import IngestResult
+from runner.data.mix import MixShare
+from runner.data.prepared import SPLITS
+from runner.data.row_index import EVAL, TEST, TRAIN, RowIndex
+from runner.data.row_table import LeftOut
 from runner.data.rows_plan import RowsPlan
 from runner.data.sources import Source
 
@@ -22,15 +23,15 @@ MOST_LABELS = 50
 
 def source_record(
     source: Source,
-    taken: Taken,
+    result: IngestResult,
     left_out: list[LeftOut | None],
-    sides: dict[str, int],
-    portion: Portion | None,
+    splits: dict[str, int],
+    share: MixShare | None,
     table: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A source's way through, and what of its rows is not used.
 
-    read = empty + untrained + duplicates + conflicts + leaked + the three sides.
+    read = empty + untrained + duplicates + conflicts + leaked + the three splits.
     """
     none = LeftOut(0, [])
     duplicates, conflicts, leaked = (one or none for one in left_out)
@@ -39,32 +40,34 @@ def source_record(
         "field": source.field,
         "place": source.place,
         "sha256": source.planned.sha256,
-        "format": taken.detection.format,
-        "because": taken.detection.because,
-        "read": taken.read,
-        "empty": taken.empties().record(),
-        "untrained": taken.without_answer().record(),
+        "format": result.detection.format,
+        "because": result.detection.because,
+        "read": result.read,
+        "empty": result.empties().record(),
+        "untrained": result.without_answer().record(),
         "duplicates": duplicates.record(),
         "conflicts": conflicts.record(),
         "leaked": leaked.record(),
-        **sides,
-        "drawn": portion.drawn if portion else sides["train"],
-        **taken.notes.record(),
+        **splits,
+        "drawn": share.drawn if share else splits["train"],
+        **result.notes.record(),
         "table": table,
     }
 
 
-def split_record(plan: RowsPlan, ledger: Ledger) -> dict[str, Any] | None:
-    split = plan.data.split
-    if split is None:
+def split_record(plan: RowsPlan, row_index: RowIndex) -> dict[str, Any] | None:
+    settings = plan.data.split
+    if settings is None:
         return None
     return {
-        **split.model_dump(mode="json"),
-        "strata": _by_side(ledger.values("stratum", MOST_STRATA)) if split.stratify else None,
+        **settings.model_dump(mode="json"),
+        "strata": _by_split(row_index.values("stratum", MOST_STRATA))
+        if settings.stratify
+        else None,
     }
 
 
-def mix_record(plan: RowsPlan, drawn: dict[int, Portion]) -> dict[str, Any] | None:
+def mix_record(plan: RowsPlan, drawn: dict[int, MixShare]) -> dict[str, Any] | None:
     mix = plan.data.mix
     if mix is None:
         return None
@@ -75,27 +78,27 @@ def mix_record(plan: RowsPlan, drawn: dict[int, Portion]) -> dict[str, Any] | No
         "portions": [
             {
                 "source": index,
-                "rows": portion.rows,
-                "drawn": portion.drawn,
-                "times": portion.times,
-                "once_more": portion.more,
-                "words": portion.words(),
+                "rows": share.rows,
+                "drawn": share.drawn,
+                "times": share.times,
+                "once_more": share.more,
+                "words": share.words(),
             }
-            for index, portion in drawn.items()
+            for index, share in drawn.items()
         ],
     }
 
 
-def labels_record(ledger: Ledger) -> dict[str, dict[str, int]] | None:
-    """Label -> side -> rows; None where there are no labels, or too many to be a class each."""
-    return _by_side(ledger.values("label", MOST_LABELS))
+def labels_record(row_index: RowIndex) -> dict[str, dict[str, int]] | None:
+    """Label -> split -> rows; None where there are no labels, or too many to be a class each."""
+    return _by_split(row_index.values("label", MOST_LABELS))
 
 
-def lengths_record(ledger: Ledger) -> dict[str, list[list[int]]]:
+def lengths_record(row_index: RowIndex) -> dict[str, list[list[int]]]:
     """Side -> [low, high, rows]: rows of so many characters, both ends included."""
     return {
-        SIDES[side]: [[2 ** (bits - 1) + 1 if bits else 0, 2**bits, rows] for bits, rows in found]
-        for side, found in sorted(ledger.lengths().items())
+        SPLITS[split]: [[2 ** (bits - 1) + 1 if bits else 0, 2**bits, rows] for bits, rows in found]
+        for split, found in sorted(row_index.lengths().items())
     }
 
 
@@ -104,10 +107,10 @@ def ratio_words(ratios: list[float]) -> str:
     return ":".join(f"{ratio:g}" for ratio in ratios)
 
 
-def _by_side(found: dict[str, dict[int, int]] | None) -> dict[str, dict[str, int]] | None:
+def _by_split(found: dict[str, dict[int, int]] | None) -> dict[str, dict[str, int]] | None:
     if found is None:
         return None
     return {
-        value: {SIDES[side]: sides.get(side, 0) for side in (TRAIN, EVAL, TEST)}
-        for value, sides in found.items()
+        value: {SPLITS[split]: splits.get(split, 0) for split in (TRAIN, EVAL, TEST)}
+        for value, splits in found.items()
     }

@@ -25,7 +25,7 @@ from runner.common import durable
 from runner.common.errors import Problem, SpecError
 from runner.data.image_words import WORDS
 from runner.data.pixels import UnreadableImage, decode, named_otherwise
-from runner.data.prepared import SIDES, Prepared
+from runner.data.prepared import SPLITS, Prepared
 
 DECODING_VERSION = 1
 """Raised with every change of `pixels` that reads other files, so that no earlier look counts."""
@@ -74,7 +74,7 @@ class _Known:
 def open_images(
     prepared: Prepared, background: str, cache: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Open each image that the rows of every side name, once; the record of it.
+    """Open each image that the rows of every split name, once; the record of it.
 
     Args:
         prepared: the rows.
@@ -117,10 +117,10 @@ def named_images(prepared: Prepared) -> dict[str, Use]:
     import pyarrow.parquet
 
     uses: dict[str, Use] = {}
-    for side in SIDES:
-        if not prepared.counts[side]:
+    for split in SPLITS:
+        if not prepared.counts[split]:
             continue
-        with pyarrow.parquet.ParquetFile(prepared.folder / f"{side}.parquet") as table:
+        with pyarrow.parquet.ParquetFile(prepared.folder / f"{split}.parquet") as table:
             for batch in table.iter_batches(columns=["source", "line", "images"]):
                 columns = (batch.column(name).to_pylist() for name in ("source", "line", "images"))
                 for source, line, images in zip(*columns, strict=True):

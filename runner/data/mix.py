@@ -9,7 +9,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Portion:
+class MixShare:
     """What a mix takes of one source."""
 
     rows: int  # distinct rows there are
@@ -33,9 +33,9 @@ class Portion:
         return "" if self.times == 1 else f"each {self.times} times"
 
 
-def portions(
+def mix_shares(
     rows: Sequence[int], ratios: Sequence[float], fit: Literal["repeat", "cut"]
-) -> list[Portion]:
+) -> list[MixShare]:
     """The mix of sources with `rows` rows each, in proportion to `ratios`, to the nearest row.
 
     repeat: the source that is largest for its ratio is taken once, others are repeated. cut: the
@@ -49,4 +49,4 @@ def portions(
     parts = [Fraction(str(ratio)) for ratio in ratios]
     each = [count / part for count, part in zip(rows, parts, strict=True)]
     unit = max(each) if fit == "repeat" else min(each)
-    return [Portion(count, round(unit * part)) for count, part in zip(rows, parts, strict=True)]
+    return [MixShare(count, round(unit * part)) for count, part in zip(rows, parts, strict=True)]

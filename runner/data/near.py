@@ -15,7 +15,7 @@ from operator import index
 from typing import Any
 
 from runner.data.compare import comparable
-from runner.data.prepared import Prepared, PreparedRow, Side
+from runner.data.prepared import Prepared, PreparedRow, Split
 
 SIMILARITY = 0.8
 """Jaccard index from which two questions are said to be near duplicates."""
@@ -54,7 +54,9 @@ def near_duplicates(
     except ImportError:
         return {**record, "looked_at": None, "because": "datasketch is not installed"}
     say("looking for near duplicates")
-    held = [(side, row) for side in _HELD for row in _drawn(prepared, side, counts, MOST_HELD_OUT)]
+    held = [
+        (split, row) for split in _HELD for row in _drawn(prepared, split, counts, MOST_HELD_OUT)
+    ]
     trained = _drawn(prepared, "train", counts, MOST_TRAINED)
     common = _common(prepared, counts)
     lsh = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, BAND_ROWS))
@@ -82,7 +84,7 @@ def near_duplicates(
         **record,
         "looked_at": {"held_out": len(held), "train": looked},
         "too_short": short,
-        "rows": {side: sum(held[place][0] == side for place in best) for side in _HELD},
+        "rows": {split: sum(held[place][0] == split for place in best) for split in _HELD},
         "first": [
             {
                 "side": held[place][0],
@@ -98,16 +100,16 @@ def near_duplicates(
     }
 
 
-_HELD: tuple[Side, ...] = ("eval", "test")
+_HELD: tuple[Split, ...] = ("eval", "test")
 
 
 def _drawn(
-    prepared: Prepared, side: Side, counts: dict[str, int], most: int
+    prepared: Prepared, split: Split, counts: dict[str, int], most: int
 ) -> Iterator[PreparedRow]:
-    """A side's rows, evenly drawn where there are too many; one that is repeated for a mix once."""
-    every = max(1, -(-counts[side] // most))
+    """A split's rows, evenly drawn where there are too many; one repeated for a mix comes once."""
+    every = max(1, -(-counts[split] // most))
     seen: set[tuple[int, int]] = set()
-    for place, row in enumerate(prepared.rows(side)):
+    for place, row in enumerate(prepared.rows(split)):
         if place % every == 0 and (row.source, row.line) not in seen:
             seen.add((row.source, row.line))
             yield row

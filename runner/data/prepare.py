@@ -31,15 +31,16 @@ from runner.data.account import (
 from runner.data.cache import MANIFEST, lock_of, make_once, no_room, tells_full
 from runner.data.formats import FormatOptions
 from runner.data.image_files import open_images
-from runner.data.ingest import Intake, Taken, take
-from runner.data.ledger import EVAL, TEST, TRAIN, Ledger
+from runner.data.ingest import IngestResult, ingest
+from runner.data.intake import Intake
 from runner.data.llava import read_questions
 from runner.data.near import near_duplicates
-from runner.data.prepared import LEFT_OUT, REPORT, SIDES, Prepared, hashes_name
+from runner.data.prepared import LEFT_OUT, REPORT, SPLITS, Prepared, hashes_name
+from runner.data.row_index import EVAL, TEST, TRAIN, RowIndex
 from runner.data.rows_plan import RowsPlan
-from runner.data.settle import require_sides, settle_leaks, settle_mix
-from runner.data.sides import content_file, write_sides
+from runner.data.settle import require_splits, settle_leaks, settle_mix
 from runner.data.sources import Source, identity_of, image_root, rows_of, sources_of, table_of
+from runner.data.write_splits import content_file, write_splits
 
 PIPELINE_VERSION = 5
 """Raised with every change that gives other rows, so that no cache of before is reused."""
@@ -53,7 +54,7 @@ def prepare(plan: RowsPlan, *, say: Callable[[str], None]) -> Prepared:
         say: gets a line now and then while many rows are read.
 
     Raises:
-        SpecError: unreadable rows, rows that don't fit their format, a side without rows, a leak
+        SpecError: unreadable rows, rows that don't fit their format, a split without rows, a leak
             that the job refuses, images that can't be read.
         RefusedError: rows that changed since the plan was made, a hub that can't be reached, a
             cache folder that is full or can't be written.
@@ -152,8 +153,8 @@ def _make(
     work = folder / "work"
     work.mkdir()
     try:
-        with Ledger(work) as ledger:
-            return _run(plan, sources, folder, work, ledger, say)
+        with RowIndex(work) as row_index:
+            return _run(plan, sources, folder, work, row_index, say)
     except (duckdb.Error, pyarrow.ArrowException) as error:
         # both say in words of their own that they found no room
         if not tells_full(error, folder):
@@ -168,21 +169,21 @@ def _run(
     sources: list[Source],
     folder: Path,
     work: Path,
-    ledger: Ledger,
+    row_index: RowIndex,
     say: Callable[[str], None],
 ) -> list[str]:
     started = time.monotonic()
     settings = plan.data
-    taken = _take_all(plan, sources, work, ledger, say)
-    large = sum(one.read for one in taken) >= 1_000_000
+    ingested = _ingest_all(plan, sources, work, row_index, say)
+    large = sum(one.read for one in ingested) >= 1_000_000
     tell = say if large else lambda _: None
 
     tell("looking for duplicates and conflicts")
-    duplicates = ledger.leave_out_duplicates() if settings.clean.duplicates == "drop" else {}
-    conflicts = ledger.leave_out_conflicts() if settings.clean.conflicts == "drop" else {}
+    duplicates = row_index.leave_out_duplicates() if settings.clean.duplicates == "drop" else {}
+    conflicts = row_index.leave_out_conflicts() if settings.clean.conflicts == "drop" else {}
     if settings.split is not None:
         tell("splitting")
-        if settings.split.stratify and (number := ledger.strata()) > MOST_STRATA:
+        if settings.split.stratify and (number := row_index.strata()) > MOST_STRATA:
             raise SpecError(
                 [
                     Problem(
@@ -194,13 +195,13 @@ def _run(
                     )
                 ]
             )
-        ledger.hold_out(settings.split.eval, settings.split.test)
-    ledger.place([source.side for source in sources])
-    leakage, leaked = settle_leaks(plan, sources, ledger)
+        row_index.hold_out(settings.split.eval, settings.split.test)
+    row_index.place([source.split for source in sources])
+    leakage, leaked = settle_leaks(plan, sources, row_index)
     places = [source.place for source in sources]
-    left_out = ledger.write_left_out(folder / LEFT_OUT, places)
-    counts = ledger.counts()
-    require_sides(plan, sources, taken, counts, [duplicates, conflicts, leaked])
+    left_out = row_index.write_left_out(folder / LEFT_OUT, places)
+    counts = row_index.counts()
+    require_splits(plan, sources, ingested, counts, [duplicates, conflicts, leaked])
     drawn = settle_mix(plan, sources, counts)
     record = {
         "schema_version": 1,
@@ -208,41 +209,41 @@ def _run(
         "sources": [
             source_record(
                 source,
-                taken[index],
+                ingested[index],
                 [one.get(index) for one in (duplicates, conflicts, leaked)],
-                {SIDES[side]: counts.get((index, side), 0) for side in (TRAIN, EVAL, TEST)},
+                {SPLITS[split]: counts.get((index, split), 0) for split in (TRAIN, EVAL, TEST)},
                 drawn.get(index),
                 table_of(plan, source),
             )
             for index, source in enumerate(sources)
         ],
-        "split": split_record(plan, ledger),
+        "split": split_record(plan, row_index),
         "compared": {"ignore": list(settings.clean.ignore), "rule": leakage["rule"]},
         "left_out": {"rows": left_out, "file": LEFT_OUT},
         "leakage": leakage,
         "mix": mix_record(plan, drawn),
-        "labels": labels_record(ledger),
-        "characters": lengths_record(ledger),
+        "labels": labels_record(row_index),
+        "characters": lengths_record(row_index),
     }
-    ledger.decide({index: (portion.times, portion.more) for index, portion in drawn.items()})
+    row_index.decide({index: (share.times, share.more) for index, share in drawn.items()})
     tell("writing the prepared rows")
-    written = write_sides(folder, work, taken, ledger)
+    written = write_splits(folder, work, ingested, row_index)
     record["sides"] = written
-    for side, name in enumerate(SIDES):
-        ledger.write_hashes(side, folder / hashes_name(name))
+    for split, name in enumerate(SPLITS):
+        row_index.write_hashes(split, folder / hashes_name(name))
     record["near_duplicates"] = near_duplicates(Prepared(folder), written, tell)
     record["seconds"] = round(time.monotonic() - started, 3)
     durable.write_json(folder / REPORT, record)
-    return [one.digest for one in taken]
+    return [one.digest for one in ingested]
 
 
-def _take_all(
+def _ingest_all(
     plan: RowsPlan,
     sources: list[Source],
     work: Path,
-    ledger: Ledger,
+    row_index: RowIndex,
     say: Callable[[str], None],
-) -> list[Taken]:
+) -> list[IngestResult]:
     data = plan.data
     questions = None
     if plan.rows.questions is not None and plan.rows.questions.path:
@@ -256,12 +257,14 @@ def _take_all(
         questions=questions,
         ignored=frozenset(data.ignore_keys),
     )
-    taken: list[Taken] = []
+    ingested: list[IngestResult] = []
     next_id = 0
     for index, source in enumerate(sources):
-        splits = data.split if source.role == "train" else None
-        mixes = data.mix if source.side == TRAIN else None
-        read = frozenset([splits.stratify] if splits and splits.stratify else [])
+        split_settings = data.split if source.role == "train" else None
+        mix_settings = data.mix if source.split == TRAIN else None
+        read = frozenset(
+            [split_settings.stratify] if split_settings and split_settings.stratify else []
+        )
         intake = Intake(
             index=index,
             field=source.field,
@@ -270,18 +273,18 @@ def _take_all(
             options=replace(options, read_otherwise=read),
             image_root=image_root(plan, source),
             max_rows=data.max_rows,
-            stratify=splits.stratify if splits else None,
-            split_seed=splits.seed if splits else None,
-            mix_seed=mixes.seed if mixes else None,
+            stratify=split_settings.stratify if split_settings else None,
+            split_seed=split_settings.seed if split_settings else None,
+            mix_seed=mix_settings.seed if mix_settings else None,
             ignore=tuple(data.clean.ignore),
         )
         rows = rows_of(plan, source)
-        one = take(intake, rows, content_file(work, index), ledger, next_id, say)
+        one = ingest(intake, rows, content_file(work, index), row_index, next_id, say)
         if one.empty + one.untrained == one.read:
             text = f"all {one.read} rows have an empty prompt or answer"
             if one.untrained:
                 text += f", or are marked as not trained ({one.untrained})"
             raise SpecError([Problem(source.place, source.field, text)])
-        taken.append(one)
+        ingested.append(one)
         next_id = one.stop_id
-    return taken
+    return ingested

@@ -19,8 +19,8 @@ from runner.common import staged_folder
 from runner.common.errors import RefusedError
 from runner.data.messages import Message, Tools
 
-Side = Literal["train", "eval", "test"]
-SIDES: tuple[Side, ...] = get_args(Side)
+Split = Literal["train", "eval", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 REPORT = "report.json"
 LEFT_OUT = "left-out.jsonl"
 """A line for each row that was left out as a duplicate, in conflict or leaked, with the row that it
@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class PreparedRow:
-    """One conversation, cleaned and on its side of the split."""
+    """One conversation, cleaned and on its split."""
 
     source: int  # index in report["sources"]
     line: int  # line or row number in that source
@@ -58,8 +58,8 @@ class Overlap:
 class Prepared:
     """A folder of prepared rows.
 
-    SIDE.parquet holds the rows (source, line, messages as JSON, images, label, tools as JSON), in
-    training with their repeats; hashes-SIDE.parquet the 128-bit BLAKE2b of each row's normalised
+    SPLIT.parquet holds the rows (source, line, messages as JSON, images, label, tools as JSON), in
+    training with their repeats; hashes-SPLIT.parquet the 128-bit BLAKE2b of each row's normalised
     prompt and of all its turns, each once; report.json what was counted on the way.
     """
 
@@ -80,21 +80,21 @@ class Prepared:
         return record
 
     @property
-    def counts(self) -> dict[Side, int]:
-        """Rows of each side; 0 for a side that the job does not have."""
-        return {side: int(self.report["sides"][side]) for side in SIDES}
+    def counts(self) -> dict[Split, int]:
+        """Rows of each split; 0 for a split that the job does not have."""
+        return {split: int(self.report["sides"][split]) for split in SPLITS}
 
-    def rows(self, side: Side) -> Iterator[PreparedRow]:
-        """The side's rows in the order of their sources; streams, whatever their number."""
-        with self._open(side) as table:
+    def rows(self, split: Split) -> Iterator[PreparedRow]:
+        """The split's rows in the order of their sources; streams, whatever their number."""
+        with self._open(split) as table:
             for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
                 yield from _rows(batch)
 
-    def pick(self, side: Side, places: Sequence[int]) -> list[PreparedRow]:
-        """The rows at these places of `rows(side)`, which ascend; others are not read."""
+    def pick(self, split: Split, places: Sequence[int]) -> list[PreparedRow]:
+        """The rows at these places of `rows(split)`, which ascend; others are not read."""
         picked: list[PreparedRow] = []
         wanted = list(places)
-        with self._open(side) as table:
+        with self._open(split) as table:
             first = 0
             for group in range(table.num_row_groups):
                 stop = first + table.metadata.row_group(group).num_rows
@@ -104,39 +104,39 @@ class Prepared:
                 first = stop
         return picked
 
-    def _open(self, side: Side) -> Any:
+    def _open(self, split: Split) -> Any:
         import pyarrow.parquet
 
         # pages are read as they are needed, not a row group's columns at once
         return pyarrow.parquet.ParquetFile(
-            self.folder / f"{side}.parquet", buffer_size=1 << 20, pre_buffer=False
+            self.folder / f"{split}.parquet", buffer_size=1 << 20, pre_buffer=False
         )
 
-    def split_hashes(self) -> dict[Side, str]:
-        """sha256 over the sorted row hashes of each side that has rows: which rows went where.
+    def split_hashes(self) -> dict[Split, str]:
+        """sha256 over the sorted row hashes of each split that has rows: which rows went where.
 
         It is the same wherever the rows lie, and whatever pyarrow wrote them.
         """
         import duckdb
 
-        found: dict[Side, str] = {}
+        found: dict[Split, str] = {}
         with (
             tempfile.TemporaryDirectory() as spill,
             duckdb.connect(
                 config={"memory_limit": "400MB", "threads": 2, "temp_directory": spill}
             ) as database,
         ):
-            for side in SIDES:
-                if not self.counts[side]:
+            for split in SPLITS:
+                if not self.counts[split]:
                     continue
                 digest = hashlib.sha256()
                 asked = database.execute(
                     'SELECT "row"::VARCHAR FROM read_parquet($1) ORDER BY 1',
-                    [str(self.folder / hashes_name(side))],
+                    [str(self.folder / hashes_name(split))],
                 )
                 while rows := asked.fetchmany(ROWS_AT_ONCE):
                     digest.update("".join(f"{row[0]}\n" for row in rows).encode())
-                found[side] = digest.hexdigest()
+                found[split] = digest.hexdigest()
         return found
 
     def copy_hashes(self, folder: Path) -> None:
@@ -145,8 +145,8 @@ class Prepared:
         Raises OSError where it can't be written. A folder that is there is replaced.
         """
         with staged_folder.staged(folder, existing="replace") as staging:
-            for side in SIDES:
-                shutil.copyfile(self.folder / hashes_name(side), staging / hashes_name(side))
+            for split in SPLITS:
+                shutil.copyfile(self.folder / hashes_name(split), staging / hashes_name(split))
 
 
 def _rows(table: Any) -> Iterator[PreparedRow]:
@@ -156,9 +156,9 @@ def _rows(table: Any) -> Iterator[PreparedRow]:
         yield PreparedRow(source, line, json.loads(messages), images or [], label, given)
 
 
-def hashes_name(side: Side) -> str:
-    """Name of the file that holds a side's hashes, in Prepared.folder and in a run's copy."""
-    return f"hashes-{side}.parquet"
+def hashes_name(split: Split) -> str:
+    """Name of the file that holds a split's hashes, in Prepared.folder and in a run's copy."""
+    return f"hashes-{split}.parquet"
 
 
 def _among(column: str, exact: bool) -> str:
@@ -171,8 +171,8 @@ def _among(column: str, exact: bool) -> str:
     return found
 
 
-def proves_disjoint(trained: Path, rows: Prepared, side: Side = "test") -> Overlap:
-    """Whether rows of `side` were trained on in a run.
+def proves_disjoint(trained: Path, rows: Prepared, split: Split = "test") -> Overlap:
+    """Whether rows of `split` were trained on in a run.
 
     Args:
         trained: the folder that `copy_hashes` wrote for the run (or a Prepared's own folder).
@@ -182,7 +182,7 @@ def proves_disjoint(trained: Path, rows: Prepared, side: Side = "test") -> Overl
     """
     import duckdb
 
-    seen, asked = trained / hashes_name("train"), rows.folder / hashes_name(side)
+    seen, asked = trained / hashes_name("train"), rows.folder / hashes_name(split)
     try:
         with (
             tempfile.TemporaryDirectory() as spill,

@@ -1,4 +1,4 @@
-"""Apply the job's settings for rows that leak, splits without rows, and the mix.
+"""What the job decides about rows that leak, splits without rows, and the mix.
 
 Imports the standard library and this package.
 """
@@ -11,29 +11,30 @@ from typing import Any
 from runner.common.errors import Problem, SpecError
 from runner.data.account import ratio_words
 from runner.data.compare import rule_words
-from runner.data.ingest import Taken
-from runner.data.ledger import EVAL, TEST, TRAIN, Ledger, LeftOut
-from runner.data.mix import Portion, portions
-from runner.data.prepared import SIDES
+from runner.data.ingest import IngestResult
+from runner.data.mix import MixShare, mix_shares
+from runner.data.prepared import SPLITS
+from runner.data.row_index import EVAL, TEST, TRAIN, RowIndex
+from runner.data.row_table import LeftOut
 from runner.data.rows_plan import RowsPlan
 from runner.data.sources import Source
 
 
 def settle_leaks(
-    plan: RowsPlan, sources: list[Source], ledger: Ledger
+    plan: RowsPlan, sources: list[Source], row_index: RowIndex
 ) -> tuple[dict[str, Any], dict[int, LeftOut]]:
-    """What the sides share, and the rows that were left out for it."""
+    """What the splits share, and the rows that were left out for it."""
     mode = plan.data.leakage
     rule = rule_words(plan.data.clean.ignore)
     record: dict[str, Any] = {"mode": mode, "rule": rule}
     looser: dict[str, int] = {}
     first: dict[str, list[dict[str, int]]] = {}
     problems = []
-    for side, other in ((TEST, TRAIN), (EVAL, TRAIN), (EVAL, TEST)):
-        number, named = ledger.leaks(side, other)
-        name = f"{SIDES[side]}_in_{SIDES[other]}"
+    for split, other in ((TEST, TRAIN), (EVAL, TRAIN), (EVAL, TEST)):
+        number, named = row_index.leaks(split, other)
+        name = f"{SPLITS[split]}_in_{SPLITS[other]}"
         record[name] = number
-        looser[name] = ledger.looser_leaks(side, other)
+        looser[name] = row_index.looser_leaks(split, other)
         if named:
             keys = ("source", "line", "other_source", "other_line")
             first[name] = [dict(zip(keys, each, strict=True)) for each in named]
@@ -49,7 +50,7 @@ def settle_leaks(
                 Problem(
                     f"{sources[source].place}:{line}",
                     "data.leakage",
-                    f"{number:,} {SIDES[side]} rows have a prompt that is {use} too ({rule})",
+                    f"{number:,} {SPLITS[split]} rows have a prompt that is {use} too ({rule})",
                     f"lines {shown}" + (" ..." if number > len(named) else ""),
                     "sides that share no prompt; data.leakage: remove leaves such rows out of "
                     + ("training" if other == TRAIN else "eval"),
@@ -63,9 +64,9 @@ def settle_leaks(
     if mode == "remove":
         # from eval first: its rows that are tested on count no more against training
         if record["eval_in_test"]:
-            leaked = ledger.remove_leaks(EVAL, [TEST])
+            leaked = row_index.remove_leaks(EVAL, [TEST])
         if record["test_in_train"] or record["eval_in_train"]:
-            for source, left_out in ledger.remove_leaks(TRAIN, [EVAL, TEST]).items():
+            for source, left_out in row_index.remove_leaks(TRAIN, [EVAL, TEST]).items():
                 leaked[source] = leaked.get(source, LeftOut(0, [])).and_also(left_out)
     return record, leaked
 
@@ -74,37 +75,37 @@ def _short(place: str) -> str:
     return PurePosixPath(place).name if place.startswith("/") else place
 
 
-def require_sides(
+def require_splits(
     plan: RowsPlan,
     sources: list[Source],
-    taken: list[Taken],
+    ingested: list[IngestResult],
     counts: dict[tuple[int, int], int],
     left_out: list[dict[int, LeftOut]],
 ) -> None:
-    """Raise SpecError where a source is used up, or a side that the job asks for has no rows."""
+    """Raise SpecError where a source is used up, or a split that the job asks for has no rows."""
     problems = []
     for index, source in enumerate(sources):
-        if not counts.get((index, source.side)):
+        if not counts.get((index, source.split)):
             steps = {
-                "with an empty prompt or answer": taken[index].empties(),
-                "marked as not trained": taken[index].without_answer(),
+                "with an empty prompt or answer": ingested[index].empties(),
+                "marked as not trained": ingested[index].without_answer(),
             }
             for words, step in zip(("duplicates", "in conflict", "leaked"), left_out, strict=True):
                 steps[words] = step.get(index, LeftOut(0, []))
             shown = ", ".join(f"{one.rows:,} {words}" for words, one in steps.items() if one.rows)
-            text = f"none of {taken[index].read:,} rows is left: {shown}"
+            text = f"none of {ingested[index].read:,} rows is left: {shown}"
             problems.append(Problem(source.place, source.field, text))
-    split = plan.data.split
-    wanted = [(EVAL, split.eval), (TEST, split.test)] if split else []
-    for side, share in wanted:
-        if share and not problems and not counts.get((0, side)):
+    settings = plan.data.split
+    wanted = [(EVAL, settings.eval), (TEST, settings.test)] if settings else []
+    for split, share in wanted:
+        if share and not problems and not counts.get((0, split)):
             left = counts.get((0, TRAIN), 0)
             problems.append(
                 Problem(
                     sources[0].place,
                     "data.split",
                     "can't hold rows out"
-                    + (": all rows ask the same" if left > 1 else f" for {SIDES[side]}"),
+                    + (": all rows ask the same" if left > 1 else f" for {SPLITS[split]}"),
                     f"{left} rows",
                     "more rows with different prompts",
                 )
@@ -115,16 +116,16 @@ def require_sides(
 
 def settle_mix(
     plan: RowsPlan, sources: list[Source], counts: dict[tuple[int, int], int]
-) -> dict[int, Portion]:
+) -> dict[int, MixShare]:
     """Index of each mixed source -> what the mix takes of it; nothing where nothing is mixed."""
     mix = plan.data.mix
     if mix is None:
         return {}
-    mixed = [index for index, source in enumerate(sources) if source.side == TRAIN]
+    mixed = [index for index, source in enumerate(sources) if source.split == TRAIN]
     rows = [counts[index, TRAIN] for index in mixed]
-    found = portions(rows, [sources[index].ratio or 1.0 for index in mixed], mix.fit)
-    for index, portion in zip(mixed, found, strict=True):
-        if not portion.drawn:
+    found = mix_shares(rows, [sources[index].ratio or 1.0 for index in mixed], mix.fit)
+    for index, share in zip(mixed, found, strict=True):
+        if not share.drawn:
             raise SpecError(
                 [
                     Problem(

@@ -15,8 +15,8 @@ from runner.common.errors import RefusedError
 from runner.data.columns import renamed
 from runner.data.dialect import WORDS
 from runner.data.hub import read_hub
-from runner.data.ledger import EVAL, TEST, TRAIN
 from runner.data.read import ReadOptions, Row, read_rows, table_record
+from runner.data.row_index import EVAL, TEST, TRAIN
 from runner.data.rows_plan import RowsPlan
 from runner.data.tables import TableOptions
 from runner.jobs.data import DataSettings, TableSettings
@@ -40,7 +40,7 @@ class Source:
         return f"{self.planned.kind}:{self.planned.id}"
 
     @property
-    def side(self) -> int:
+    def split(self) -> int:
         return {"eval": EVAL, "test": TEST}.get(self.role, TRAIN)
 
 

@@ -15,10 +15,10 @@ EVAL, TEST = 1, 2
 def allot(sizes: Mapping[str, int], eval_share: float, test_share: float) -> dict[str, list[int]]:
     """Rows of each stratum for [eval, test]; what is left over trains.
 
-    Each of the three sides gets its share of a stratum rounded down or up, never further off. Which
-    of the two follows from the largest remainders, so that the whole eval side has
-    `round(eval_share * rows)` rows, and the test side as near to its own share as that allows. A
-    side that rounding leaves without a row, training before all, gets one where one can be spared.
+    Each of the three splits gets its share of a stratum rounded down or up, no further off. Which
+    of the two follows from the largest remainders, so that the whole eval split has
+    `round(eval_share * rows)` rows, and the test split as near to its own share as that allows. A
+    split that rounding leaves without a row, training before all, gets one where one can be spared.
 
     Raises ValueError unless both shares are at least 0 and together below 1.
     """
@@ -30,8 +30,8 @@ def allot(sizes: Mapping[str, int], eval_share: float, test_share: float) -> dic
     parts = {name: [floor(size * share) for share in shares] for name, size in sizes.items()}
     rest = {name: [size * share % 1 for share in shares] for name, size in sizes.items()}
 
-    def largest_first(side: int, among: Iterable[str]) -> list[str]:
-        return sorted(among, key=lambda name: (-rest[name][side], name))
+    def largest_first(split: int, among: Iterable[str]) -> list[str]:
+        return sorted(among, key=lambda name: (-rest[name][split], name))
 
     extra = round(total * shares[0]) - sum(part[0] for part in parts.values())
     up = set(largest_first(0, (name for name in names if rest[name][0]))[:extra])
@@ -68,10 +68,10 @@ def draw(groups: Iterable[tuple[Key, int]], rooms: list[int]) -> Iterator[tuple[
     if not any(rooms):
         return
     for key, size in groups:
-        for index, side in ((0, EVAL), (1, TEST)):
+        for index, split in ((0, EVAL), (1, TEST)):
             if size <= rooms[index]:
                 rooms[index] -= size
-                yield key, side
+                yield key, split
                 break
         if not any(rooms):
             return
@@ -80,16 +80,16 @@ def draw(groups: Iterable[tuple[Key, int]], rooms: list[int]) -> Iterator[tuple[
 def _none_empty(
     parts: dict[str, list[int]], sizes: Mapping[str, int], shares: tuple[Fraction, ...]
 ) -> None:
-    """Give a row to a side that is asked for and has none; before all, one to training."""
+    """Give a row to a split that is asked for and has none; before all, one to training."""
     spare = {name: sizes[name] - sum(parts[name]) for name in sorted(parts)}
     if parts and not any(spare.values()):
         name = max(spare, key=lambda name: sizes[name])
-        side = TEST - 1 if parts[name][TEST - 1] else EVAL - 1
-        parts[name][side] -= 1
+        split = TEST - 1 if parts[name][TEST - 1] else EVAL - 1
+        parts[name][split] -= 1
         spare[name] += 1
-    for side, share in enumerate(shares):
-        if share and spare and not any(part[side] for part in parts.values()):
+    for split, share in enumerate(shares):
+        if share and spare and not any(part[split] for part in parts.values()):
             name = max(spare, key=lambda name: spare[name])
             if spare[name] > 1:
-                parts[name][side] += 1
+                parts[name][split] += 1
                 spare[name] -= 1

@@ -42,14 +42,14 @@ def cleaning_lines(report: dict[str, Any]) -> list[str]:
         out += _kind_lines(source, beside)
     leakage = report["leakage"]
     if leakage["mode"] == "keep":
-        for (side, other), number in leaks(leakage):
+        for (split, other), number in leaks(leakage):
             out.append(
-                f"WARNING: {number:,} {side} rows have a prompt that is in {other} too "
+                f"WARNING: {number:,} {split} rows have a prompt that is in {other} too "
                 f"({leakage.get('rule', OLD_RULE)}); the job keeps them (data.leakage)"
             )
-    for (side, other), number in leaks(leakage.get("by_case_and_width_alone") or {}):
+    for (split, other), number in leaks(leakage.get("by_case_and_width_alone") or {}):
         out.append(
-            f"WARNING: {number:,} {side} rows differ from prompts in {other} by case, width or "
+            f"WARNING: {number:,} {split} rows differ from prompts in {other} by case, width or "
             "white space alone; data.clean.ignore: [white_space, case, width] takes them for the "
             "same"
         )
@@ -94,12 +94,12 @@ def _kind_lines(source: dict[str, Any], beside: str) -> list[str]:
 
 
 def leaks(leakage: dict[str, Any]) -> list[tuple[tuple[str, str], int]]:
-    """((side, other side), rows) of each pair of sides that share prompts."""
+    """((split, other split), rows) of each pair of splits that share prompts."""
     found = []
     for key, number in leakage.items():
-        side, between, other = key.partition("_in_")
+        split, between, other = key.partition("_in_")
         if between and number:
-            found.append(((side, other), int(number)))
+            found.append(((split, other), int(number)))
     return found
 
 
@@ -149,18 +149,18 @@ def near_lines(report: dict[str, Any]) -> list[str]:
         return [f"near duplicates were not looked for: {near['because']}"]
     sources = report["sources"]
     out = []
-    for side, number in near["rows"].items():
+    for split, number in near["rows"].items():
         if not number:
             continue
         shown = ", ".join(
             f"{name_of(sources[one['source']])}:{one['line']} as "
             f"{name_of(sources[one['train_source']])}:{one['train_line']} "
             f"({one['similarity']:.0%})"
-            for one in [each for each in near["first"] if each["side"] == side][:NEAR_NAMED]
+            for one in [each for each in near["first"] if each["side"] == split][:NEAR_NAMED]
         )
         more = " ..." if number > NEAR_NAMED else ""
         out.append(
-            f"WARNING: {number:,} {side} rows are near duplicates of training rows (MinHash, at "
+            f"WARNING: {number:,} {split} rows are near duplicates of training rows (MinHash, at "
             f"least {near['similarity']:.0%} alike): {shown}{more}"
         )
     return out

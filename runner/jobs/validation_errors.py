@@ -1,43 +1,22 @@
 """Turn pydantic's errors about a job into our own: where, which field, what was expected.
 
-Imports pydantic, runner.jobs.fields and runner.common.yaml_text; pure.
+Imports pydantic, runner.common.yaml_text and this package's `describe_errors` and `fields`; pure.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from runner.common.errors import Problem, nearest
+from runner.common.errors import Problem
 from runner.common.yaml_text import FieldPath, brief, dotted_name
+from runner.jobs.describe_errors import Complaint, describe
 from runner.jobs.fields import (
     annotation_at,
-    choices_of,
-    example_of,
-    field_elsewhere,
-    last_names,
-    model_at,
 )
 from runner.jobs.model import ConflictError
-
-_NUMBER = re.compile(r"[-+]?[0-9._]+(?:[eE][-+]?[0-9]+)?")
-
-_EXPECTED = {
-    "missing": "this field, which has no default",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "string_too_short": "text that is not empty",
-    "string_pattern_mismatch": "lower-case letters, digits and hyphens, a letter first",
-    "model_type": "fields of its own (an indented block)",
-    "model_attributes_type": "fields of its own (an indented block)",
-    "finite_number": "a finite number",
-}
 
 
 def problems_of(
@@ -51,72 +30,26 @@ def problems_of(
     """Each complaint about a job of the kind `root`, in our words and with its place."""
     found: dict[FieldPath, Problem] = {}
     for item in error.errors(include_url=False):
-        key = _real_key(item["loc"], raw, root)
-        where = _where(key, shown, lines, given)
-        kind, context = item["type"], item.get("ctx", {})
+        key, kind, context = _real_key(item["loc"], raw, root), item["type"], item.get("ctx", {})
         value = None if kind == "missing" or item["input"] is raw else brief(item["input"])
-        expected = _expected(kind, key, root)
-        problem, near = item["msg"], None
-        if kind == "extra_forbidden":
-            model = model_at(annotation_at(key[:-1], root)) or root
-            names = list(model.model_fields)
-            problem, expected = "unknown field", "one of " + ", ".join(names)
-            near = nearest(str(key[-1]), names)
-            if near is None or str(key[-1]) in last_names(root):
-                near = field_elsewhere(str(key[-1]), root)
-        elif kind == "missing":
-            problem = "is missing"
-        elif kind == "literal_error":
-            choices = [str(choice) for choice in choices_of(annotation_at(key, root))]
-            problem, expected = "is not one of the possible values", " or ".join(choices)
-            near = nearest(str(item["input"]), choices)
-        elif kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-            sign = {
-                "greater_than": "above",
-                "greater_than_equal": "at least",
-                "less_than": "below",
-                "less_than_equal": "at most",
-            }[kind]
-            bound = next(iter(context.values()))
-            problem, expected = "is out of range", f"{sign} {bound:.12g}"
-        elif kind == "value_error":
-            cause = context.get("error")
-            text = str(cause or problem)
-            if isinstance(cause, ConflictError):
-                parts = cause.field.split(".")
-                key = (*key, *(int(part) if part.isdigit() else part for part in parts))
-                where = _where(key, shown, lines, given)
-                value = _value_at(raw, key)
-            problem, expected = (
-                ("has no usable value", text.removeprefix("expected "))
-                if text.startswith("expected ")
-                else (text, None)
-            )
-        elif expected:
-            unusable = kind in ("finite_number", "string_too_short")
-            problem = "has no usable value" if unusable else "has the wrong type"
-        if kind in ("int_type", "float_type") and _NUMBER.fullmatch(str(item["input"]).strip()):
-            quoted = isinstance(item["input"], str)
-            expected = f"{expected}, without quotes" if quoted else expected
+        told = describe(Complaint(kind, item["msg"], context, item["input"], key, root))
+        if isinstance(conflict := context.get("error"), ConflictError):
+            parts = conflict.field.split(".")
+            key = (*key, *(int(part) if part.isdigit() else part for part in parts))
+            value = _value_at(raw, key)
+        where = _where(key, shown, lines, given)
         if key in found:  # the members of a union each complain
             earlier = found[key]
-            if expected and earlier.expected and expected not in earlier.expected:
-                joined = f"{earlier.expected}, or {expected}"
+            if told.expected and earlier.expected and told.expected not in earlier.expected:
+                joined, near = f"{earlier.expected}, or {told.expected}", earlier.nearest
                 found[key] = Problem(
-                    where, dotted_name(key), earlier.problem, value, joined, earlier.nearest or near
+                    where, dotted_name(key), earlier.problem, value, joined, near or told.nearest
                 )
             continue
-        found[key] = Problem(where, dotted_name(key), problem, value, expected, near)
+        found[key] = Problem(
+            where, dotted_name(key), told.problem, value, told.expected, told.nearest
+        )
     return list(found.values())
-
-
-def _expected(kind: str, key: FieldPath, root: type[BaseModel]) -> str | None:
-    """What a field wants, by pydantic's name of the complaint; an example is one of that field."""
-    if kind in ("list_type", "dict_type"):
-        what = "a list" if kind == "list_type" else "a mapping"
-        example = example_of(key, root)
-        return f"{what}, such as {example}" if example else what
-    return _EXPECTED.get(kind)
 
 
 def _real_key(loc: tuple[str | int, ...], raw: Any, root: type[BaseModel]) -> FieldPath:

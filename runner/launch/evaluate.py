@@ -48,7 +48,8 @@ from runner.launch.recorded_plan import mount_of, plan_to_ask, result_mounts
 from runner.plans.container.mounts import PREPARED
 from runner.plans.engine_command import question
 from runner.plans.plan_file import plan_yaml
-from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.find import default_root, find_run
+from runner.runs.folder import RunFolder
 from runner.runs.job_folders import job_folder
 
 _PREFIX = "evaluation."

@@ -19,7 +19,8 @@ from runner.launch.left_out import say_left_out
 from runner.launch.preflight import require_run_stack
 from runner.launch.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
 from runner.plans.engine_command import question
-from runner.runs.folder import RunFolder, default_root, find_run
+from runner.runs.find import default_root, find_run
+from runner.runs.folder import RunFolder
 
 _DTYPES = ("bf16", "fp16", "fp32")
 

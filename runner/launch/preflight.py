@@ -122,14 +122,15 @@ def _not_here(absent: list[Wanted], why: str) -> str:
 
 def _unreachable(kind: str) -> str | None:
     """Why a hub can't be reached, or None where it answers, whatever it says."""
-    from runner.machine.doctor import probes
+    from runner.machine.doctor.hub import HUB_SECONDS, ask_hub
+    from runner.machine.doctor.programs import ask_program
 
     if kind == "hub":
-        found = probes.hub()
+        found = ask_hub()
         if not found.failure:
             return None
         return f"{found.endpoint} can't be reached: {found.text or found.failure}"
-    answer = probes.ask(module_argv("runner.common.hub_address", kind), probes.HUB_SECONDS)
+    answer = ask_program(module_argv("runner.common.hub_address", kind), HUB_SECONDS)
     if not answer.timed_out and '"status"' in answer.out:
         return None
     return "ModelScope can't be reached (MODELSCOPE_ENDPOINT names another address of it)"

@@ -27,7 +27,7 @@ from runner.launch.preflight import make_stand_in, place_line, require_place, re
 from runner.launch.train import start_and_follow
 from runner.plans.base import PlanBase
 from runner.plans.inputs import is_here
-from runner.provenance.bundle.contents import JOB_FILE
+from runner.provenance.bundle.gather_records import JOB_FILE
 from runner.provenance.bundle.local_plan import placed_inputs
 from runner.provenance.compared import Compared, compare, manifest_folder
 from runner.provenance.environment import secret_values, without_secrets
@@ -36,7 +36,9 @@ from runner.provenance.manifest import Manifest, read_manifest, sha256_of
 from runner.provenance.replay import On, origin_of_manifest, placed, plan_of, wrong_inputs
 from runner.provenance.results import logged_steps
 from runner.provenance.software import interpreter
-from runner.runs.folder import RunFolder, create, default_root
+from runner.runs.create import create_run
+from runner.runs.find import default_root
+from runner.runs.folder import RunFolder
 from runner.runs.origin import Origin
 from runner.runs.records import end_of
 from runner.runs.supervisor_process import signal_supervisor
@@ -225,7 +227,7 @@ def _place(on: str | None) -> On | None:
 
 
 def _new_folder(original: RunFolder, manifest: Manifest, plan: PlanBase, root: Path) -> RunFolder:
-    folder = create(root, plan.job, plan.short_hash, "replay", render(plan))
+    folder = create_run(root, plan.job, plan.short_hash, "replay", render(plan))
     folder.write_json(
         folder.sources,
         {

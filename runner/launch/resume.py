@@ -19,7 +19,8 @@ from runner.engines.registry import engine_of
 from runner.engines.render import read_any_plan, render
 from runner.plans.base import PlanBase
 from runner.runs.delete import held
-from runner.runs.folder import RunFolder, runs_of
+from runner.runs.find import runs_of
+from runner.runs.folder import RunFolder
 from runner.runs.origin import Origin, origin_of
 from runner.runs.outcome import Reason
 from runner.runs.records import newer_records

@@ -13,7 +13,7 @@ from runner.jobs.load import LoadedJob
 from runner.jobs.risks import job_warnings, unnamed_secrets
 from runner.launch.container_risks import FLAG, require_safe, seen_whole, undoing
 from runner.plans.base import PlanBase
-from runner.runs.folder import default_root
+from runner.runs.find import default_root
 
 
 def say_job_warnings(loaded: LoadedJob, out: Output) -> None:

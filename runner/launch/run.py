@@ -13,7 +13,8 @@ from runner.launch.stop import stop
 from runner.launch.wait import states
 from runner.plans.base import PlanBase
 from runner.report.run import read_report
-from runner.runs.folder import RunFolder, all_runs, default_root, find_run
+from runner.runs.find import all_runs, default_root, find_run
+from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines
 from runner.runs.outcome import Reason
 from runner.runs.records import end_of

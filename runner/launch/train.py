@@ -29,7 +29,9 @@ from runner.launch.vram import require_fits
 from runner.plans.base import PlanBase, Variant
 from runner.plans.facts import HostFacts
 from runner.provenance.environment import secret_values, without_secrets
-from runner.runs.folder import RunFolder, create, default_root
+from runner.runs.create import create_run
+from runner.runs.find import default_root
+from runner.runs.folder import RunFolder
 from runner.vram.prediction import Prediction
 
 
@@ -100,7 +102,9 @@ def prepare(loaded: LoadedJob, options: TrainOptions, out: Output) -> ReadyRun:
 
 def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunFolder:
     """A new run folder with the rendered files and the source of each value."""
-    folder = create(runs or default_root(), plan.job, plan.short_hash, plan.variant, render(plan))
+    folder = create_run(
+        runs or default_root(), plan.job, plan.short_hash, plan.variant, render(plan)
+    )
     secrets = list(loaded.job.container.secrets)  # a run of this machine has no container's
     folder.write_json(
         folder.sources,

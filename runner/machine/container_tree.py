@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
+from runner.machine.container_cgroup import in_container
 from runner.machine.proc import Roll
 from runner.machine.process_tree import Processes, is_running
-from runner.machine.sampler import in_container
 
 CGROUPS = Path("/sys/fs/cgroup")
 

@@ -11,7 +11,8 @@ from runner.common.errors import UsageError
 from runner.provenance.compare import Difference, Side, differences, first_of
 from runner.provenance.hashes import Hasher
 from runner.provenance.verify import changed_since, read_side
-from runner.runs.folder import RunFolder, find_run
+from runner.runs.find import find_run
+from runner.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

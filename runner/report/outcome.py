@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.report.run import read_report, verdict
+from runner.report.outcome_lines import outcome_lines
+from runner.report.run import read_report
 from runner.runs.folder import RunFolder
 
 
-def outcome_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
+def ended_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
     """How a run ended, from its termination.json; one without it is described as it is."""
     return (
-        verdict(read_report(folder))
+        outcome_lines(read_report(folder))
         if not record
-        else verdict(
+        else outcome_lines(
             {
                 "run": folder.name,
                 "folder": str(folder.path),

@@ -14,7 +14,8 @@ from pathlib import Path
 from runner.common.errors import RefusedError, RunnerError, UsageError
 from runner.common.shared_folder import SharedFolder
 from runner.runs import tmpdir as temporary
-from runner.runs.folder import RunFolder, is_run_name
+from runner.runs.find import is_run_name
+from runner.runs.folder import RunFolder
 from runner.runs.orphans import living_processes
 from runner.runs.state import LIVING, state_of
 

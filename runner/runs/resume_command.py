@@ -8,7 +8,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from runner.runs.folder import RunFolder, default_root
+from runner.runs.find import default_root
+from runner.runs.folder import RunFolder
 from runner.runs.origin import origin_of
 from runner.runs.records import object_at, text, texts, told
 

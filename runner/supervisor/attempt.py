@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runner.common.process_times import start_ticks
-from runner.machine.sampler import Schedule
+from runner.machine.schedule import Schedule
 from runner.plans.base import PlanBase
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome

@@ -11,7 +11,7 @@ from runner.common import durable
 from runner.common.process_times import start_ticks
 from runner.common.processes import host_pid
 from runner.common.units import MIB
-from runner.machine.sampler import Reported
+from runner.machine.nvml_sampler import Reported
 from runner.runs.folder import RunFolder
 from runner.runs.records import STATUS, told
 from runner.supervisor.execute import Tree

@@ -11,11 +11,12 @@ from typing import Protocol
 from runner.common.errors import RefusedError
 from runner.common.units import format_bytes
 from runner.engines.registry import engine_of
+from runner.machine.host_sampler import HostSampler
 from runner.machine.nvml import NvmlFailed, NvmlUnavailable, unified_cgroup
+from runner.machine.nvml_sampler import NvmlSampler, take_baseline
 from runner.machine.nvml_timeout import PatientNvml
 from runner.machine.process_tree import confirm_left_device
 from runner.machine.readings import DeviceReading, DeviceSource, Sample
-from runner.machine.sampler import HostSampler, NvmlSampler, take_baseline
 from runner.plans.base import PlanBase
 from runner.runs.folder import RunFolder
 from runner.supervisor.event_log import HIGH_WATER, Peak, Record

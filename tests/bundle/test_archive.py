@@ -21,7 +21,8 @@ from runner.cli.bundle import tidy_at_sigterm
 from runner.common import locks
 from runner.common.errors import RefusedError, UsageError
 from runner.provenance.bundle import tar, unpack
-from runner.provenance.bundle.contents import Contents, Item
+from runner.provenance.bundle.contents import Contents
+from runner.provenance.bundle.gathering import Item
 from runner.provenance.bundle.index import Index, Member, Placed, name_problem
 from runner.provenance.bundle.write import write
 

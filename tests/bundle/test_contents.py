@@ -32,7 +32,8 @@ from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest, read_manifest
 from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of, wrong_inputs
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.test_any_plan import any_plan
@@ -44,7 +45,7 @@ END = Outcome(Reason.FAILED, 1, "it was only begun", started_unix_seconds=1, end
 
 def begun(root: Path, plan: PlanBase) -> tuple[RunFolder, Manifest]:
     """A run that has ended, and its manifest."""
-    folder = create(root, plan.job, plan.short_hash, plan.variant, render(plan))
+    folder = create_run(root, plan.job, plan.short_hash, plan.variant, render(plan))
     warned: list[str] = []
     keeper = Keeper(folder, warned.append)
     keeper.begin(plan, resume=False)

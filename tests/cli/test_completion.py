@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 from tests.conftest import REPOSITORY
 
 RUNNER = Path(sys.executable).with_name("runner")
@@ -31,7 +32,7 @@ def place(tmp_path: Path) -> Path:
 
 def make(place: Path, second: int) -> RunFolder:
     files = {"plan.yaml": "x\n"}
-    return create(place / "runs", "demo", "3f2a91c", "train", files, 1_700_000_000.0 + second)
+    return create_run(place / "runs", "demo", "3f2a91c", "train", files, 1_700_000_000.0 + second)
 
 
 def complete(place: Path, words: str) -> list[str]:

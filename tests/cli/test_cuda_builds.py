@@ -17,8 +17,7 @@ from runner.common.errors import RefusedError, UsageError
 from runner.containers import build as building
 from runner.containers import context, images, locks
 from runner.containers.build import Request, build_arguments
-from runner.machine.doctor.checks import package_check
-from runner.machine.doctor.probes import Package
+from runner.machine.doctor.packages import Package, package_check
 from tests.testbed import H100, REPOSITORY, FakeNvml, build_nvml
 
 LOCK = "cuda-toolkit==13.0.3.0 ; sys_platform == 'linux'\ntorch==2.13.0\n"

@@ -20,8 +20,13 @@ from typing import Any
 import pytest
 
 from runner.common.units import GIB, MIB
-from runner.machine.doctor import checks, probes
-from runner.machine.doctor.probes import Card, Disk, Gpus, Host, Memory, Torch
+from runner.machine.doctor.disk import Disk, disk_check
+from runner.machine.doctor.gpus import Card, Gpus, bf16_check, gpu_check
+from runner.machine.doctor.host import Host
+from runner.machine.doctor.memory import Memory, memory_check, shared_memory_check
+from runner.machine.doctor.packages import PACKAGES, Package, package_check
+from runner.machine.doctor.torch_build import Torch, torch_check
+from runner.machine.doctor.versions import is_in_range
 from tests.testbed import H100, REPOSITORY, FakeNvml, build_nvml
 
 DOCKER_UP = """#!/bin/sh
@@ -319,9 +324,7 @@ def test_runs_that_can_not_be_kept_are_a_problem(machine: Machine) -> None:
 
 
 def test_missing_packages_are_named_with_what_needs_them() -> None:
-    missing = [
-        checks.package_check(probes.Package(name, None, ">=1", None)) for name in probes.PACKAGES
-    ]
+    missing = [package_check(Package(name, None, ">=1", None)) for name in PACKAGES]
     assert [c.name for c in missing if c.status == "warning"] == ["bitsandbytes", "deepspeed"]
     assert "QLoRA" in missing[6].found and "ZeRO" in missing[7].found
 
@@ -338,25 +341,25 @@ def test_missing_packages_are_named_with_what_needs_them() -> None:
     ],
 )
 def test_versions_are_compared_as_numbers(version: str, wanted: str, fits: bool) -> None:
-    assert checks.within(version, wanted) is fits
+    assert is_in_range(version, wanted) is fits
 
 
 def test_a_nearly_full_disk_warns() -> None:
     disk = Disk("runs", Path("/data/runs"), True, None, True, 9 * GIB, 500 * GIB)
-    assert checks.disk_check(disk).status == "warning"
-    assert checks.disk_check(replace(disk, free_bytes=11 * GIB)).status == "ok"
-    assert checks.disk_check(replace(disk, writable=False)).status == "problem"
+    assert disk_check(disk).status == "warning"
+    assert disk_check(replace(disk, free_bytes=11 * GIB)).status == "ok"
+    assert disk_check(replace(disk, writable=False)).status == "problem"
 
 
 def test_a_container_with_little_memory_warns() -> None:
     host = Host("h", "s", "k", "x86_64", 2, "3.11.7", "/py", True, "0.1.0", "docker")
     little = Memory(64 * GIB, 60 * GIB, 2 * GIB, 64 * MIB)
-    assert checks.memory_check(little).status == "warning"
-    shared = checks.shared_memory_check(little, host)
+    assert memory_check(little).status == "warning"
+    shared = shared_memory_check(little, host)
     assert shared.status == "warning" and "--shm-size" in str(shared.advice)
     roomy = replace(little, limit_bytes=None, shared_bytes=8 * GIB)
-    assert checks.memory_check(roomy).status == "ok"
-    assert checks.shared_memory_check(roomy, host).status == "ok"
+    assert memory_check(roomy).status == "ok"
+    assert shared_memory_check(roomy, host).status == "ok"
 
 
 # Docker -----------------------------------------------------------------------------------------
@@ -528,18 +531,18 @@ def test_a_lost_card_is_a_problem(machine: Machine, hardware: FakeNvml) -> None:
 def test_hidden_and_older_cards() -> None:
     card = Card(0, "Tesla V100", 32 * GIB, 31 * GIB, 7.0, lost=False)
     gpus = Gpus((card,), "580.95", "", False, True, None, "")
-    hidden = checks.cuda_check(gpus, Torch("2.13.0", "13.0"))
+    hidden = torch_check(gpus, Torch("2.13.0", "13.0"))
     assert hidden.status == "warning" and "CUDA_VISIBLE_DEVICES='' hides" in hidden.found
     seen = Torch("2.13.0", "13.0", devices=1, architectures=("sm_75", "sm_90", "compute_90"))
-    build = checks.cuda_check(gpus, seen)
+    build = torch_check(gpus, seen)
     assert build.status == "problem" and "no kernels for Tesla V100 (7.0)" in build.found
-    assert checks.bf16_check(gpus).status == "warning"
+    assert bf16_check(gpus).status == "warning"
     newer = replace(gpus, cards=(replace(card, compute_capability=12.0),))
-    assert checks.cuda_check(newer, seen).status == "ok"  # by PTX
+    assert torch_check(newer, seen).status == "ok"  # by PTX
 
 
 def test_hardware_without_its_driver_is_told() -> None:
     bare = Gpus((), None, "no NVIDIA driver library on this machine", False, True, None, None)
-    assert checks.gpu_check(bare).status == "warning"
+    assert gpu_check(bare).status == "warning"
     in_container = replace(bare, module="580.95.05")
-    assert "utility" in str(checks.gpu_check(in_container).advice)
+    assert "utility" in str(gpu_check(in_container).advice)

@@ -27,8 +27,9 @@ from runner.engines.sft.resolve import make_plan
 from runner.launch.follow import Progress, seconds_a_step
 from runner.report import run_table as standing
 from runner.runs import checkpoints
+from runner.runs.create import create_run
 from runner.runs.delete import HIDDEN
-from runner.runs.folder import RunFolder, create
+from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from runner.runs.state import state_of
 from tests.conftest import Answer
@@ -60,7 +61,7 @@ class Runs:
         self._second += 1
         plan = self._plan.model_copy(update={"variant": variant})
         at = NOW - 86_400 + self._second
-        run = create(Path("runs"), plan.job, plan.short_hash, variant, render(plan), at)
+        run = create_run(Path("runs"), plan.job, plan.short_hash, variant, render(plan), at)
         if "reason" in end:
             outcome = Outcome(
                 Reason(end["reason"]),

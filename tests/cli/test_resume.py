@@ -20,7 +20,8 @@ from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
 from runner.launch.resume import choose, latest_of
 from runner.runs import checkpoints
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def plan(tmp_path: Path) -> Plan:
 def run_of(plan: Plan, root: Path, second: int, **end: Any) -> RunFolder:
     """A run that started at `second`, with a verdict where `end` has a reason."""
     now = 1_700_000_000.0 + second
-    folder = create(root, plan.job, plan.short_hash, plan.variant, render(plan), now)
+    folder = create_run(root, plan.job, plan.short_hash, plan.variant, render(plan), now)
     if "reason" in end:
         folder.termination.write_text(json.dumps(end))
     return folder

@@ -45,12 +45,9 @@ def test_lora_and_projector_of_the_real_llava_have_the_contracts_sizes(full_size
     from peft import LoraConfig, get_peft_model
     from transformers import CONFIG_MAPPING, LlavaConfig, LlavaForConditionalGeneration
 
-    from runner.engines.sft.inside.model.vision import (
-        PROJECTOR,
-        adapter_targets,
-        image_tokens,
-        projector_parameters,
-    )
+    from runner.engines.sft.inside.model.vision.compose import adapter_targets
+    from runner.engines.sft.inside.model.vision.config import image_tokens
+    from runner.engines.sft.inside.model.vision.projector import PROJECTOR, projector_parameters
 
     def config(name: str) -> Any:
         options = dict(full_size.MODELS[name].config)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from runner.common.errors import RefusedError, RunnerError, SpecError
-from runner.data.masks import IGNORED_LABEL, encode
+from runner.data.encoded import IGNORED_LABEL
+from runner.data.masks import encode
 from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.images import (
@@ -27,21 +28,25 @@ from runner.engines.sft.inside.images import (
     require_images,
 )
 from runner.engines.sft.inside.model import standin
-from runner.engines.sft.inside.model.vision import (
-    IMAGE_TOKEN,
-    PROJECTOR,
+from runner.engines.sft.inside.model.vision.compose import (
     adapter_targets,
-    freeze_all_but_projector,
+    load_vision_model,
+    vision_model_on_meta,
+)
+from runner.engines.sft.inside.model.vision.config import (
+    IMAGE_TOKEN,
     image_tokens,
     image_tokens_of,
-    load_projector,
-    load_vision_model,
     load_vision_tokenizer_additions,
+)
+from runner.engines.sft.inside.model.vision.projector import (
+    PROJECTOR,
+    freeze_all_but_projector,
+    load_projector,
     projector_alone,
     projector_parameters,
     ready_projector,
     save_projector,
-    vision_model_on_meta,
 )
 from runner.engines.sft.inside.model.weights import load_tokenizer
 from runner.engines.sft.plan import Plan

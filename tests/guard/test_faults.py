@@ -21,7 +21,7 @@ LOOP = """
 import os, pathlib, psutil
 from dataclasses import replace
 from runner.supervisor.guard import policy
-from runner.machine.sampler import NvmlSampler, take_baseline
+from runner.machine.nvml_sampler import NvmlSampler, take_baseline
 
 state_file = pathlib.Path(os.environ["NVML_STUB"])
 def put(*lines):

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from runner.common.units import MIB
+from runner.machine.host_sampler import HostSampler
 from runner.machine.proc import high_water_bytes
 from runner.machine.readings import Attribution, Sample
-from runner.machine.sampler import HostSampler
 from runner.runs.folder import RunFolder
 from runner.supervisor.event_log import Peak, Record
 from runner.supervisor.guard.policy import Cause

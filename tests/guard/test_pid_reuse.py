@@ -24,7 +24,7 @@ import psutil
 from runner.machine.container_tree import ContainerTree
 from runner.machine.process_tree import ProcessTree, confirm_left_device, signal_process
 from runner.machine.nvml import Nvml
-from runner.machine.sampler import NvmlSampler, take_baseline
+from runner.machine.nvml_sampler import NvmlSampler, take_baseline
 
 def sleeper(pid=None, prelude=()):
     "A process with this very pid."

@@ -15,8 +15,8 @@ import psutil
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from runner.machine.nvml_sampler import NvmlSampler
 from runner.machine.readings import Attribution, DeviceProcess, DeviceReading
-from runner.machine.sampler import NvmlSampler
 from runner.supervisor.guard.policy import (
     Action,
     AskCheckpoint,

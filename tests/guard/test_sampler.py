@@ -15,16 +15,12 @@ import psutil
 import pytest
 
 from runner.common.units import GIB, MIB
+from runner.machine.container_cgroup import in_container
+from runner.machine.host_sampler import HostSampler
 from runner.machine.nvml import NvmlFailed
+from runner.machine.nvml_sampler import NvmlSampler, Reported, take_baseline
 from runner.machine.readings import Attribution, DeviceProcess, DeviceReading
-from runner.machine.sampler import (
-    HostSampler,
-    NvmlSampler,
-    Reported,
-    Schedule,
-    in_container,
-    take_baseline,
-)
+from runner.machine.schedule import Schedule
 from tests.testbed import H100, FakeNvml
 
 CONTAINER = "4f" * 32
@@ -253,7 +249,7 @@ def test_inside_a_container_where_no_pid_matches_nothing_is_attributed(
 
 def test_processes_in_the_runs_container_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "runner.machine.sampler.Path.read_text",
+        "pathlib.Path.read_text",
         lambda path, **_: (
             f"0::/system.slice/docker-{CONTAINER}.scope\n"
             if path.parts[2] == str(STRANGER)
@@ -397,9 +393,7 @@ def test_a_card_without_a_figure_makes_the_sample_incomplete() -> None:
 
 
 def test_a_container_is_known_once_its_id_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "runner.machine.sampler.Path.read_text", lambda *_, **__: f"0::/docker/{CONTAINER}\n"
-    )
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: f"0::/docker/{CONTAINER}\n")
     told: list[str | None] = [None]
     cards = Cards(card(9 * GIB, (STRANGER, 7 * GIB)))
     ours = NvmlSampler(cards, [0], list, {0: card(0)}, lambda: told[0])
@@ -443,7 +437,7 @@ def test_on_the_stub_from_end_to_end(fake_nvml: FakeNvml) -> None:
     fake_nvml.set(idle)
     told = fake_nvml.probe(
         "import os, pathlib, psutil\n"
-        "from runner.machine.sampler import NvmlSampler, take_baseline\n"
+        "from runner.machine.nvml_sampler import NvmlSampler, take_baseline\n"
         "with Nvml() as nvml:\n"
         "    s = NvmlSampler(nvml, [0], lambda: [psutil.Process()], take_baseline(nvml, [0]))\n"
         "    first = s.sample()\n"

@@ -20,7 +20,8 @@ from runner.engines.resolve import make_any_plan
 from runner.launch.resume import latest_of
 from runner.launch.train import ready_smoke
 from runner.plans.base import PlanBase
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 from tests.conftest import Answer
 
 JOB = "mgm-10k-lora"
@@ -138,7 +139,7 @@ def test_the_smoke_without_the_toolkit_says_what_it_did_instead(
 
 def test_the_same_command_goes_on_with_the_stages_that_are_done(tmp_path: Path) -> None:
     plan = plan_of()
-    folder = create(tmp_path, plan.job, plan.short_hash, plan.variant, render(plan))
+    folder = create_run(tmp_path, plan.job, plan.short_hash, plan.variant, render(plan))
     earlier = latest_of(plan, tmp_path)
     assert earlier is not None and earlier.kept is None
     folder.stages.mkdir()

@@ -14,10 +14,12 @@ from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.stages.records import tell_stage
 from runner.engines.render import render
 from runner.launch.follow import Progress
-from runner.report.run import read_report, report_lines
+from runner.report.run import read_report
+from runner.report.run_lines import report_lines
 from runner.report.run_table import row, standing_of
 from runner.report.stopping import stop_in_words
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from runner.runs.trainings import trainings_of
 from runner.supervisor.advice import advise
@@ -36,7 +38,9 @@ class Run:
     def __init__(self, root: Path, *sets: str, variant: str = "train") -> None:
         self.plan: MgmPlan = plan_of(*sets, variant=variant)
         plan = self.plan
-        self.folder: RunFolder = create(root, plan.job, plan.short_hash, plan.variant, render(plan))
+        self.folder: RunFolder = create_run(
+            root, plan.job, plan.short_hash, plan.variant, render(plan)
+        )
 
     def tell(self, **changes: Any) -> None:
         tell_stage(self.folder.path, **changes)

@@ -21,7 +21,7 @@ from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import read_manifest
 from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of, wrong_inputs
-from runner.runs.folder import create
+from runner.runs.create import create_run
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.test_manifest import validate
@@ -56,7 +56,7 @@ def test_a_manifest_of_any_plan_validates_and_gives_it_again(
     tmp_path_factory: pytest.TempPathFactory, plan: PlanBase
 ) -> None:
     root = tmp_path_factory.mktemp("runs")
-    folder = create(root, plan.job, plan.short_hash, plan.variant, render(plan))
+    folder = create_run(root, plan.job, plan.short_hash, plan.variant, render(plan))
     warned: list[str] = []
     keeper = Keeper(folder, warned.append)
     keeper.begin(plan, resume=False)

@@ -17,7 +17,8 @@ from runner.launch.reproduce import _recovered
 from runner.provenance.manifest import read_manifest, sha256_of
 from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from runner.supervisor import recovery
 
@@ -61,7 +62,7 @@ def recovered(folder: RunFolder, plan: Plan, outcome: Outcome) -> Plan:
 def test_a_recovered_run_is_of_its_last_plan_and_tells_the_earlier(
     plan: Plan, tmp_path: Path
 ) -> None:
-    folder = create(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan))
+    folder = create_run(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan))
     said: list[str] = []
     keeper = Keeper(folder, said.append)
     keeper.begin(plan, resume=False)
@@ -85,7 +86,7 @@ def test_a_recovered_run_is_of_its_last_plan_and_tells_the_earlier(
 
 
 def test_an_attempt_that_can_not_be_read_is_a_note(plan: Plan, tmp_path: Path) -> None:
-    folder = create(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan))
+    folder = create_run(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan))
     keeper = Keeper(folder, pytest.fail)
     keeper.begin(plan, resume=False)
     second = recovered(folder, plan, over_budget(7))
@@ -99,7 +100,7 @@ def test_an_attempt_that_can_not_be_read_is_a_note(plan: Plan, tmp_path: Path) -
 def test_a_run_that_was_ended_in_the_queue_has_a_manifest_that_says_so(
     plan: Plan, tmp_path: Path
 ) -> None:
-    folder = create(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan))
+    folder = create_run(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan))
     why = "stopped on request while it waited; nothing was started"
     Keeper(folder, pytest.fail).never_began(plan, Outcome(Reason.STOPPED, 143, why))
     manifest = read_manifest(folder.manifest)

@@ -97,7 +97,7 @@ def test_words_that_mean_no_place_and_edited_plans_are_refused(bench: Bench) -> 
 
 
 def test_a_later_train_does_not_go_on_with_a_replay(bench: Bench) -> None:
-    from runner.runs.folder import runs_of
+    from runner.runs.find import runs_of
 
     run = bench.train()
     assert bench.call("reproduce", str(run)).code == 0

@@ -19,7 +19,8 @@ from runner.engines.sft.facts import Facts
 from runner.engines.sft.resolve import make_plan
 from runner.plans.facts import Gpu
 from runner.plans.sources import DataSource, ModelSource
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 
 GIB = 1024**3
 
@@ -46,7 +47,7 @@ def lay_run(
     )
     plan = make_plan(load_job("demo-identity", sets), facts)
     assert plan.launch.gpu_uuids == [f"GPU-{i}" for i in range(cards if device == "cuda" else 0)]
-    return create(root, plan.job, plan.short_hash, plan.variant, render(plan))
+    return create_run(root, plan.job, plan.short_hash, plan.variant, render(plan))
 
 
 def lives(folder: RunFolder, pid: int) -> None:

@@ -21,7 +21,8 @@ from runner.engines.sft.facts import Facts
 from runner.engines.sft.resolve import make_plan
 from runner.plans.facts import Gpu
 from runner.plans.sources import DataSource, ModelSource
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 from tests.runs.conftest import termination
 from tests.testbed import FakeNvml, build_nvml
 
@@ -176,7 +177,7 @@ def start(
     )
     plan = make_plan(loaded, facts)
     assert (plan.launch.device, plan.precision, plan.budget.kind) == ("cuda", "bf16", "gpu")
-    folder = create(tmp_path / "runs", plan.job, plan.short_hash, plan.variant, render(plan))
+    folder = create_run(tmp_path / "runs", plan.job, plan.short_hash, plan.variant, render(plan))
     process = subprocess.Popen(
         [sys.executable, "-m", "runner.supervisor", str(folder.path)],
         env=nvml.environment(),

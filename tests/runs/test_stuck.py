@@ -16,7 +16,7 @@ from runner.engines.render import render
 from runner.engines.sft.facts import Facts
 from runner.engines.sft.resolve import make_plan
 from runner.plans.sources import DataSource, ModelSource
-from runner.runs.folder import create
+from runner.runs.create import create_run
 from tests.runs.conftest import termination
 from tests.testbed import REPOSITORY
 
@@ -65,7 +65,7 @@ def test_a_run_that_outlives_sigkill_has_a_verdict_and_a_warning(tmp_path: Path)
         cache=tmp_path,
     )
     plan = make_plan(loaded, facts)
-    folder = create(tmp_path / "runs", plan.job, plan.short_hash, plan.variant, render(plan))
+    folder = create_run(tmp_path / "runs", plan.job, plan.short_hash, plan.variant, render(plan))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder.path)],
         capture_output=True,

@@ -23,7 +23,8 @@ from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest, read_manifest, sha256_of
 from runner.provenance.recorder import Keeper
 from runner.provenance.replay import plan_of
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 
 END = Outcome(
@@ -103,7 +104,7 @@ def made_of(archive: bytes) -> Made:
 def lay(root: Path, job: Path, end: Outcome = END) -> tuple[RunFolder, PlanBase]:
     """A run of that job that has ended, without anything having run."""
     plan = make_any_plan(load_job(str(job), ["launch.device=cpu", "launch.on=local"]), "train")[0]
-    folder = create(root, plan.job, plan.short_hash, plan.variant, render(plan))
+    folder = create_run(root, plan.job, plan.short_hash, plan.variant, render(plan))
     warned: list[str] = []
     keeper = Keeper(folder, warned.append)
     keeper.begin(plan, resume=False)

@@ -23,7 +23,8 @@ from runner.engines.sft.resolve import make_plan
 from runner.plans.base import PlannedContainer, PlannedMount
 from runner.plans.plan_file import plan_yaml
 from runner.runs import checkpoints
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 from runner.runs.origin import origin_of
 from tests.provenance.conftest import Bench, make_bench
 from tests.support.workplace import Finished, termination
@@ -140,7 +141,7 @@ def test_modules_beside_a_stage_script_are_moved_away(tmp_path: Path) -> None:
     from runner.supervisor.rendered import render_anew
 
     plan, _ = make_any_plan(load_job("mgm-10k-lora", ["launch.on=local"]), "train")
-    run = create(tmp_path, plan.job, plan.short_hash, "train", render(plan))
+    run = create_run(tmp_path, plan.job, plan.short_hash, "train", render(plan))
     assert render_anew(run, plan) == []
     stages = run.path / "mgm"
     script = next(iter(stages.glob("*.py")))
@@ -182,7 +183,7 @@ def boxed(tmp_path: Path) -> tuple[RunFolder, Plan]:
         arguments=["--privileged"],
     )
     plan = plan.model_copy(update={"container": box})
-    return create(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan)), plan
+    return create_run(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan)), plan
 
 
 def test_of_a_foreign_record_nothing_opens_this_machine(boxed: tuple[RunFolder, Plan]) -> None:
@@ -301,7 +302,7 @@ def test_a_manifest_that_opens_more_than_its_plan_is_foreign(tmp_path: Path) -> 
 
 
 def sealed(tmp_path: Path, text: str = "a: 1\n") -> RunFolder:
-    return create(tmp_path / "runs", "job", "3f2a91c", "train", {"plan.yaml": text})
+    return create_run(tmp_path / "runs", "job", "3f2a91c", "train", {"plan.yaml": text})
 
 
 def test_a_seal_is_of_this_user_and_this_plan(
@@ -379,7 +380,7 @@ def test_a_recovered_run_is_gone_on_with_by_its_step_down(
     )
     lower = with_steps_down(plan, [small], ["fewer rows, after cuda_oom at step 3"])
     assert lower.training.learning_rate == plan.training.learning_rate
-    run = create(tmp_path / "more", lower.job, plan.short_hash, "train", render(lower))
+    run = create_run(tmp_path / "more", lower.job, plan.short_hash, "train", render(lower))
     other_end = plan.model_copy(update={"on_end": "true", "recovered_from": None})
     goes_on = plan_for(other_end, run)
     assert isinstance(goes_on, Plan) and goes_on.hash == lower.hash

@@ -684,23 +684,23 @@ def test_whatever_is_in_the_folder_a_free_card_is_had_and_nothing_is_raised(
 
 
 def test_doctor_says_whose_the_folder_is_and_what_makes_it_roots(place: Path) -> None:
-    from runner.machine.doctor.leases import Leases, describe, put_right
+    from runner.machine.doctor.leases import Leases, judge_leases, repair_command
 
     usual = Path("/run/lock/runner-leases")
     stranger = Leases(usual, False, True, UID, NAME, 0o1777, own=False)
-    status, found, advice = describe(stranger)
-    assert (status, advice) == ("warning", put_right(stranger))
+    status, found, advice = judge_leases(stranger)
+    assert (status, advice) == ("warning", repair_command(stranger))
     assert f"belongs to {NAME}, who could remove the leases of others" in found
-    assert "sudo systemd-tmpfiles --create" in put_right(stranger)
+    assert "sudo systemd-tmpfiles --create" in repair_command(stranger)
     roots = replace(stranger, uid=0, user="root")
-    assert describe(roots)[0] == "ok" and describe(roots)[2] is None
-    assert describe(replace(roots, mode=0o755))[0] == "warning"
-    assert describe(replace(roots, mode=0o777))[0] == "problem"
-    assert describe(replace(roots, is_folder=False))[0] == "problem"
-    assert describe(Leases(usual, False, None, None, "", None, own=False))[0] == "ok"
+    assert judge_leases(roots)[0] == "ok" and judge_leases(roots)[2] is None
+    assert judge_leases(replace(roots, mode=0o755))[0] == "warning"
+    assert judge_leases(replace(roots, mode=0o777))[0] == "problem"
+    assert judge_leases(replace(roots, is_folder=False))[0] == "problem"
+    assert judge_leases(Leases(usual, False, None, None, "", None, own=False))[0] == "ok"
     given = replace(stranger, folder=place, given=True)
     subprocess.run(["chown", "-h", str(UID), place], check=True)
-    subprocess.run(["sh", "-c", put_right(given).replace("sudo ", "")], check=True)
+    subprocess.run(["sh", "-c", repair_command(given).replace("sudo ", "")], check=True)
     assert (place.stat().st_uid, place.stat().st_mode & 0o7777) == (0, 0o1777)
 
 

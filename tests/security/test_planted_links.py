@@ -24,8 +24,9 @@ from runner.engines.render import render
 from runner.engines.script.plan import ScriptPlan
 from runner.engines.script.resolve import gather_script, make_script_plan
 from runner.runs import recover as unfinished
+from runner.runs.create import create_run
 from runner.runs.delete import held, remove_checkpoints, sweep
-from runner.runs.folder import RunFolder, create
+from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from runner.supervisor import recovery
 from runner.supervisor.event_log import Record
@@ -119,7 +120,7 @@ def lay(tmp_path: Path, *arguments: str, script: str = SCRIPT) -> RunFolder:
     loaded = load_job(str(tmp_path / "job.yaml"))
     plan = make_script_plan(loaded, gather_script(loaded), "train", None)
     assert isinstance(plan, ScriptPlan)
-    return create(tmp_path / "runs", plan.job, plan.short_hash, plan.variant, render(plan))
+    return create_run(tmp_path / "runs", plan.job, plan.short_hash, plan.variant, render(plan))
 
 
 def supervise(folder: RunFolder, *words: str) -> int:
@@ -305,10 +306,10 @@ def test_no_run_is_made_where_another_user_s_link_leads(tmp_path: Path, outside:
     root = tmp_path / "shared"
     root.mkdir()
     (root / "job").symlink_to(outside)
-    create(root, "own", "0" * 7, "train", {})
+    create_run(root, "own", "0" * 7, "train", {})
     os.lchown(root / "job", 65534, 65534)
     with pytest.raises(RunnerError, match="is a link of another user"):
-        create(root, "job", "0" * 7, "train", {})
+        create_run(root, "job", "0" * 7, "train", {})
     with pytest.raises(OSError, match="is a link of another user"):
         SharedFolder(root / "job").write_file(root / "job" / "x", "x")
 

@@ -101,9 +101,9 @@ def of_merge(plan: Plan) -> Any:
 
 
 def of_tower(plan: Plan) -> Any:
-    from runner.engines.sft.inside.model.vision import _auto_config
+    from runner.engines.sft.inside.model.vision.config import load_auto_config
 
-    return _auto_config(plan, plan.model, "vision.model")
+    return load_auto_config(plan, plan.model, "vision.model")
 
 
 def of_images(plan: Plan) -> Any:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from runner.common.process_times import boot_id, start_ticks
-from runner.runs.folder import RunFolder, create
+from runner.runs.create import create_run
+from runner.runs.folder import RunFolder
 from runner.runs.orphans import living_processes
 from runner.runs.ranks import living_engines
 from runner.runs.supervisor_process import find_supervisor, signal_supervisor
@@ -36,7 +37,7 @@ def canary() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    run = create(tmp_path / "runs", "demo", "3f2a91c", "train", {"plan.yaml": "a: 1\n"})
+    run = create_run(tmp_path / "runs", "demo", "3f2a91c", "train", {"plan.yaml": "a: 1\n"})
     run.lock.touch()
     return run
 
@@ -110,7 +111,7 @@ def test_the_supervisor_itself_is_reached(folder: RunFolder) -> None:
 
 
 def test_one_of_another_run_is_not(tmp_path: Path, folder: RunFolder) -> None:
-    other = create(tmp_path / "runs", "other", "3f2a91c", "train", {"plan.yaml": "a: 1\n"})
+    other = create_run(tmp_path / "runs", "other", "3f2a91c", "train", {"plan.yaml": "a: 1\n"})
     theirs = a_supervisor(other)
     try:
         names(folder, theirs.pid)

@@ -23,7 +23,7 @@ from runner.engines.mgm.resolve import IMAGE_TOOLKIT
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.stages import preflight
 from runner.jobs.load import LoadedJob
-from runner.runs.folder import default_root
+from runner.runs.find import default_root
 
 _OF_THE_MACHINE = ("python", "disk", "host memory", "budget.host_memory")
 _SCRIPT = Path(preflight.__file__)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from runner.common.caches import cache_folder
 from runner.common.errors import SpecError
-from runner.data.formats import image_names
 from runner.data.read import read_rows
+from runner.data.row_images import image_names
 from runner.data.sources import image_root, reading_of, sources_of
 from runner.engines.sft.plan import Plan, PlannedModel
 from runner.plans.inputs import IMAGES, FileRecord, ImageNames, Key, Part, is_here, model_files

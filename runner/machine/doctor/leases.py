@@ -1,4 +1,7 @@
-"""Whose the folder of leases is, and what that means. The probe is the edge; the check is pure."""
+"""Who owns the folder of leases, and what that means. Reading is the edge; judging is pure.
+
+Imports the standard library, common.packaged, machine.leases and the doctor's own modules.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,14 @@ from typing import Literal
 
 from runner.common import file_systems
 from runner.common.packaged import templates_folder
+from runner.machine.doctor.check import Check
+from runner.machine.doctor.gpus import Gpus
 from runner.machine.leases.store import FOLDER_VARIABLE, Book, user_name
 
 TMPFILES = "runner.tmpfiles.conf"
+
 _MODE = 0o1777
+
 _USUAL = Path("/run/lock/runner-leases")
 """The folder that the packaged line for systemd-tmpfiles makes."""
 
@@ -39,7 +46,7 @@ class Leases:
     """The type of the file system it lies on, where a lock there can't be believed."""
 
 
-def leases() -> Leases:
+def read_leases() -> Leases:
     """Look at the folder; nothing is made."""
     book = Book()
     given = FOLDER_VARIABLE in os.environ
@@ -63,7 +70,7 @@ def leases() -> Leases:
     )
 
 
-def put_right(found: Leases) -> str:
+def repair_command(found: Leases) -> str:
     """The command that makes the folder root's with mode 1777, for an administrator."""
     if found.given or found.folder.parent != _USUAL.parent:
         folder = shlex.quote(str(found.folder))
@@ -73,9 +80,9 @@ def put_right(found: Leases) -> str:
     return f"sudo install -m 644 {source} {target} && sudo systemd-tmpfiles --create {target}"
 
 
-def describe(found: Leases) -> tuple[Literal["ok", "warning", "problem"], str, str | None]:
-    """Status, what was found, and what to do, as in runner.machine.doctor.checks.Check."""
-    told, fix = "; ".join([str(found.folder), *found.notes]), put_right(found)
+def judge_leases(found: Leases) -> tuple[Literal["ok", "warning", "problem"], str, str | None]:
+    """Status, what was found, and what to do, as in runner.machine.doctor.check.Check."""
+    told, fix = "; ".join([str(found.folder), *found.notes]), repair_command(found)
     if found.disk is not None:
         text = (
             f"{told} is on {found.disk}, where locks may be given to several: GPU runs are refused"
@@ -101,3 +108,11 @@ def describe(found: Leases) -> tuple[Literal["ok", "warning", "problem"], str, s
     if found.mode != _MODE:
         text += f"; its mode is {found.mode:04o}: other users can't start GPU runs"
     return ("ok" if found.own and found.mode == _MODE else "warning"), text, fix
+
+
+def leases_check(leases: Leases, gpus: Gpus) -> Check:
+    """Whose the folder is in which runs say which GPUs they have (docs/gpus.md)."""
+    if not gpus.cards:
+        return Check("leases", "skipped", "not looked at: there is no GPU to take")
+    status, found, advice = judge_leases(leases)
+    return Check("leases", status, found, advice)

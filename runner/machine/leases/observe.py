@@ -13,13 +13,13 @@ import psutil
 
 from runner.common.process_times import pid_namespace
 from runner.common.processes import real_uid
+from runner.machine.container_cgroup import in_container
 from runner.machine.leases.kernel import is_process
 from runner.machine.leases.lease_file import plain
 from runner.machine.leases.models import Card, CardProcess, Claim, Identity
 from runner.machine.leases.run_files import container_of
 from runner.machine.nvml import NvmlFailed
 from runner.machine.readings import DeviceProcess, DeviceReading, DeviceSource
-from runner.machine.sampler import in_container
 
 DESKTOP_COMMANDS = frozenset(
     (

@@ -17,7 +17,8 @@ from typing import IO, Any
 from runner.common import durable
 from runner.common.errors import RefusedError, UsageError
 from runner.provenance.bundle import tar
-from runner.provenance.bundle.contents import Contents, Item
+from runner.provenance.bundle.contents import Contents
+from runner.provenance.bundle.gathering import Item
 from runner.provenance.bundle.index import MAX_INDEX_BYTES, NAME
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")

@@ -1,8 +1,8 @@
 """Processes as `runner monitor` names them: command, memory, and the run they belong to.
 
 Reads /proc itself, one small file a process: psutil's listing of all processes costs more than the
-rest of the monitor together. May import the stdlib, runner.common.terminal, runner.machine.proc and
-runner.machine.sampler.
+rest of the monitor together. May import the stdlib, runner.common.terminal, guard.proc,
+machine.container_cgroup's `in_container`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.common.terminal import clean_line
+from runner.machine.container_cgroup import in_container
 from runner.machine.proc import stat_fields
-from runner.machine.sampler import in_container
 from runner.report.monitor.snapshot import ProcessView
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

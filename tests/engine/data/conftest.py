@@ -57,7 +57,7 @@ def _load(name: str) -> Any:
     if name not in _LOADED:
         from transformers import AutoTokenizer
 
-        from runner.data.masks import ensure_chat_template
+        from runner.data.plain_template import ensure_chat_template
 
         _LOADED[name] = AutoTokenizer.from_pretrained(str(path))
         ensure_chat_template(_LOADED[name])

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
-from runner.data.audit import Audit, Tally, sample, sample_places
+from runner.data.audit import Audit, sample, sample_places
 from runner.data.audit import audit as audit_of
-from runner.data.formats import Converter, FormatOptions, Message, convert_rows
-from runner.data.masks import Encoded, encode_rows
+from runner.data.convert import Converter, convert_rows
+from runner.data.encoded import Encoded
+from runner.data.formats import FormatOptions
+from runner.data.masks import encode_rows
+from runner.data.messages import Message
 from runner.data.read import read_rows
+from runner.data.token_stats import TokenStats
 
 Tokenizers = Callable[..., Any]  # a fixture that makes one
 
@@ -25,7 +29,7 @@ class Set:
 
     def __init__(self, tokenizer: Any, rows: Any, max_length: int | None) -> None:
         rows = list(rows)
-        self.tally = Tally(max_length)
+        self.tally = TokenStats(max_length)
         encoded = encode_rows(tokenizer, rows, max_length)
         self.kept: list[tuple[int, list[Message], Encoded]] = [
             (line, messages, row)
@@ -48,7 +52,7 @@ def audit(tokenizer: Any, encoded: Set, samples: int = 3) -> Audit:
         sample(tokenizer, line, messages, encoded.tally.max_length, row.input_ids)
         for line, messages, row in (encoded.kept[place] for place in places)
     ]
-    assert Tally.from_record(json.loads(json.dumps(encoded.tally.record()))) == encoded.tally
+    assert TokenStats.from_record(json.loads(json.dumps(encoded.tally.record()))) == encoded.tally
     return audit_of(tokenizer, encoded.tally, shown)
 
 

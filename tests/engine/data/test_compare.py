@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data.compare import WORDS, comparable, match_keys, rule_words
+from runner.data.compare import WORDS, comparable, match_keys, match_keys_by_rules, rule_words
 
 RULES = [
     rule for size in range(len(WORDS) + 1) for rule in itertools.combinations(sorted(WORDS), size)
@@ -99,3 +101,58 @@ def test_rules_are_said() -> None:
     assert rule_words([]) == "to the letter"
     assert rule_words(["white_space"]) == "white space apart"
     assert rule_words(["case", "white_space"]) == "white space and case apart"
+
+
+TEXTS = st.text(
+    st.one_of(st.sampled_from(" 09.+-ab\n\té½²٣ﬁ\u3000\u200b"), st.characters()), max_size=40
+)
+
+
+@settings(deadline=None)
+@given(TEXTS)
+def test_of_white_space_only_what_parts_two_numbers_counts(text: str) -> None:
+    words = text.translate(dict.fromkeys(map(ord, "\u180e\u200b\u2060\ufeff"))).split()
+    told = re.sub(r"(?<!\d) | (?![+\-.]?\d)", "", " ".join(words))
+    assert comparable(text) == told
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(("system", "user", "assistant", "tool")), "content": TEXTS},
+            optional={"trained": st.booleans(), "reasoning_content": TEXTS},
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.lists(TEXTS, max_size=2),
+    st.lists(st.sampled_from(RULES), min_size=1, max_size=3),
+)
+def test_keys_by_several_rules_are_those_by_each(
+    messages: list[dict[str, Any]], images: list[str], rules: list[tuple[str, ...]]
+) -> None:
+    tools = [{"name": "look_up"}]
+    assert match_keys_by_rules(messages, images, (tools,), rules) == [
+        match_keys(messages, images, (tools,), rule) for rule in rules
+    ]
+
+
+EARLIER = [
+    "9b294acb93cf3646522539117a66f437",
+    "e19a32a3e4e91010a17124b29d628d6d",
+    "d78792e82aa0d13cb7373867e893446d",
+    "ac254bb5a928beaad81de9749e2b4694",
+]
+
+
+def test_the_keys_of_a_row_are_those_of_earlier_versions() -> None:
+    """Runs keep them (row-hashes), so that a later evaluation knows what was trained on."""
+    messages = [
+        {"role": "user", "content": "Was ist 3 14 + 5 ?"},
+        {"role": "assistant", "content": "Ｆünf  mehr", "reasoning_content": "a b"},
+    ]
+    exact, folded = match_keys_by_rules(
+        messages, ["a.png 5"], (None,), [("white_space",), ("white_space", "case", "width")]
+    )
+    assert [key.hex() for key in (*exact, *folded)] == EARLIER

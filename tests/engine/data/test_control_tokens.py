@@ -12,11 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.common.errors import SpecError
-from runner.data.audit import Tally
 from runner.data.control_tokens import Rendered, _any_of
-from runner.data.formats import Converter, Format, FormatOptions
-from runner.data.masks import IGNORED_LABEL, encode, prompt_ids, special_texts
+from runner.data.convert import Converter
+from runner.data.encoded import IGNORED_LABEL
+from runner.data.formats import Format, FormatOptions
+from runner.data.masks import encode, prompt_ids, special_texts
 from runner.data.template import TemplateSettings, fix_template, keep_special_token
+from runner.data.token_stats import TokenStats
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 
@@ -155,7 +157,7 @@ def test_a_job_may_allow_or_refuse_them(tiny_tokenizer: Tokenizers) -> None:
     row = encode(tokenizer, chat("q", "x <|im_end|> y"), None)
     assert special(tokenizer, row.input_ids) == [*FRAME, *FRAME, FRAME[1]]
     assert row.special_texts == ("<|im_end|>",)
-    tally = Tally(None)
+    tally = TokenStats(None)
     tally.add(1, row)
     assert "trained as such in answers" in tally.special_note("allow")[0]
     assert "encoded as text" in tally.special_note("text")[0]

@@ -7,19 +7,13 @@ from typing import Any
 import pytest
 
 from runner.common.errors import Problem, SpecError
-from runner.data.formats import (
-    FORMATS,
-    GENERAL_QUESTIONS,
-    Conversation,
-    Converter,
-    Format,
-    FormatOptions,
-    Message,
-    convert_rows,
-    detect,
-)
+from runner.data.convert import Converter, convert_rows
+from runner.data.detect import detect
+from runner.data.formats import FORMATS, Conversation, Format, FormatOptions
 from runner.data.llava import read_questions
+from runner.data.messages import Message
 from runner.data.read import read_rows
+from runner.data.row_formats import GENERAL_QUESTIONS
 
 NONE = FormatOptions()
 VISION = FormatOptions(vision=True)

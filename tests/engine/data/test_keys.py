@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data.formats import Message
 from runner.data.keys import KEY_BYTES, draw_numbers, normalised, row_keys
+from runner.data.messages import Message
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

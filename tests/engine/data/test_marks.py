@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.common.errors import Problem, SpecError
-from runner.data.formats import Converter, Format, FormatOptions, has_answer, label_text
+from runner.data.convert import Converter
+from runner.data.formats import Format, FormatOptions, has_answer
 from runner.data.marks import kind_of, plain
 from runner.data.read import read_rows
+from runner.data.row_formats import label_text
 from tests.conftest import Answer
 
 NONE = FormatOptions()

@@ -10,19 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.common.errors import RefusedError, SpecError
-from runner.data.audit import Tally
-from runner.data.formats import Converter, FormatOptions, Message, convert_rows, detect
-from runner.data.masks import (
-    IGNORED_LABEL,
-    Encoded,
-    encode,
-    encode_rows,
-    end_of_turn_ids,
-    ensure_chat_template,
-    prompt_ids,
-    segments,
-)
+from runner.data.convert import Converter, convert_rows
+from runner.data.detect import detect
+from runner.data.encoded import IGNORED_LABEL, Encoded
+from runner.data.formats import FormatOptions
+from runner.data.masks import encode, encode_rows, end_of_turn_ids, prompt_ids, segments
+from runner.data.messages import Message
+from runner.data.plain_template import ensure_chat_template
 from runner.data.read import read_rows
+from runner.data.token_stats import TokenStats
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 
@@ -38,7 +34,7 @@ class Set:
 
     def __init__(self, tokenizer: Any, rows: Any, max_length: int | None) -> None:
         rows = list(rows)
-        self.tally = Tally(max_length)
+        self.tally = TokenStats(max_length)
         self.rows: list[Encoded] = []
         self.lines: list[int] = []
         for (line, _), row in zip(rows, encode_rows(tokenizer, rows, max_length), strict=True):

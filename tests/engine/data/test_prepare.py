@@ -22,7 +22,7 @@ from PIL import Image
 from runner.common.caches import file_sha256
 from runner.common.errors import Problem, RefusedError, SpecError
 from runner.data.prepare import prepare
-from runner.data.prepared import SIDES, Overlap, Prepared, proves_disjoint
+from runner.data.prepared import SPLITS, Overlap, Prepared, proves_disjoint
 from runner.data.summary import cleaning_lines, leaks
 from runner.jobs.data import DataSettings
 from runner.plans.rows import PlannedData, PlannedRows
@@ -109,7 +109,7 @@ def adds_up(prepared: Prepared) -> None:
     assert prepared.counts["train"] == drawn
     for side in ("eval", "test"):
         assert prepared.counts[side] == sum(source[side] for source in report["sources"])
-    for side in SIDES:
+    for side in SPLITS:
         assert sum(1 for _ in prepared.rows(side)) == prepared.counts[side]
         counted = sum(rows for _, _, rows in report["characters"].get(side, []))
         assert counted == sum(source[side] for source in report["sources"])
@@ -237,7 +237,7 @@ def test_a_split_is_disjoint_and_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write(path, *((f"q {n % 150}", f"a {n}") for n in range(200)))
     prepared = done(path, split={"eval": 0.1, "test": 0.2})
-    sides = [set(prompts(prepared, side)) for side in SIDES]
+    sides = [set(prompts(prepared, side)) for side in SPLITS]
     assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
     assert sum(map(len, sides)) == 150
     assert prepared.counts == {"train": 140, "eval": 20, "test": 40}
@@ -262,7 +262,7 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
         if seed:
             mixed = tmp_path / "b0.jsonl"
         prepared = done(path, mixed=(mixed,), **options)
-        found.append([sorted(prompts(prepared, side)) for side in SIDES])
+        found.append([sorted(prompts(prepared, side)) for side in SPLITS])
     assert found[0] == found[1] == found[2]
 
 
@@ -294,7 +294,7 @@ def test_any_rows_split_without_a_leak(
         assert len({p for p, _, _ in rows}) < 4
         return
     adds_up(prepared)
-    sides = [set(prompts(prepared, side)) for side in SIDES]
+    sides = [set(prompts(prepared, side)) for side in SPLITS]
     assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
     assert sides[0]
     assert sides[1]
@@ -472,7 +472,7 @@ def test_a_later_run_can_prove_what_was_trained_on(tmp_path: Path) -> None:
     # of a run of before there was an exact comparison
     import duckdb
 
-    for side in SIDES:
+    for side in SPLITS:
         path = kept / f"hashes-{side}.parquet"
         old = f"SELECT prompt, \"row\" FROM read_parquet('{path}')"  # noqa: S608
         duckdb.execute(f"COPY ({old}) TO '{path}.old' (FORMAT parquet)")
@@ -579,7 +579,7 @@ def test_a_killed_one_is_made_anew(tmp_path: Path, cache: Path) -> None:
     wait = (
         "from runner.data import prepare as module\n"
         "import time\n"
-        "module.Ledger.place = lambda *_: (print('there', flush=True), time.sleep(600))"
+        "module.RowIndex.place = lambda *_: (print('there', flush=True), time.sleep(600))"
     )
     killed = start(train, wait)
     assert killed.stdout is not None

@@ -13,7 +13,8 @@ from PIL import Image
 
 from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError, SpecError
-from runner.data.masks import IGNORED_LABEL, encode
+from runner.data.encoded import IGNORED_LABEL
+from runner.data.masks import encode
 from runner.engines.sft.inside.rows import PreparedRows, prepare_rows
 from runner.jobs.data import DataSettings
 from runner.plans.rows import PlannedData, PlannedRows

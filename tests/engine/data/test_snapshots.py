@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from runner.common.errors import SpecError
-from runner.data.audit import Tally
-from runner.data.masks import IGNORED_LABEL, encode, prompt_ids, segments
+from runner.data.encoded import IGNORED_LABEL
+from runner.data.masks import encode, prompt_ids, segments
 from runner.data.template import TemplateSettings, fix_template
+from runner.data.token_stats import TokenStats
 
 Tokenizers = Callable[..., Any]  # a fixture that makes or loads one
 
@@ -155,7 +156,7 @@ def shown(tokenizer: Any, kind: str, name: str) -> str:
         text = problem.problem.replace(str(tokenizer.name_or_path), "it")
         return f"REFUSED {text}\n  way out: {problem.expected}\n"
     text = "".join(f"⟦{part.text}⟧" if part.trained else part.text for part in parts)
-    tally = Tally(None)
+    tally = TokenStats(None)
     tally.add(1, row)
     notes = [*tally.notes("the template"), *tally.special_note("text")]
     return text + "\n" + "".join(f"  note: {note}\n" for note in notes)

@@ -14,7 +14,7 @@ import pytest
 
 from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError, SpecError
-from runner.data.audit import Tally, audit
+from runner.data.audit import audit
 from runner.data.masks import encode, encode_rows, prompt_ids, segments
 from runner.data.template import (
     TemplateSettings,
@@ -25,6 +25,7 @@ from runner.data.template import (
     template_reads,
     template_record,
 )
+from runner.data.token_stats import TokenStats
 from runner.engines.sft.inside.rows import PreparedRows, prepare_rows
 from runner.jobs.data import DataSettings
 from runner.plans.rows import PlannedData, PlannedRows
@@ -240,12 +241,12 @@ def test_a_template_that_takes_no_open_question_is_refused(tiny_tokenizer: Token
 # what a template leaves out, and thinks nothing
 
 
-def counted(tokenizer: Any, *rows: Any) -> Tally:
-    tally = Tally(None)
+def counted(tokenizer: Any, *rows: Any) -> TokenStats:
+    tally = TokenStats(None)
     numbered = [(number, *row) for number, row in enumerate(rows, start=1)]
     for number, row in enumerate(encode_rows(tokenizer, numbered, None), start=1):
         tally.add(number, row)
-    assert Tally.from_record(json.loads(json.dumps(tally.record()))) == tally
+    assert TokenStats.from_record(json.loads(json.dumps(tally.record()))) == tally
     return tally
 
 

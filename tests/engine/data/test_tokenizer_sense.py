@@ -12,9 +12,9 @@ import pytest
 
 from runner.common.caches import file_sha256
 from runner.common.errors import SpecError
-from runner.data.audit import Tally
 from runner.data.decoded import lost_characters
 from runner.data.masks import encode, encode_rows
+from runner.data.token_stats import TokenStats
 from runner.data.tokenizer_files import require_tokenizer_files
 from runner.engines.sft.inside.model.weights import load_tokenizer as load_for_plan
 from runner.engines.sft.inside.rows import prepare_rows
@@ -88,8 +88,8 @@ def chat(question: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def tally_of(tokenizer: Any, *rows: list[dict[str, Any]]) -> Tally:
-    tally = Tally(None)
+def tally_of(tokenizer: Any, *rows: list[dict[str, Any]]) -> TokenStats:
+    tally = TokenStats(None)
     lines = [(f"a.jsonl:{number}", row) for number, row in enumerate(rows, start=1)]
     for (line, _), row in zip(lines, encode_rows(tokenizer, lines, None), strict=True):
         tally.add(line, row)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from runner.common.errors import Problem, SpecError
-from runner.data.formats import Converter, Format, FormatOptions
+from runner.data.convert import Converter
+from runner.data.formats import Format, FormatOptions
 from runner.data.keys import row_keys
 from runner.data.masks import segments
 from runner.data.messages import Message

@@ -13,7 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from runner.data.masks import encode, encode_rows, ensure_chat_template, prompt_ids  # noqa: E402
+from runner.data.masks import encode, encode_rows, prompt_ids  # noqa: E402
+from runner.data.plain_template import ensure_chat_template  # noqa: E402
 from runner.engines.sft.inside.evaluate.generate import Greedy, batches, longest_sequence  # noqa: E402
 from runner.engines.sft.inside.evaluate.loss import answer_losses  # noqa: E402
 from runner.engines.sft.inside.evaluate.measure import measure, tokenize  # noqa: E402

@@ -12,6 +12,6 @@ def image_tokens(plan: Plan) -> int:
     """Tokens that one image takes; 0 for a text model."""
     if plan.vision is None:
         return 0
-    from runner.engines.sft.inside.model.vision import image_tokens_of
+    from runner.engines.sft.inside.model.vision.config import image_tokens_of
 
     return image_tokens_of(plan)

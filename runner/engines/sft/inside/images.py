@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.common.errors import RefusedError, RunnerError
-from runner.data.masks import IGNORED_LABEL
+from runner.data.encoded import IGNORED_LABEL
 from runner.data.pixels import DEFAULT_BACKGROUND, UnreadableImage, decode
-from runner.engines.sft.inside.model.vision import (
+from runner.engines.sft.inside.model.vision.config import (
     IMAGE_TOKEN,
     image_tokens,
     place,

@@ -19,13 +19,13 @@ from runner.common import durable, terminal
 from runner.common.errors import EXIT_INTERRUPTED, RunnerError, UsageError, bug
 from runner.common.tensors_only import load_tensors_only
 from runner.data.prepare import prepare
-from runner.data.prepared import SIDES, Prepared, Side
+from runner.data.prepared import SPLITS, Prepared, Split
 from runner.engines.render import read_plan
 from runner.engines.sft.plan import Plan
 
 
 def prepare_all(plan: Plan, out: Path | None) -> list[dict[str, Any]]:
-    """A record for each training of the plan; with `out`, its sides are written there as well.
+    """A record for each training of the plan; with `out`, its splits are written there as well.
 
     Raises RunnerError as `prepare` does, and where a file of `out` is there already.
     """
@@ -36,9 +36,9 @@ def prepare_all(plan: Plan, out: Path | None) -> list[dict[str, Any]]:
     records = []
     for training, paths in zip(trainings, targets, strict=True):
         prepared = prepare(training, say=_say)
-        written = {side: path for side, path in paths.items() if prepared.counts[side]}
-        for side, path in written.items():
-            write_jsonl(prepared, side, path)
+        written = {split: path for split, path in paths.items() if prepared.counts[split]}
+        for split, path in written.items():
+            write_jsonl(prepared, split, path)
         records.append(
             {
                 "phase": training.phase,
@@ -50,14 +50,14 @@ def prepare_all(plan: Plan, out: Path | None) -> list[dict[str, Any]]:
     return records
 
 
-def write_jsonl(prepared: Prepared, side: Side, path: Path) -> None:
-    """A side's rows, messages and images, a JSON object on each line; whole or not at all."""
+def write_jsonl(prepared: Prepared, split: Split, path: Path) -> None:
+    """A split's rows, messages and images, a JSON object on each line; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     staging = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            for row in prepared.rows(side):
+            for row in prepared.rows(split):
                 record: dict[str, Any] = {"messages": row.messages}
                 if row.tools is not None:
                     record["tools"] = row.tools
@@ -78,11 +78,11 @@ def write_jsonl(prepared: Prepared, side: Side, path: Path) -> None:
     durable.fsync_folder(path.parent)
 
 
-def _targets(out: Path | None, phase: str, several: bool) -> dict[Side, Path]:
+def _targets(out: Path | None, phase: str, several: bool) -> dict[Split, Path]:
     if out is None:
         return {}
     folder = out / phase if several and phase else out
-    return {side: folder / f"{side}.jsonl" for side in SIDES}
+    return {split: folder / f"{split}.jsonl" for split in SPLITS}
 
 
 def _refuse_existing(path: Path) -> None:

@@ -17,21 +17,24 @@ from typing import Any
 
 from runner.common import durable, terminal
 from runner.common.errors import RefusedError
-from runner.data.audit import Audit, Tally, audit, sample, sample_places
+from runner.data.audit import Audit, audit, sample, sample_places
 from runner.data.cache import make_once, no_room
-from runner.data.formats import IMAGE_MARK, Message
-from runner.data.masks import Encoded, Line, Row, encode_rows
+from runner.data.encoded import Encoded, Line, Row
+from runner.data.formats import IMAGE_MARK
+from runner.data.masks import encode_rows
+from runner.data.messages import Message
 from runner.data.prepare import prepare
-from runner.data.prepared import Prepared, PreparedRow, Side
+from runner.data.prepared import Prepared, PreparedRow, Split
 from runner.data.summary import cleaning_lines, name_of, named
 from runner.data.template import keep_special_token, template_key, tokenizer_name
+from runner.data.token_stats import TokenStats
 from runner.engines.sft.plan import Plan
 
 ENCODING_VERSION = 3
 """Raised with every change that gives other ids or labels, so that no cache of before is reused."""
 _WRITE_ROWS = 1000  # at most in memory before they are written
 _WRITE_TOKENS = 1_000_000
-_ENCODED: tuple[Side, ...] = ("train", "eval")
+_ENCODED: tuple[Split, ...] = ("train", "eval")
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,9 @@ def prepare_rows(
         raise no_room(root, error) from error
 
     tallies = {
-        side: Tally.from_record(json.loads((folder / f"{side}.json").read_text(encoding="utf-8")))
+        side: TokenStats.from_record(
+            json.loads((folder / f"{side}.json").read_text(encoding="utf-8"))
+        )
         for side in _ENCODED
     }
     train = _dataset(folder, "train")
@@ -215,16 +220,16 @@ def _encode_sides(
 def _encode_side(
     encoding: _Encoding,
     prepared: Prepared,
-    side: Side,
+    side: Split,
     folder: Path,
     say: Callable[[str], None],
-) -> Tally:
+) -> TokenStats:
     """Write SIDE.arrow and, beside it, each kept row's length and place among the prepared rows."""
     import numpy
     import pyarrow
 
     place_of = _line_names(prepared)
-    tally = Tally(encoding.max_length)
+    tally = TokenStats(encoding.max_length)
     has_images = any(row.images for row in prepared.rows(side)) if encoding.image_tokens else False
     image_id = encoding.image_id() if has_images else None
     fields = [
@@ -272,7 +277,7 @@ def _encode_side(
 
 
 def _encoded(
-    encoding: _Encoding, prepared: Prepared, side: Side
+    encoding: _Encoding, prepared: Prepared, side: Split
 ) -> Iterator[tuple[PreparedRow, Encoded]]:
     """Each row beside its ids. `encode_rows` reads ahead: the rows it holds are kept here."""
     waiting: deque[PreparedRow] = deque()
@@ -300,7 +305,7 @@ def _samples(
     encoding: _Encoding,
     prepared: Prepared,
     folder: Path,
-    tally: Tally,
+    tally: TokenStats,
     train: Any,
     wanted: int,
 ) -> list[Any]:
@@ -325,7 +330,7 @@ def _samples(
     ]
 
 
-def _dataset(folder: Path, side: Side) -> Any:
+def _dataset(folder: Path, side: Split) -> Any:
     from datasets import Dataset
 
     return Dataset.from_file(str(folder / f"{side}.arrow"))

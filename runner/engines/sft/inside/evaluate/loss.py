@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runner.data.masks import IGNORED_LABEL, Encoded
+from runner.data.encoded import IGNORED_LABEL, Encoded
 
 
 def answer_losses(

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.common.errors import RefusedError
-from runner.data.formats import Message
-from runner.data.masks import Encoded, encode_rows, prompt_ids, template_name
-from runner.data.template import settings_of, template_notes
+from runner.data.encoded import Encoded
+from runner.data.masks import encode_rows, prompt_ids
+from runner.data.messages import Message
+from runner.data.template import settings_of, template_name, template_notes
 from runner.engines.sft.inside.evaluate.generate import Generated, Greedy, batches
 from runner.engines.sft.inside.evaluate.loss import answer_losses
 from runner.engines.sft.inside.evaluate.sight import Sight

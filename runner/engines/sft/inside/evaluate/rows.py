@@ -17,9 +17,9 @@ from typing import Any
 
 from runner.common.caches import file_sha256
 from runner.common.errors import Problem, SpecError
-from runner.data.formats import Message
+from runner.data.messages import Message
 from runner.data.prepare import prepare
-from runner.data.prepared import Overlap, Prepared, Side, hashes_name, proves_disjoint
+from runner.data.prepared import Overlap, Prepared, Split, hashes_name, proves_disjoint
 from runner.data.read import read_rows
 from runner.data.sources import reading_of
 from runner.engines.sft.inside.evaluate.tasks import Row
@@ -87,7 +87,7 @@ def draw(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
 
 def _own_set(question: Question, prepared: Prepared) -> RowSet:
     notes = []
-    side: Side = "test"
+    side: Split = "test"
     if not prepared.counts["test"]:
         side = "eval"
         notes.append(
@@ -197,7 +197,7 @@ def _stated_choices(path: Path, plan: Plan) -> dict[int, str]:
 
 
 def _to_rows(
-    prepared: Prepared, side: Side, places: Sequence[str], choices: dict[int, str] | None = None
+    prepared: Prepared, side: Split, places: Sequence[str], choices: dict[int, str] | None = None
 ) -> list[Row]:
     out = []
     for number, row in enumerate(prepared.rows(side)):
@@ -252,7 +252,7 @@ def _labelled(prepared: Prepared, rows: Sequence[Row]) -> bool:
     return bool(rows) and all(s["format"] == "text_label" for s in prepared.report["sources"])
 
 
-def _trained_on(question: Question, prepared: Prepared, side: Side) -> list[dict[str, Any]]:
+def _trained_on(question: Question, prepared: Prepared, side: Split) -> list[dict[str, Any]]:
     """For each training of the run: how many rows of this side it was given."""
     if question.run is None:
         return []

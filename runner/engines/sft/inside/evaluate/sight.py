@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.data.formats import IMAGE_MARK, Message
+from runner.data.formats import IMAGE_MARK
+from runner.data.messages import Message
 from runner.engines.sft.inside.images import ImageProcessor, image_processor
 from runner.engines.sft.plan import Plan
 

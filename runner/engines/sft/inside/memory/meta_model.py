@@ -17,7 +17,7 @@ from runner.engines.sft.inside.memory.tracker import Tracker
 from runner.engines.sft.inside.model.adapter import trainable_setup
 from runner.engines.sft.inside.model.configs import skeleton_config
 from runner.engines.sft.inside.model.saving import decoder_layers
-from runner.engines.sft.inside.model.vision import freeze_tower
+from runner.engines.sft.inside.model.vision.compose import freeze_tower
 from runner.engines.sft.inside.model.weights import precision_dtype
 from runner.engines.sft.plan import Plan
 

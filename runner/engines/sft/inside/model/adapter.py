@@ -28,7 +28,10 @@ def trainable_setup(model: Any, plan: Plan) -> PeftConfig | None:
     RefusedError for a prefix under ZeRO-3.
     """
     if plan.trains == ["projector"]:
-        from runner.engines.sft.inside.model.vision import freeze_all_but_projector, projector_alone
+        from runner.engines.sft.inside.model.vision.projector import (
+            freeze_all_but_projector,
+            projector_alone,
+        )
 
         freeze_all_but_projector(model)
         return projector_alone()
@@ -59,11 +62,8 @@ def _lora_config(model: Any, plan: Plan) -> LoraConfig:
     targets: str | list[str] = settings.target_modules
     beside: list[str] | None = None
     if plan.vision is not None:
-        from runner.engines.sft.inside.model.vision import (
-            PROJECTOR,
-            adapter_targets,
-            ready_projector,
-        )
+        from runner.engines.sft.inside.model.vision.compose import adapter_targets
+        from runner.engines.sft.inside.model.vision.projector import PROJECTOR, ready_projector
 
         targets = adapter_targets(model, settings.target_modules)
         if "projector" in plan.trains:

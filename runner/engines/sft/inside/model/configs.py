@@ -83,7 +83,7 @@ def skeleton_config(plan: Plan) -> tuple[Any, list[str]]:
     if plan.vision is None:
         config, note = model_config(plan.model, trust_remote_code=plan.trust_remote_code)
         return config, [note] if note else []
-    from runner.engines.sft.inside.model.vision import compose_config, vision_config
+    from runner.engines.sft.inside.model.vision.config import compose_config, vision_config
 
     if plan.model.folder is not None and plan.vision.model.folder is not None:
         return vision_config(plan), []

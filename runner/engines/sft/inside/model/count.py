@@ -49,7 +49,7 @@ def model_on_meta(plan: Plan) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if plan.vision is not None:
-        from runner.engines.sft.inside.model.vision import vision_model_on_meta
+        from runner.engines.sft.inside.model.vision.compose import vision_model_on_meta
 
         return vision_model_on_meta(plan)
     place, options = location(plan)

@@ -209,7 +209,10 @@ def _tiny_llava(text_type: str, tokenizer: Any) -> list[Any]:
         LlavaForConditionalGeneration,
     )
 
-    from runner.engines.sft.inside.model.vision import image_tokens, load_vision_tokenizer_additions
+    from runner.engines.sft.inside.model.vision.config import (
+        image_tokens,
+        load_vision_tokenizer_additions,
+    )
 
     token = load_vision_tokenizer_additions(tokenizer)
     text = _tiny_config(text_type, tokenizer)

@@ -54,7 +54,7 @@ def load_base(plan: Plan, folder: RunFolder) -> Any:
         return load_model(plan)
     from transformers import set_seed
 
-    from runner.engines.sft.inside.model.vision import load_projector, ready_projector
+    from runner.engines.sft.inside.model.vision.projector import load_projector, ready_projector
 
     set_seed(plan.training.seed)  # a projector that no phase trained was drawn by it
     base = load_model(plan)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.common.errors import RefusedError, RunnerError
-from runner.data.masks import ensure_chat_template
+from runner.data.plain_template import ensure_chat_template
 from runner.data.template import fix_template, settings_for
 from runner.data.tokenizer_files import require_tokenizer_files
 from runner.engines.sft.inside.model.adapter_config import require_plain_model
@@ -47,7 +47,7 @@ def load_tokenizer(plan: Plan) -> tuple[Any, list[str]]:
     except (OSError, ValueError) as error:
         raise unreachable(plan, error) from None
     if plan.vision is not None:
-        from runner.engines.sft.inside.model.vision import load_vision_tokenizer_additions
+        from runner.engines.sft.inside.model.vision.config import load_vision_tokenizer_additions
 
         load_vision_tokenizer_additions(tokenizer)
     fix_template(tokenizer, settings_for(plan))
@@ -87,7 +87,7 @@ def load_model(plan: Plan) -> Any:
     whole = plan.method == "full" and plan.launch.deepspeed == "none"
     dtype = precision_dtype("fp32" if whole else plan.precision)
     if plan.vision is not None:
-        from runner.engines.sft.inside.model.vision import load_vision_model
+        from runner.engines.sft.inside.model.vision.compose import load_vision_model
 
         return load_vision_model(plan, dtype)
     place, options = location(plan)

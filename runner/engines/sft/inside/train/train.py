@@ -158,7 +158,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     set_seed(plan.training.seed)  # of weights that loading draws (a projector's)
     model = load_model(plan)
     if place.projector is not None:
-        from runner.engines.sft.inside.model.vision import load_projector
+        from runner.engines.sft.inside.model.vision.projector import load_projector
 
         load_projector(model, place.projector)
     control.stop_if_asked()
@@ -282,7 +282,7 @@ def _save(
 
     folder, first = run.folder, run.first
     if plan.trains == ["projector"]:
-        from runner.engines.sft.inside.model.vision import save_projector
+        from runner.engines.sft.inside.model.vision.projector import save_projector
 
         require_moved(trainer.model, start)
         if not first:
