@@ -219,7 +219,7 @@ def train_plain(folder: Path, watch: Any) -> None:
     from trl import SFTConfig, SFTTrainer
 
     from runner.engines.render import read_plan
-    from runner.engines.sft.inside.model.weights import load_tokenizer, location
+    from runner.engines.sft.inside.model.tokenizer import load_tokenizer, location
     from runner.engines.sft.inside.rows import prepare_rows
 
     plan = read_plan(folder / "plan.yaml")

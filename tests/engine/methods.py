@@ -109,7 +109,8 @@ def make_trainer(plan: Plan, folder: RunFolder) -> tuple[Any, Any]:
     from trl import SFTConfig
 
     from runner.engines.sft.inside.model.adapter import trainable_setup
-    from runner.engines.sft.inside.model.weights import load_model, load_tokenizer
+    from runner.engines.sft.inside.model.tokenizer import load_tokenizer
+    from runner.engines.sft.inside.model.weights import load_model
     from runner.engines.sft.inside.train.trainer import RunTrainer
 
     set_seed(plan.training.seed)

@@ -26,7 +26,7 @@ from runner.engines.sft.inside.model.limits import (
     stored_formats,
     unreached_lines,
 )
-from runner.engines.sft.inside.model.weights import load_tokenizer
+from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 from runner.engines.sft.inside.rows import prepare_rows
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan

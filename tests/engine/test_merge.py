@@ -178,9 +178,10 @@ def test_adapter_and_projector_of_an_image_text_model_are_merged(
     from runner.engines.sft.inside.model import standin
     from runner.engines.sft.inside.model.adapter import trainable_setup
     from runner.engines.sft.inside.model.count import count_parameters, counted
+    from runner.engines.sft.inside.model.tokenizer import load_tokenizer
     from runner.engines.sft.inside.model.trained import reload_result
     from runner.engines.sft.inside.model.vision.projector import projector_parameters
-    from runner.engines.sft.inside.model.weights import load_model, load_tokenizer
+    from runner.engines.sft.inside.model.weights import load_model
     from runner.engines.sft.inside.rows import prepare_rows
     from runner.engines.sft.inside.train.result import ready_to_train, save_result
     from runner.engines.sft.resolve import make_plan

@@ -304,7 +304,8 @@ def test_target_modules_that_cannot_be_trained_are_refused(
 def test_gpt2s_conv1d_layers_are_targets_too(material: tuple[Path, Path], tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from runner.engines.sft.inside.model.adapter import linear_names, trainable_setup
+    from runner.engines.sft.inside.model.adapter import trainable_setup
+    from runner.engines.sft.inside.model.modules import linear_names
 
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=32))
     assert linear_names(model) == ["c_attn", "c_fc", "c_proj", "lm_head"]

@@ -13,7 +13,7 @@ from runner.data.masks import encode, end_of_turn_ids
 from runner.data.read import ReadOptions
 from runner.data.tables import TableOptions
 from runner.engines.sft.inside.model import standin
-from runner.engines.sft.inside.model.vision.config import IMAGE_TOKEN
+from runner.engines.sft.inside.model.tokenizer import IMAGE_TOKEN
 
 CONVERSATION: list[Any] = [
     {"role": "user", "content": "天气好吗?"},

@@ -28,17 +28,13 @@ from runner.engines.sft.inside.images import (
     require_images,
 )
 from runner.engines.sft.inside.model import standin
+from runner.engines.sft.inside.model.tokenizer import IMAGE_TOKEN, add_image_token, load_tokenizer
 from runner.engines.sft.inside.model.vision.compose import (
     adapter_targets,
     load_vision_model,
     vision_model_on_meta,
 )
-from runner.engines.sft.inside.model.vision.config import (
-    IMAGE_TOKEN,
-    image_tokens,
-    image_tokens_of,
-    load_vision_tokenizer_additions,
-)
+from runner.engines.sft.inside.model.vision.config import image_tokens, image_tokens_of
 from runner.engines.sft.inside.model.vision.projector import (
     PROJECTOR,
     freeze_all_but_projector,
@@ -48,7 +44,6 @@ from runner.engines.sft.inside.model.vision.projector import (
     ready_projector,
     save_projector,
 )
-from runner.engines.sft.inside.model.weights import load_tokenizer
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan
 
@@ -134,7 +129,7 @@ def batch_rows(place: Path) -> list[dict[str, Any]]:
 
     plan = plan_of(place)
     tokenizer, _ = load_tokenizer(plan)
-    load_vision_tokenizer_additions(tokenizer)
+    add_image_token(tokenizer)
     rows = []
     for number in range(8):
         path = place / f"{number}.png"
@@ -155,7 +150,7 @@ def batch_rows(place: Path) -> list[dict[str, Any]]:
 def collator(place: Path) -> ImageTextCollator:
     plan = plan_of(place)
     tokenizer, _ = load_tokenizer(plan)
-    load_vision_tokenizer_additions(tokenizer)
+    add_image_token(tokenizer)
     return ImageTextCollator(tokenizer, image_processor(plan))
 
 
@@ -280,8 +275,8 @@ def test_the_image_token_is_added_once(place: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(place / "gemma")
     before = len(tokenizer)
-    token = load_vision_tokenizer_additions(tokenizer)
-    assert load_vision_tokenizer_additions(tokenizer) == token == before
+    token = add_image_token(tokenizer)
+    assert add_image_token(tokenizer) == token == before
     assert len(tokenizer) == before + 1
     assert tokenizer.added_tokens_decoder[token].special
     ids = tokenizer(f"a{IMAGE_TOKEN * 3} b", add_special_tokens=False)["input_ids"]
@@ -662,7 +657,7 @@ def test_five_steps_of_each_phase_on_real_images(place: Path, shared: Path, tmp_
         pytest.skip(f"no real image-text rows at {folder}")
     plan = plan_of(place, text="llava-gemma", tower="llava-gemma")
     tokenizer, _ = load_tokenizer(plan)
-    token = load_vision_tokenizer_additions(tokenizer)
+    token = add_image_token(tokenizer)
     collator = ImageTextCollator(tokenizer, image_processor(plan))
     rows = []
     for record in json.loads((folder / "data.llava.json").read_text())[:24]:

@@ -77,7 +77,7 @@ def of_whole(plan: Plan) -> Any:
 
 
 def of_tokenizer(plan: Plan) -> Any:
-    from runner.engines.sft.inside.model.weights import load_tokenizer
+    from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 
     return load_tokenizer(plan)
 

@@ -16,7 +16,7 @@ from runner.data.decoded import lost_characters
 from runner.data.masks import encode, encode_rows
 from runner.data.token_stats import TokenStats
 from runner.data.tokenizer_files import require_tokenizer_files
-from runner.engines.sft.inside.model.weights import load_tokenizer as load_for_plan
+from runner.engines.sft.inside.model.tokenizer import load_tokenizer as load_for_plan
 from runner.engines.sft.inside.rows import prepare_rows
 from runner.jobs.data import DataSettings
 from runner.plans.rows import PlannedData, PlannedRows

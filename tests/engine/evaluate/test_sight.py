@@ -20,7 +20,7 @@ from runner.engines.sft.inside.evaluate.sight import Sight, load_sight
 from runner.engines.sft.inside.evaluate.tasks import ExactMatch, Row
 from runner.engines.sft.inside.images import IMAGES, ImageTextCollator
 from runner.engines.sft.inside.model import standin
-from runner.engines.sft.inside.model.weights import load_tokenizer
+from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 from runner.engines.sft.inside.subjects import load_subjects
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.resolve import make_plan

@@ -44,7 +44,7 @@ class Talker:
     """A run's model, and its base beside it where asked for, with their tokenizer."""
 
     def __init__(self, folder: RunFolder, plan: Plan, *, base: bool, max_new_tokens: int) -> None:
-        from runner.engines.sft.inside.model.weights import load_tokenizer
+        from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 
         self._limit = max_new_tokens
         self._system = plan.data.system

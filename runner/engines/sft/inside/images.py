@@ -14,8 +14,8 @@ from typing import Any
 from runner.common.errors import RefusedError, RunnerError
 from runner.data.encoded import IGNORED_LABEL
 from runner.data.pixels import DEFAULT_BACKGROUND, UnreadableImage, decode
+from runner.engines.sft.inside.model.tokenizer import IMAGE_TOKEN
 from runner.engines.sft.inside.model.vision.config import (
-    IMAGE_TOKEN,
     image_tokens,
     place,
     unreachable,

@@ -78,7 +78,7 @@ def merge(folder: RunFolder, plan: Plan, out: Path, dtype: str | None) -> dict[s
     plain = plain.model_copy(update={"precision": working})
 
     from runner.engines.sft.inside.model.adapter import load_adapter
-    from runner.engines.sft.inside.model.weights import load_tokenizer
+    from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 
     tokenizer, _ = load_tokenizer(plain)
     batches, rows = _batches(plan, tokenizer)
@@ -128,7 +128,7 @@ def _own_dtype(plan: Plan) -> str:
     """The number format in which the base is published; bf16 where its config says none."""
     from transformers import AutoConfig
 
-    from runner.engines.sft.inside.model.weights import location, unreachable
+    from runner.engines.sft.inside.model.tokenizer import location, unreachable
 
     place, options = location(plan)
     try:

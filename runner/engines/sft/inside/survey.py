@@ -126,7 +126,7 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
         require_plain_weights,
         require_within,
     )
-    from runner.engines.sft.inside.model.weights import load_tokenizer
+    from runner.engines.sft.inside.model.tokenizer import load_tokenizer
     from runner.engines.sft.inside.rows import prepare_rows
 
     batches: list[Batch] = []

@@ -32,8 +32,8 @@ from runner.engines.sft.inside.evaluate.tasks import (
     multiple_choice_for,
 )
 from runner.engines.sft.inside.model.limits import require_measurable
+from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 from runner.engines.sft.inside.model.trained import result_file
-from runner.engines.sft.inside.model.weights import load_tokenizer
 from runner.engines.sft.inside.subjects import Subject, load_subjects, placed
 from runner.engines.sft.plan import Plan
 from runner.engines.sft.render import model_line

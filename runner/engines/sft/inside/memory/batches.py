@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.common.errors import RunnerError
 from runner.engines.sft.inside.image_tokens import image_tokens
-from runner.engines.sft.inside.model.weights import load_tokenizer
+from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 from runner.engines.sft.inside.rows import PreparedRows, prepare_rows
 from runner.engines.sft.memory.ask import Batch
 from runner.engines.sft.plan import Plan

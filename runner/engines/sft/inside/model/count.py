@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.engines.sft.inside.model.adapter import trainable_setup
-from runner.engines.sft.inside.model.weights import location, unreachable
+from runner.engines.sft.inside.model.tokenizer import location, unreachable
 from runner.engines.sft.plan import Plan
 
 

@@ -209,12 +209,10 @@ def _tiny_llava(text_type: str, tokenizer: Any) -> list[Any]:
         LlavaForConditionalGeneration,
     )
 
-    from runner.engines.sft.inside.model.vision.config import (
-        image_tokens,
-        load_vision_tokenizer_additions,
-    )
+    from runner.engines.sft.inside.model.tokenizer import add_image_token
+    from runner.engines.sft.inside.model.vision.config import image_tokens
 
-    token = load_vision_tokenizer_additions(tokenizer)
+    token = add_image_token(tokenizer)
     text = _tiny_config(text_type, tokenizer)
     config = LlavaConfig(
         text_config=text,

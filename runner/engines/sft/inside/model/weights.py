@@ -10,58 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from runner.common.errors import RefusedError, RunnerError
-from runner.data.plain_template import ensure_chat_template
-from runner.data.template import fix_template, settings_for
-from runner.data.tokenizer_files import require_tokenizer_files
+from runner.common.errors import RefusedError
 from runner.engines.sft.inside.model.adapter_config import require_plain_model
 from runner.engines.sft.inside.model.remote_code import remote_code_refused
+from runner.engines.sft.inside.model.tokenizer import first_line, location, unreachable
 from runner.engines.sft.plan import Plan
-
-
-def location(plan: Plan) -> tuple[str, dict[str, Any]]:
-    """What from_pretrained is called with: a folder, or a hub id and its revision."""
-    model = plan.model
-    options: dict[str, Any] = {"trust_remote_code": plan.trust_remote_code}
-    if model.folder is not None:
-        return model.folder, options
-    if model.revision:
-        options["revision"] = model.revision
-    return model.id, options
-
-
-def load_tokenizer(plan: Plan) -> tuple[Any, list[str]]:
-    """The tokenizer, able to chat and to pad, and a line for whatever had to be substituted.
-
-    What its chat template reads besides a row is the plan's from then on.
-
-    Raises RefusedError where it can't be had; SpecError where the folder lacks its files.
-    """
-    from transformers import AutoTokenizer
-
-    place, options = location(plan)
-    if plan.model.folder is not None:
-        require_tokenizer_files(Path(plan.model.folder))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
-        raise unreachable(plan, error) from None
-    if plan.vision is not None:
-        from runner.engines.sft.inside.model.vision.config import load_vision_tokenizer_additions
-
-        load_vision_tokenizer_additions(tokenizer)
-    fix_template(tokenizer, settings_for(plan))
-    notes = []
-    substituted = ensure_chat_template(tokenizer)
-    if substituted:
-        notes.append(substituted)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        notes.append(
-            f"the tokenizer has no pad token; its end token {tokenizer.eos_token!r} pads "
-            "(labels are masked by position, so the end of a turn is still trained)"
-        )
-    return tokenizer, notes
 
 
 def precision_dtype(precision: str) -> Any:
@@ -124,7 +77,7 @@ def load_whole(plan: Plan, folder: Path) -> Any:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise remote_code_refused(error, str(folder)) or RefusedError(
-            f"the model in {folder} can't be loaded: {_first_line(error)}",
+            f"the model in {folder} can't be loaded: {first_line(error)}",
             "its files are damaged, or were changed after the run",
         ) from None
 
@@ -209,17 +162,3 @@ def require_quantization(plan: Plan, device: str) -> None:
             "runner doctor looks at the packages; --method lora trains on unquantized weights, "
             "which takes more memory",
         ) from None
-
-
-def unreachable(plan: Plan, error: Exception) -> RunnerError:
-    """The refusal for weights that from_pretrained could not load."""
-    place, _ = location(plan)
-    return remote_code_refused(error, f"the model {place}") or RefusedError(
-        f"the model {place} can't be loaded: {_first_line(error)}",
-        "give a folder with --set model=FOLDER, or check the network, HF_ENDPOINT (a mirror) and "
-        "HF_HUB_OFFLINE",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

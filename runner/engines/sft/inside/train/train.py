@@ -130,8 +130,9 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     from runner.engines.sft.inside.model.count import counted
     from runner.engines.sft.inside.model.limits import require_plain_weights, require_within
     from runner.engines.sft.inside.model.saving import loss_chunks
+    from runner.engines.sft.inside.model.tokenizer import load_tokenizer
     from runner.engines.sft.inside.model.trained import reload_result
-    from runner.engines.sft.inside.model.weights import load_model, load_tokenizer
+    from runner.engines.sft.inside.model.weights import load_model
     from runner.engines.sft.inside.rows import prepare_rows
     from runner.engines.sft.inside.stack import stack_record
     from runner.engines.sft.inside.train.arguments import training_arguments

@@ -78,7 +78,7 @@ def adapter_targets(model: Any, modules: str | list[str] = "all-linear") -> str:
 
     Raises SpecError naming modules that the language model lacks, with the nearest it has.
     """
-    from runner.engines.sft.inside.model.adapter import linear_names, require_modules
+    from runner.engines.sft.inside.model.modules import linear_names, require_modules
 
     names = linear_names(model.model.language_model)
     if modules == "all-linear":

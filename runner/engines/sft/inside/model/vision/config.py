@@ -10,9 +10,8 @@ from typing import Any
 
 from runner.common.errors import RefusedError, RunnerError
 from runner.engines.sft.inside.model.remote_code import remote_code_refused
+from runner.engines.sft.inside.model.tokenizer import IMAGE_TOKEN, add_image_token
 from runner.engines.sft.plan import Plan, PlannedModel, PlannedVision
-
-IMAGE_TOKEN = "<image>"  # noqa: S105
 
 VOCABULARY_MULTIPLE = 64
 """A vocabulary that has to grow, grows to a multiple of this, as matrix units want it; llava-hf's
@@ -40,18 +39,6 @@ def is_whole(plan: Plan) -> bool:
     if plan.model.kind == "standin":
         return True
     return str(load_auto_config(plan, plan.model).model_type) == "llava"
-
-
-def load_vision_tokenizer_additions(tokenizer: Any) -> int:
-    """Make "<image>" one special token of `tokenizer`, where it is not yet; its id."""
-    from transformers import AddedToken
-
-    known = tokenizer.get_added_vocab()
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    if IMAGE_TOKEN not in known or IMAGE_TOKEN not in special:
-        token = AddedToken(IMAGE_TOKEN, special=True, normalized=False, lstrip=False, rstrip=False)
-        tokenizer.add_tokens([token], special_tokens=True)
-    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
 
 
 def image_tokens(model_or_config: Any) -> int:
@@ -217,10 +204,10 @@ def join_configs(vision: PlannedVision, text: Any, tower: Any, token: int) -> An
 
 
 def image_token_id(plan: Plan) -> int:
-    from runner.engines.sft.inside.model.weights import load_tokenizer
+    from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 
     tokenizer, _ = load_tokenizer(plan)
-    return load_vision_tokenizer_additions(tokenizer)
+    return add_image_token(tokenizer)
 
 
 def vocabulary_with(size: int, token: int) -> int:
