@@ -34,7 +34,7 @@ from runner.engines.mgm.fetch.rows import count_rows, missing_images
 from runner.engines.mgm.job import MgmJob
 from runner.engines.mgm.resolve import absent, make_mgm_plan, placed
 from runner.engines.mgm.sources import SOURCES, MgmSource
-from runner.machine.doctor import probes
+from runner.machine.doctor import hub as doctor_hub
 from tests.conftest import Answer
 from tests.testbed.hub import RIGHT_TOKEN, FakeHub, Repository, serve, surroundings
 
@@ -275,7 +275,7 @@ def world(
         monkeypatch.setenv("MGM_DATA_ENDPOINT", data.url)
         monkeypatch.setenv("MGM_REPOSITORY", str(bare))
         monkeypatch.setattr(fetch_mgm, "SOURCES", table)
-        monkeypatch.setattr(probes, "HUB_SECONDS", 600.0)  # a busy machine takes more than 5
+        monkeypatch.setattr(doctor_hub, "HUB_SECONDS", 600.0)  # a busy machine takes more than 5
         yield World(hub, data, tmp_path / "cache" / "mgm", table)
 
 
