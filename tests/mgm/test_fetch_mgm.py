@@ -336,7 +336,7 @@ def test_all_of_it_is_fetched_verified_and_where_the_job_looks(
     assert lines[0].split() == ["WHAT", "SOURCE", "REVISION", "SIZE", "SHA256", "STATE", "WHERE"]
     assert sum(" fetched in " in line for line in lines) == len(SOURCES)
     assert toolkit[1][:7] in lines[1]
-    assert "unproven" in answer.out and "who wrote them can't be verified" in answer.out
+    assert "unproven" in answer.out and "who wrote the files can't be verified" in answer.out
     assert RIGHT_TOKEN not in answer.out + answer.err and not world.data.authorized
     assert leftovers(world.base) == []
     assert not (world.base / ".downloads" / TAR).exists()

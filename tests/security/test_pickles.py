@@ -19,10 +19,9 @@ from typing import Any
 
 import pytest
 
-from runner.common import durable
+from runner.common import durable, tensors_only
 from runner.common.errors import RefusedError
 from runner.engines.inputs import relocated
-from runner.engines.sft.inside import pickles
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from tests.engine.in_process import Interruptions, make_rows, plan_of, run
@@ -61,7 +60,7 @@ def poison(file: Path, canary: Path, form: str = "raw") -> None:
 
 
 def test_the_poison_is_one(canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(pickles.FORCED, raising=False)  # a trainer in this process has set it
+    monkeypatch.delenv(tensors_only.FORCED, raising=False)  # a trainer in this process has set it
     (tmp_path / "checkpoint-1").mkdir()
     for form in ("raw", "zip", "legacy"):
         file = tmp_path / "checkpoint-1" / "optimizer.pt"
@@ -184,19 +183,19 @@ def test_every_load_of_a_process_builds_tensors_alone_whatever_a_library_asks_fo
     file = tmp_path / "checkpoint-1" / "optimizer.pt"
     poison(file, canary, "zip")
     code = (
-        "import sys, torch\nfrom runner.engines.sft.inside.pickles import load_tensors_only\n"
+        "import sys, torch\nfrom runner.common.tensors_only import load_tensors_only\n"
         "load_tensors_only()\ntorch.load(sys.argv[1], weights_only=False)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop(pickles.FORCED, None)
+    environment.pop(tensors_only.FORCED, None)
     if said is not None:
-        environment[pickles.FORBIDDEN] = said
+        environment[tensors_only.FORBIDDEN] = said
     done = subprocess.run(
         [sys.executable, "-c", code, str(file)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1 and "posix.system" in done.stderr
     assert not canary.exists()
-    assert (f"{pickles.FORBIDDEN} is not followed" in done.stderr) == (said is not None)
+    assert (f"{tensors_only.FORBIDDEN} is not followed" in done.stderr) == (said is not None)
 
 
 # DeepSpeed

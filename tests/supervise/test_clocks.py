@@ -89,6 +89,7 @@ def test_the_speed_is_known_after_the_clock_was_set_back(tmp_path: Path) -> None
     folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
 
     class Plan:
+        engine = "script"
         planned_steps = 104
 
         class budget:
