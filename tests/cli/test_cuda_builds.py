@@ -124,12 +124,13 @@ def hardware(nvml: Path, tmp_path: Path) -> FakeNvml:
 def setup(tmp_path: Path, hardware: FakeNvml) -> Callable[..., tuple[int, str, str]]:
     """`./just --venv-only ...` in a folder of its own: exit code, stderr, the calls of python."""
     place, programs = tmp_path / "checkout", tmp_path / "bin"
-    (place / "runner").mkdir(parents=True)
+    (place / "runner" / "common").mkdir(parents=True)
     programs.mkdir()
     for name in ("just", "requirements.lock", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, place)
-    for name in ("__init__.py", "cuda_builds.py", "terminal.py", "own_python.py", "launchers.py"):
-        shutil.copy(REPOSITORY / "runner" / name, place / "runner")
+    asked = ("__init__", "cuda_builds", "terminal", "own_python", "launchers")
+    for name in ("__init__.py", *(f"common/{one}.py" for one in asked)):
+        shutil.copy(REPOSITORY / "runner" / name, place / "runner" / name)
     (programs / "python3").write_text(FAKE_PYTHON)
     (programs / "python3").chmod(0o755)
     log = tmp_path / "log"

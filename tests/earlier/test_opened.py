@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -134,3 +136,16 @@ def test_pruning_and_removing_take_them(work: EarlierWork) -> None:
     assert answer.code == 0, answer.err
     assert not work.completed.exists()
     assert work.stopped.is_dir()
+
+
+def test_their_launch_scripts_find_the_engine(work: EarlierWork) -> None:
+    """By hand, without `runner`: the part of launch.sh before the launcher."""
+    run = work.completed
+    assert "-m runner.engine " in (run / "launch.sh").read_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "runner.engine", str(run), "--prepare"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (run / "earlier" / "1").is_dir()

@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from runner.common import durable, terminal
 from runner.common.errors import EXIT_REFUSED, RunnerError
@@ -165,7 +166,8 @@ def _print(text: str) -> None:
         terminal.say(text)
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Do `main`, and end this process with its exit code."""
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
@@ -173,3 +175,7 @@ if __name__ == "__main__":
     # Not sys.exit: after an ordinary end of training, library threads and process groups can hang
     # in their own clean-up and hold the GPU; everything of ours is on disk by now.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""Where launch scripts of earlier runs find the engine: `python -m runner.engine RUN_FOLDER`."""
