@@ -76,7 +76,7 @@ def test_the_package_keeps_the_contract() -> None:
         ),
         pytest.param(
             "runner/engines/script/plan.py",
-            "from runner.engines.sft.plan import Plan",
+            "from runner.engines.sft.plan import SftPlan",
             ENGINES,
             id="engine to engine",
         ),

@@ -26,7 +26,7 @@ from runner.common.units import GIB
 from runner.common.yaml_text import to_yaml
 from runner.engines.job_kinds import json_schema
 from runner.engines.load import load_job
-from runner.engines.sft.job import Job
+from runner.engines.sft.job import SftJob
 from runner.jobs.fields import all_fields
 from runner.jobs.load import LoadedJob
 from tests.conftest import REPOSITORY, Answer, run_cli
@@ -765,7 +765,7 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=examples(83, 250), deadline=None)
-@given(st.sampled_from(all_fields(Job)), VALUES)
+@given(st.sampled_from(all_fields(SftJob)), VALUES)
 def test_any_value_of_any_field_is_taken_or_refused(field: str, value: Any) -> None:
     *blocks, last = field.split(".")
     record: dict[str, Any] = {"model": "a/b", "data": {"train": "x.jsonl"}}
@@ -777,7 +777,7 @@ def test_any_value_of_any_field_is_taken_or_refused(field: str, value: Any) -> N
 
 
 @settings(max_examples=examples(50, 150), deadline=None)
-@given(st.sampled_from([*all_fields(Job), "data.labels.0"]), st.text(max_size=12) | YAML_PARTS)
+@given(st.sampled_from([*all_fields(SftJob), "data.labels.0"]), st.text(max_size=12) | YAML_PARTS)
 def test_any_override_is_taken_or_refused(field: str, value: str) -> None:
     answered(BASE.encode(), (f"{field}={value}",))
 
@@ -790,8 +790,8 @@ LACKING = ("vision.", "data.mix.")
 
 def default_of(field: str) -> tuple[Any, bool]:
     """A field's value in the smallest job, and whether its block is there by default."""
-    values: Any = Job.model_validate({"model": "a/b", "data": {"train": "rows.jsonl"}})
-    model: type[BaseModel] = Job
+    values: Any = SftJob.model_validate({"model": "a/b", "data": {"train": "rows.jsonl"}})
+    model: type[BaseModel] = SftJob
     for part in field.split("."):
         info = model.model_fields[part]
         if isinstance(values, BaseModel):
@@ -805,7 +805,7 @@ def default_of(field: str) -> tuple[Any, bool]:
 
 @pytest.mark.parametrize("as_typed", [False, True], ids=["json", "as typed"])
 @pytest.mark.parametrize(
-    "field", [name for name in all_fields(Job) if not name.startswith(LACKING)]
+    "field", [name for name in all_fields(SftJob) if not name.startswith(LACKING)]
 )
 def test_a_default_given_by_set_is_the_default(
     field: str, as_typed: bool, cli: Cli, tmp_path: Path
@@ -936,7 +936,7 @@ def test_every_field_says_what_it_means() -> None:
                     out += silent(part, f"{prefix}{name}.")
         return out
 
-    assert silent(Job, "") == []
+    assert silent(SftJob, "") == []
 
 
 # show

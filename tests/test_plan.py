@@ -15,7 +15,7 @@ from runner.common.errors import RefusedError
 from runner.common.units import GIB
 from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan, shrunk
 from runner.jobs.load import LoadedJob
 from runner.plans.facts import Gpu
@@ -33,7 +33,7 @@ def loaded(tmp_path: Path, text: str, *sets: str) -> LoadedJob:
     return load_job(str(path), list(sets))
 
 
-def planned(job: LoadedJob, variant: Any = "train", **facts: Any) -> Plan:
+def planned(job: LoadedJob, variant: Any = "train", **facts: Any) -> SftPlan:
     return make_plan(job, replace(gather(job), **facts), variant)
 
 

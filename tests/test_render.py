@@ -27,9 +27,9 @@ from runner.common.units import GIB
 from runner.engines.load import load_job
 from runner.engines.render import read_plan, render
 from runner.engines.sft.facts import Facts, gather
-from runner.engines.sft.job import Job
+from runner.engines.sft.job import SftJob
 from runner.engines.sft.memory.ask import Batch, key
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.data import CleanSettings, DataSettings, TableSettings
 from runner.jobs.fields import all_fields
@@ -43,7 +43,7 @@ from tests.conftest import REPOSITORY, Answer
 JOBS = [  # of the native engine; the others' are rendered in tests/mgm and tests/test_script.py
     path.stem
     for path in sorted((REPOSITORY / "jobs").glob("*.yaml"))
-    if isinstance(load_job(str(path)).job, Job)
+    if isinstance(load_job(str(path)).job, SftJob)
 ]
 GPUS = tuple(Gpu(n, f"GPU-{n}", "NVIDIA H200", 141 * GIB, 9.0) for n in range(4))
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
@@ -79,15 +79,15 @@ def facts_of(
     )
 
 
-def loaded_of(job: Job, name: str = "job") -> LoadedJob:
+def loaded_of(job: SftJob, name: str = "job") -> LoadedJob:
     return LoadedJob(name, Path("/jobs/job.yaml"), job)
 
 
-def small_job(**more: Any) -> Job:
-    return Job(model="m", data=DataSettings(train="rows.jsonl"), **more)
+def small_job(**more: Any) -> SftJob:
+    return SftJob(model="m", data=DataSettings(train="rows.jsonl"), **more)
 
 
-def every_plan() -> dict[str, Plan]:
+def every_plan() -> dict[str, SftPlan]:
     """Each job x processes x ZeRO x variant, on CPU and on GPUs."""
     plans = {}
     for name, count, zero in itertools.product(JOBS, PROCESSES, ZERO):
@@ -108,7 +108,7 @@ def every_plan() -> dict[str, Plan]:
 
 
 @pytest.fixture(scope="module")
-def plans() -> dict[str, Plan]:
+def plans() -> dict[str, SftPlan]:
     return every_plan()
 
 
@@ -124,7 +124,7 @@ def bash_refuses(script: Path) -> str:
 
 
 def test_every_launch_script_is_clean_to_bash_and_shellcheck(
-    plans: dict[str, Plan], tmp_path: Path
+    plans: dict[str, SftPlan], tmp_path: Path
 ) -> None:
     assert (
         len(plans) == (len(JOBS) * len(ZERO) - 1) * len(PROCESSES) * 2 * 2
@@ -147,7 +147,7 @@ def test_every_launch_script_is_clean_to_bash_and_shellcheck(
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_a_script_has_what_a_person_relies_on(plans: dict[str, Plan]) -> None:
+def test_a_script_has_what_a_person_relies_on(plans: dict[str, SftPlan]) -> None:
     for name, plan in plans.items():
         lines = render(plan)["launch.sh"].splitlines()
         code = [line for line in lines if line and not line.startswith("#")]
@@ -166,7 +166,7 @@ def test_a_script_has_what_a_person_relies_on(plans: dict[str, Plan]) -> None:
         assert not any(word in line for line in code for word in ("set -x", "eval ")), name
 
 
-def test_the_configs_say_the_processes_and_stages_of_the_plan(plans: dict[str, Plan]) -> None:
+def test_the_configs_say_the_processes_and_stages_of_the_plan(plans: dict[str, SftPlan]) -> None:
     for name, plan in plans.items():
         files = render(plan)
         config = yaml.safe_load(files["accelerate.yaml"])
@@ -228,8 +228,8 @@ NAMES = TEXT.map(lambda text: text.replace("/", "")).filter(
 
 def hostile_plan(
     text: str, name: str, model: str, rows: str, label: str, module: str, python: str
-) -> Plan:
-    job = Job(
+) -> SftPlan:
+    job = SftJob(
         description=text,
         model=model,
         lora=LoraSettings(target_modules=[module]),
@@ -308,7 +308,7 @@ def test_hostile_values_stay_values(
 
 
 def test_the_trainer_gets_the_environment_that_the_script_says(
-    plans: dict[str, Plan], tmp_path: Path
+    plans: dict[str, SftPlan], tmp_path: Path
 ) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nenv -0\n")
@@ -331,7 +331,7 @@ def test_the_trainer_gets_the_environment_that_the_script_says(
 
 
 def test_how_rows_are_read_and_compared_is_hashed_where_a_job_says_it(
-    plans: dict[str, Plan],
+    plans: dict[str, SftPlan],
 ) -> None:
     for plan in plans.values():
         told = plan.deciding()["data"]
@@ -346,7 +346,9 @@ def test_how_rows_are_read_and_compared_is_hashed_where_a_job_says_it(
             assert plan.model_copy(update={"data": data}).hash != plan.hash
 
 
-def test_a_deterministic_plan_says_so_in_its_script_and_only_there(plans: dict[str, Plan]) -> None:
+def test_a_deterministic_plan_says_so_in_its_script_and_only_there(
+    plans: dict[str, SftPlan],
+) -> None:
     lines = {
         "export CUBLAS_WORKSPACE_CONFIG=:4096:8": ("1-gpu", "2-gpu"),
         "export FLASH_ATTENTION_DETERMINISTIC=1": ("1-gpu", "2-gpu"),
@@ -376,13 +378,13 @@ def test_a_comment_is_one_line_for_any_reader(text: str) -> None:
 # plan.yaml
 
 
-def written(plan: Plan, folder: Path) -> Path:
+def written(plan: SftPlan, folder: Path) -> Path:
     path = folder / "plan.yaml"
     path.write_text(render(plan)["plan.yaml"], encoding="utf-8", newline="")
     return path
 
 
-def test_every_plan_reads_back_as_the_same_plan(plans: dict[str, Plan], tmp_path: Path) -> None:
+def test_every_plan_reads_back_as_the_same_plan(plans: dict[str, SftPlan], tmp_path: Path) -> None:
     for plan in plans.values():
         again = read_plan(written(plan, tmp_path))
         assert again == plan
@@ -665,7 +667,7 @@ CHANGES |= {
 
 def test_every_field_is_known_to_change_the_hash_or_not() -> None:
     known = CHANGES.keys() | CHANGES_NOTHING.keys() | ONLY_ONE_VALUE | BLOCKS | {"data.train"}
-    assert known == set(all_fields(Job))
+    assert known == set(all_fields(SftJob))
 
 
 @pytest.mark.parametrize("field", [*CHANGES, *CHANGES_NOTHING])
@@ -687,14 +689,14 @@ def test_the_hash_changes_with_whatever_changes_the_run(
         others = ["data.split=null"]
         sets += others
 
-    def plan(overrides: list[str]) -> Plan:
+    def plan(overrides: list[str]) -> SftPlan:
         loaded = load_job(str(tmp_path / "job.yaml"), overrides)
         return make_plan(loaded, on_gpus(gather(loaded)))
 
     assert (plan(sets).hash != plan(others).hash) == (field in CHANGES)
 
 
-def test_a_smoke_and_its_training_have_hashes_of_their_own(plans: dict[str, Plan]) -> None:
+def test_a_smoke_and_its_training_have_hashes_of_their_own(plans: dict[str, SftPlan]) -> None:
     hashes = {plan.hash for plan in plans.values()}
     assert len(hashes) == len(plans)
 

@@ -162,10 +162,10 @@ def test_check_says_it_too(cli: Cli, tmp_path: Path) -> None:
 
 def test_plans_of_runs_with_such_settings_still_open(tmp_path: Path) -> None:
     """A pattern is judged in the job; a plan of before, which has it, is read as it is."""
-    from runner.engines.sft.plan import Plan
+    from runner.engines.sft.plan import SftPlan
     from tests.engine.tiny import plan_of
 
     plan = plan_of()
     record = plan.model_dump()
     record["evaluation"]["answer_pattern"] = "(["
-    assert Plan.model_validate(record).evaluation.answer_pattern == "(["
+    assert SftPlan.model_validate(record).evaluation.answer_pattern == "(["

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from runner.common.caches import file_sha256
 from runner.common.errors import SpecError
 from runner.engines.sft.facts import hub_parts, row_fields
-from runner.engines.sft.job import Job
+from runner.engines.sft.job import SftJob
 from runner.plans.sources import (
     MANIFEST,
     fetched_rows,
@@ -158,7 +158,7 @@ def test_what_is_asked_for_decides_the_file_and_stays_in_the_cache(
 
 
 def test_each_field_has_its_own_split_and_mixed_sources_their_own_configuration() -> None:
-    job = Job.model_validate(
+    job = SftJob.model_validate(
         {
             "description": "x",
             "model": "o/m",
@@ -179,7 +179,7 @@ def test_each_field_has_its_own_split_and_mixed_sources_their_own_configuration(
 
 
 def test_each_phase_has_its_own_part_of_the_hub() -> None:
-    job = Job.model_validate(
+    job = SftJob.model_validate(
         {
             "description": "x",
             "model": "o/m",

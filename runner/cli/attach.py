@@ -11,7 +11,7 @@ from runner.launch.wait import states
 from runner.report.outcome import ended_lines
 from runner.runs.find import default_root, find_run
 from runner.runs.folder import RunFolder
-from runner.runs.records import end_of, supervisor_of
+from runner.runs.records import read_outcome, supervisor_of
 from runner.runs.state import exit_code_of, is_over, state_of
 
 
@@ -35,7 +35,7 @@ def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:
         except KeyboardInterrupt:
             view.clear()
             return _left(folder, out)
-    record = end_of(folder) or {}
+    record = read_outcome(folder) or {}
     out.result(
         {"run": folder.name, "folder": str(folder.path), "state": state, **record},
         ended_lines(folder, record),

@@ -16,7 +16,7 @@ from runner.common.output import Output, field
 from runner.common.units import format_bytes
 from runner.provenance.bundle import write
 from runner.provenance.bundle.contents import ASKED, Contents, contents
-from runner.provenance.bundle.index import Index, Lacking
+from runner.provenance.bundle.index import Index, MissingInput
 from runner.provenance.bundle.index import Part as Asked
 from runner.provenance.bundle.local_plan import placed_inputs
 from runner.provenance.compared import manifest_folder
@@ -125,7 +125,7 @@ def what_is_lacking(index: Index) -> list[str]:
     return lines
 
 
-def lacking_line(lacking: Lacking) -> str:
+def lacking_line(lacking: MissingInput) -> str:
     """data.train: rows.jsonl, 12 KiB, sha256 0123456789ab."""
     known = lacking.files
     name = lacking.id and lacking.id + (f"@{lacking.revision}" if lacking.revision else "")

@@ -22,7 +22,7 @@ from runner.launch.preflight import place_line, require_place
 from runner.launch.risks import all_warnings
 from runner.launch.survey import require_disk, survey, survey_lines
 from runner.launch.vram import over_budget, require_fits
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.facts import HostFacts
 from runner.runs.find import default_root
 
@@ -92,9 +92,7 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     return 0
 
 
-def _check_other(
-    loaded: LoadedJob, plan: PlanBase, facts: HostFacts, command: str, out: Output
-) -> int:
+def _check_other(loaded: LoadedJob, plan: Plan, facts: HostFacts, command: str, out: Output) -> int:
     """The check of a job whose rows and weights are its engine's own affair: files and machine."""
     looked = engine_of(plan).look_before(loaded, plan, out.say, images=True)
     require_place(plan, facts)

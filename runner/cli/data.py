@@ -24,7 +24,7 @@ from runner.engines.mounts import plan_mounts
 from runner.engines.sft.facts import Facts, gather, require_data
 from runner.engines.sft.job import sft_job
 from runner.engines.sft.packages import require_packages
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.load import LoadedJob
 from runner.launch.fetch import fetch, lacking
@@ -166,7 +166,7 @@ def _distribution(head: str, values: dict[str, dict[str, int]]) -> list[str]:
     return [*lines, ""]
 
 
-def _prepare(plan: Plan, out: Path | None) -> tuple[int, dict[str, Any]]:
+def _prepare(plan: SftPlan, out: Path | None) -> tuple[int, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.yaml"
         path.write_text(plan_yaml(plan), encoding="utf-8")
@@ -268,5 +268,5 @@ def _fetch_rows(loaded: LoadedJob, facts: Facts, output: Output) -> bool:
     return True
 
 
-def _files(plan: Plan) -> list[Any]:
+def _files(plan: SftPlan) -> list[Any]:
     return [rows for training in plan.trainings for rows in training.rows.each]

@@ -17,7 +17,7 @@ from runner.engines.load import load_job
 from runner.engines.registry import engine_of
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
-from runner.jobs.base import JobBase
+from runner.jobs.base import Job
 from runner.jobs.load import LoadedJob, list_jobs
 
 _MAPPINGS = ("data.labels", "data.placeholders", "container.ulimits", "environment")
@@ -45,7 +45,7 @@ def list_all(*, as_json: bool) -> None:
     Output(as_json=as_json).result(records, table(["JOB", "MODEL", "METHOD", "DESCRIPTION"], rows))
 
 
-def _kind(job: JobBase) -> dict[str, Any]:
+def _kind(job: Job) -> dict[str, Any]:
     """What a job trains, in the columns of the list."""
     return {**engine_of(job).describe_job(job), "description": job.description}
 

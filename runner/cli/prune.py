@@ -12,13 +12,13 @@ from runner.common.errors import RefusedError, RunnerError, UsageError
 from runner.common.output import Output, table
 from runner.common.units import format_bytes, parse_age
 from runner.engines.sft.inside.train import best
-from runner.report.run_table import Standing, standing_of
+from runner.report.run_table import RunSummary, standing_of
 from runner.runs import checkpoints
-from runner.runs.delete import disk_bytes, held, remove_checkpoints, remove_run, sweep
+from runner.runs.delete import disk_bytes, locked_for_removal, remove_checkpoints, remove_run, sweep
 from runner.runs.find import all_runs, default_root
 from runner.runs.folder import RunFolder
-from runner.runs.records import end_of, newer_records
-from runner.runs.retention import Candidate, Doomed, Rules, doomed
+from runner.runs.records import newer_records, read_outcome
+from runner.runs.retention import Candidate, Removal, Rules, doomed
 
 
 def rules_of(
@@ -43,7 +43,7 @@ def prune_runs(rules: Rules, *, yes: bool, dry_run: bool, runs: Path | None, as_
             "--keep-checkpoints N, --older-than 30d, --smokes, --failed; --dry-run only shows",
         )
     root, out, now = runs or default_root(), Output(as_json=as_json), time.time()
-    found: list[tuple[RunFolder, Doomed, int]] = []
+    found: list[tuple[RunFolder, Removal, int]] = []
     for folder in all_runs(root):
         one = standing_of(folder, now)
         gone = None if one is None else doomed(_candidate(folder, one, now, rules), rules)
@@ -69,8 +69,8 @@ def prune_runs(rules: Rules, *, yes: bool, dry_run: bool, runs: Path | None, as_
     return 0 if len(done) == len(found) else 1
 
 
-def _candidate(folder: RunFolder, one: Standing, now: float, rules: Rules) -> Candidate:
-    end = end_of(folder)
+def _candidate(folder: RunFolder, one: RunSummary, now: float, rules: Rules) -> Candidate:
+    end = read_outcome(folder)
     ended = one.last_sign_unix_seconds if end is None else end.get("ended_unix_seconds")
     # a clock that was set back makes it young, and young stays
     age = 0.0 if ended is None else max(0.0, now - ended)
@@ -116,20 +116,20 @@ def _sealed_by_newer(path: Path) -> bool:
     return durable.newer(seal, checkpoints.SCHEMA_VERSION) is not None
 
 
-def _frees(folder: RunFolder, gone: Doomed) -> int:
+def _frees(folder: RunFolder, gone: Removal) -> int:
     if gone.checkpoints is None:
         return disk_bytes(folder.path)
     return sum(disk_bytes(folder.checkpoints / name) for name in _names(gone))
 
 
-def _names(gone: Doomed) -> tuple[str, ...]:
+def _names(gone: Removal) -> tuple[str, ...]:
     return tuple(checkpoints.name_of(step) for step in gone.checkpoints or ())
 
 
-def _remove(folder: RunFolder, gone: Doomed, out: Output) -> bool:
+def _remove(folder: RunFolder, gone: Removal, out: Output) -> bool:
     """Whether it was removed; what began to run since it was shown is left alone."""
     try:
-        with held(folder):
+        with locked_for_removal(folder):
             if gone.checkpoints is None:
                 remove_run(folder)
             else:
@@ -141,7 +141,7 @@ def _remove(folder: RunFolder, gone: Doomed, out: Output) -> bool:
     return True
 
 
-def _lines(found: list[tuple[RunFolder, Doomed, int]], total: int) -> list[str]:
+def _lines(found: list[tuple[RunFolder, Removal, int]], total: int) -> list[str]:
     rows = [[gone.run, _what(gone), format_bytes(size), gone.why] for _, gone, size in found]
     return [
         *table(["RUN", "REMOVES", "FREES", "WHY"], rows),
@@ -149,7 +149,7 @@ def _lines(found: list[tuple[RunFolder, Doomed, int]], total: int) -> list[str]:
     ]
 
 
-def _what(gone: Doomed) -> str:
+def _what(gone: Removal) -> str:
     if gone.checkpoints is None:
         return "the run"
     first, last = gone.checkpoints[0], gone.checkpoints[-1]
@@ -158,7 +158,7 @@ def _what(gone: Doomed) -> str:
     return f"{len(gone.checkpoints)} checkpoints, {first} to {last}"
 
 
-def _counted(found: list[tuple[RunFolder, Doomed, int]]) -> str:
+def _counted(found: list[tuple[RunFolder, Removal, int]]) -> str:
     whole = sum(gone.checkpoints is None for _, gone, _ in found)
     saved = sum(len(gone.checkpoints or ()) for _, gone, _ in found)
     parts = [_number(whole, "run"), _number(saved, "checkpoint")]
@@ -169,7 +169,7 @@ def _number(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}" if count else ""
 
 
-def _record(found: list[tuple[RunFolder, Doomed, int]], *, removed: bool) -> dict[str, Any]:
+def _record(found: list[tuple[RunFolder, Removal, int]], *, removed: bool) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "removed": removed,

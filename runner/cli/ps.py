@@ -10,7 +10,7 @@ from runner.common.errors import RunnerError
 from runner.common.output import Output, table
 from runner.containers.cli import find_cli
 from runner.containers.orphans import container_of_run
-from runner.report.run_table import HEADER, Standing, notes, row, standings
+from runner.report.run_table import HEADER, RunSummary, notes, row, standings
 from runner.runs.find import all_runs, default_root
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Reason
@@ -33,7 +33,7 @@ def list_runs(*, everything: bool, runs: Path | None, as_json: bool) -> None:
 
 
 def _lines(
-    found: list[Standing], left: dict[str, str], root: Path, now: float, *, everything: bool
+    found: list[RunSummary], left: dict[str, str], root: Path, now: float, *, everything: bool
 ) -> list[str]:
     if not found and everything:
         return [f"there is no run under {root}"]
@@ -51,7 +51,7 @@ def _lines(
     return [*lines, *([""] if said else []), *said]
 
 
-def _containers_left(found: Iterable[Standing]) -> dict[str, str]:
+def _containers_left(found: Iterable[RunSummary]) -> dict[str, str]:
     """Folder -> name of the container that a lost run left, by its label."""
     left: dict[str, str] = {}
     cli = find_cli()  # never what a run's records name: anybody can write those

@@ -7,7 +7,7 @@ from pathlib import Path
 from runner.cli.confirm import confirmed
 from runner.common.output import Output, field
 from runner.common.units import format_bytes
-from runner.runs.delete import disk_bytes, held, remove_run, sweep
+from runner.runs.delete import disk_bytes, locked_for_removal, remove_run, sweep
 from runner.runs.find import default_root, find_run
 from runner.runs.state import state_of
 
@@ -22,7 +22,7 @@ def remove_runs(names: list[str], *, yes: bool, runs: Path | None, as_json: bool
     root, out = runs or default_root(), Output(as_json=as_json)
     folders = list({(run := find_run(name, root)).path: run for name in names}.values())
     for folder in folders:
-        with held(folder):
+        with locked_for_removal(folder):
             pass  # whether it may be removed, before anybody is asked
     sizes = {folder.name: disk_bytes(folder.path) for folder in folders}
     for folder in folders:
@@ -33,7 +33,7 @@ def remove_runs(names: list[str], *, yes: bool, runs: Path | None, as_json: bool
         out.result({"removed": [], "freed_bytes": 0}, ["nothing was removed"])
         return 1
     for folder in folders:
-        with held(folder):  # somebody may have resumed it meanwhile
+        with locked_for_removal(folder):  # somebody may have resumed it meanwhile
             remove_run(folder)
     sweep(root)
     freed = sum(sizes.values())

@@ -8,7 +8,7 @@ from runner.common.output import Output, field
 from runner.launch.stop import stop
 from runner.report.outcome import ended_lines
 from runner.runs.find import default_root, find_run
-from runner.runs.records import end_of
+from runner.runs.records import read_outcome
 
 
 def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
@@ -16,6 +16,6 @@ def stop_run(run: str, *, now: bool, runs: Path | None, as_json: bool) -> int:
     out = Output(as_json=as_json)
     folder = find_run(run, runs or default_root())
     stop(folder, now=now, say=lambda text: out.say(field("stopping", text)))
-    record = end_of(folder) or {}
+    record = read_outcome(folder) or {}
     out.result({"run": folder.name, **record}, ended_lines(folder, record))
     return 0

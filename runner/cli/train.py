@@ -13,7 +13,7 @@ from runner.launch.resume import Choice
 from runner.launch.start import leave, said_by_supervisor, start_supervisor
 from runner.launch.train import ReadyRun, TrainOptions, prepare
 from runner.report.outcome import ended_lines
-from runner.runs.records import end_of
+from runner.runs.records import read_outcome
 from runner.supervisor.execute.docker import docker_argv
 
 
@@ -50,7 +50,7 @@ def train_job(
 def _ended(ready: ReadyRun, code: int, out: Output) -> int:
     """Print how the run ended; its exit code."""
     folder = ready.folder
-    record = end_of(folder) or {}
+    record = read_outcome(folder) or {}
     if code and not record:
         for line in said_by_supervisor(folder):
             out.say(line)

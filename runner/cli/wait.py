@@ -9,7 +9,7 @@ from runner.common.output import Output, field
 from runner.launch.wait import states
 from runner.runs.find import default_root, find_run
 from runner.runs.folder import RunFolder
-from runner.runs.records import end_of
+from runner.runs.records import read_outcome
 from runner.runs.state import exit_code_of
 
 
@@ -36,7 +36,7 @@ def _wait(folder: RunFolder) -> dict[str, Any]:
     state = ""
     for state in states(folder):  # noqa: B007 - the last one is what it ended in
         pass
-    end = end_of(folder)
+    end = read_outcome(folder)
     return {
         "run": folder.name,
         "state": state,

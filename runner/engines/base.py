@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from runner.jobs.base import JobBase
+from runner.jobs.base import Job
 from runner.jobs.load import LoadedJob
-from runner.plans.base import PlanBase, PlannedMount, Variant
+from runner.plans.base import Plan, PlannedMount, Variant
 from runner.plans.facts import HostFacts, gather_host
 from runner.plans.inputs import FileRecord, ImageNames, Key, Part
 from runner.plans.needs import Need
-from runner.plans.placement import Place
+from runner.plans.placement import Placement
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
 
 if TYPE_CHECKING:
     from runner.engines.sft.facts import Facts
-    from runner.engines.sft.plan import Plan
+    from runner.engines.sft.plan import SftPlan
 
 CODE_FLAG = "--trust-remote-code"
 """By which a command allows the code that comes with somebody else's run."""
-J = TypeVar("J", bound=JobBase)
-P = TypeVar("P", bound=PlanBase)
+J = TypeVar("J", bound=Job)
+P = TypeVar("P", bound=Plan)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Engine(ABC, Generic[J, P]):
     def resolve(self, loaded: LoadedJob, facts: Any, variant: Variant, max_steps: int | None) -> P:
         """The plan of a job, by the facts of `gather`. Raises SpecError, RefusedError."""
 
-    def require_packages(self, job: J, place: Place) -> None:
+    def require_packages(self, job: J, place: Placement) -> None:
         """Refuse (RefusedError) early where the packages that train are not there."""
         return
 
@@ -153,7 +153,7 @@ class Engine(ABC, Generic[J, P]):
         *,
         fetch: Callable[[HostFacts], bool],
         load: Callable[[str, list[str]], LoadedJob],
-    ) -> tuple[PlanBase, HostFacts]:
+    ) -> tuple[Plan, HostFacts]:
         """The plan of a smoke and its facts; of another engine where that one stands in for it.
 
         Args:
@@ -185,11 +185,11 @@ class Engine(ABC, Generic[J, P]):
         """`model` and `method` of a job in the list of jobs, in a few words."""
         return {"model": "-", "method": self.name}
 
-    def surveyed(self, plan: P) -> Plan | None:
+    def surveyed(self, plan: P) -> SftPlan | None:
         """The plan, where runner knows its rows and weights: it can be surveyed and predicted."""
         return None
 
-    def predicted(self, plan: P, facts: HostFacts) -> tuple[Plan, Facts] | None:
+    def predicted(self, plan: P, facts: HostFacts) -> tuple[SftPlan, Facts] | None:
         """The plan with its facts, where its memory can be predicted."""
         return None
 

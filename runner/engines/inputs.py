@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.engines.registry import engine_of
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.inputs import Key, Part
 
 
-def parts(plan: PlanBase) -> list[Part]:
+def parts(plan: Plan) -> list[Part]:
     """Everything that a plan reads by a path, each part once."""
     return engine_of(plan).parts(plan)
 
 
-def relocated(plan: PlanBase, places: Mapping[str, str]) -> PlanBase:
+def relocated(plan: Plan, places: Mapping[str, str]) -> Plan:
     """The plan with each of the parts in `places` where they say.
 
     `python` is the interpreter. Raises KeyError for a name that is no part of the plan.
@@ -27,11 +27,11 @@ def relocated(plan: PlanBase, places: Mapping[str, str]) -> PlanBase:
     for what, path in places.items():
         for key in keys[what]:
             _set(record, key, path)
-    moved: PlanBase = engine.plan_type.model_validate(record)
+    moved: Plan = engine.plan_type.model_validate(record)
     return moved
 
 
-def found_here(plan: PlanBase) -> PlanBase:
+def found_here(plan: Plan) -> Plan:
     """The plan with what comes from a hub where it lies on this machine, if not where it lay."""
     return relocated(plan, engine_of(plan).found_here(plan))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.engines.registry import engine_of
-from runner.plans.base import PlanBase, PlannedMount
+from runner.plans.base import Plan, PlannedMount
 from runner.plans.container.mounts import run_mounts
 
 
 def plan_mounts(
-    plan: PlanBase,
+    plan: Plan,
     run_folder: Path | None,
     cache: Path,
     *,

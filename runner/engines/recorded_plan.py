@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from runner.common.errors import RefusedError
 from runner.engines.base import CODE_FLAG
 from runner.engines.registry import engine_of
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.origin import Origin
 
 FLAG = CODE_FLAG
@@ -21,13 +21,13 @@ FLAG = CODE_FLAG
 class TakenPlan:
     """A recorded plan as a command uses it."""
 
-    plan: PlanBase
+    plan: Plan
     left_off: tuple[str, ...] = ()
     """What of it was not taken, in words."""
 
 
 def take_plan(
-    plan: PlanBase,
+    plan: Plan,
     origin: Origin,
     *,
     program: str | None,
@@ -82,7 +82,7 @@ def take_plan(
     return TakenPlan(plan.model_copy(update=changes), tuple(said))
 
 
-def require_code_allowed(plan: PlanBase, origin: Origin, name: str, *, code: bool) -> None:
+def require_code_allowed(plan: Plan, origin: Origin, name: str, *, code: bool) -> None:
     """Refuse to repeat a foreign run that is code itself, unless this command allows it.
 
     Raises RefusedError.

@@ -13,9 +13,9 @@ from runner.common import durable
 from runner.common.errors import RunnerError, UsageError
 from runner.common.yaml_text import RecordLoader
 from runner.engines.registry import ENGINES, engine_of
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.plans.base import SCHEMA_VERSION as PLAN_VERSION
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.plan_file import plan_yaml
 from runner.plans.render import budget_line
 
@@ -24,12 +24,12 @@ MAX_PLAN_BYTES = 4 << 20
 """A plan has some ten KiB; its job file has at most one MiB."""
 
 
-def render(plan: PlanBase) -> dict[str, str]:
+def render(plan: Plan) -> dict[str, str]:
     """Name -> text of every file that is rendered for `plan`."""
     return {"plan.yaml": plan_yaml(plan), **engine_of(plan).render(plan)}
 
 
-def summary(plan: PlanBase) -> list[tuple[str, str]]:
+def summary(plan: Plan) -> list[tuple[str, str]]:
     """Label and text of what a plan is, in the lines that a start and a report print."""
     lines = [*engine_of(plan).summarize(plan), ("memory", budget_line(plan))]
     if plan.container is not None:
@@ -38,7 +38,7 @@ def summary(plan: PlanBase) -> list[tuple[str, str]]:
     return lines
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> SftPlan:
     """The native engine's plan that `plan_yaml` wrote.
 
     Raises:
@@ -46,7 +46,7 @@ def read_plan(path: Path) -> Plan:
         RunnerError: as read_any_plan.
     """
     plan = read_any_plan(path)
-    native: Plan | None = engine_of(plan).surveyed(plan)
+    native: SftPlan | None = engine_of(plan).surveyed(plan)
     if native is None:
         raise UsageError(
             f"{path.parent.name} is a run of another engine than sft: runner knows neither its "
@@ -56,7 +56,7 @@ def read_plan(path: Path) -> Plan:
     return native
 
 
-def read_any_plan(path: Path) -> PlanBase:
+def read_any_plan(path: Path) -> Plan:
     """The plan that `plan_yaml` wrote, of whatever engine.
 
     Raises RunnerError where the file is missing, damaged or edited (its hash no longer fits).
@@ -68,7 +68,7 @@ def read_any_plan(path: Path) -> PlanBase:
     return parse_plan(content, path)
 
 
-def parse_plan(content: bytes, path: Path) -> PlanBase:
+def parse_plan(content: bytes, path: Path) -> Plan:
     """The plan in these bytes, which were read from `path`. Raises RunnerError as read_any_plan."""
     try:
         text = content.decode()
@@ -79,7 +79,7 @@ def parse_plan(content: bytes, path: Path) -> PlanBase:
         if other is not None:
             raise RunnerError(f"{path} was {other}", "the runner that started it reads it")
         stated = str(record.pop("plan_hash"))
-        plan: PlanBase = ENGINES[record["engine"]].plan_type.model_validate(record)
+        plan: Plan = ENGINES[record["engine"]].plan_type.model_validate(record)
         fits = plan.hash == stated
     except UnicodeDecodeError:
         raise RunnerError(f"{path} is damaged: it is no text") from None

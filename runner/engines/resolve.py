@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from runner.engines.registry import engine_of
 from runner.jobs.load import LoadedJob
-from runner.plans.base import PlanBase, Variant
+from runner.plans.base import Plan, Variant
 from runner.plans.facts import HostFacts
 
 
 def make_any_plan(
     loaded: LoadedJob, variant: Variant = "train", max_steps: int | None = None
-) -> tuple[PlanBase, HostFacts]:
+) -> tuple[Plan, HostFacts]:
     """The plan, and the facts that it was made of.
 
     Raises:

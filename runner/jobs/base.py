@@ -143,7 +143,7 @@ class ContainerSettings(JobModel):
 
 
 class JobHead(JobModel):
-    """What stands first in every job. A kind's own fields come between this and JobBase's."""
+    """What stands first in every job. A kind's own fields come between this and Job's."""
 
     description: str = Field("", description="What the job is for, in a line.")
 
@@ -154,7 +154,7 @@ class JobHead(JobModel):
             """What trains; each kind of job has it as a field."""
 
 
-class JobBase(JobHead):
+class Job(JobHead):
     """What every job says."""
 
     launch: LaunchSettings = Field(LaunchSettings(), description="Processes and devices.")
@@ -184,7 +184,7 @@ class JobBase(JobHead):
         return []
 
     @model_validator(mode="after")
-    def _shares_by_budget(self) -> JobBase:
+    def _shares_by_budget(self) -> Job:
         if self.launch.share and self.budget.gpu_memory is None:
             raise ConflictError(
                 "launch.share", "needs budget.gpu_memory, by which it is known what fits"
@@ -192,7 +192,7 @@ class JobBase(JobHead):
         return self
 
     @model_validator(mode="after")
-    def _offload_fits_stage(self) -> JobBase:
+    def _offload_fits_stage(self) -> Job:
         offload, stage = self.launch.offload, self.launch.deepspeed
         if offload == "optimizer" and stage not in ("zero2", "zero3"):
             raise ConflictError("launch.offload", "optimizer needs launch.deepspeed zero2 or zero3")
@@ -201,7 +201,7 @@ class JobBase(JobHead):
         return self
 
     @model_validator(mode="after")
-    def _budget_fits_device(self) -> JobBase:
+    def _budget_fits_device(self) -> Job:
         budget = self.budget
         if self.launch.device == "cpu" and budget.gpu_memory and not budget.host_memory:
             raise ConflictError(

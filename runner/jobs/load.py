@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from runner.common.errors import Problem, SpecError, UsageError, nearest
 from runner.common.packaged import jobs_folder
 from runner.common.yaml_text import FieldPath, dotted_name, parse, read_mapping, shown_path
-from runner.jobs.base import JobBase
+from runner.jobs.base import Job
 from runner.jobs.fields import possible_types, without_empty_nulls
 from runner.jobs.validation_errors import problems_of
 
@@ -27,7 +27,7 @@ class LoadedJob:
 
     name: str
     path: Path
-    job: JobBase
+    job: Job
     """Of the kind that its `engine` says."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Dotted field -> "jobs/x.yaml:12" or "--set"; a field not in it has its default."""
@@ -71,7 +71,7 @@ def find_job(name: str) -> Path:
     )
 
 
-def read_job(name: str, overrides: Sequence[str], kinds: Mapping[str, type[JobBase]]) -> LoadedJob:
+def read_job(name: str, overrides: Sequence[str], kinds: Mapping[str, type[Job]]) -> LoadedJob:
     """Read, override and validate a job.
 
     Args:
@@ -115,8 +115,8 @@ def _leaves(dotted: str, value: object) -> list[str]:
 
 
 def _kind(
-    raw: Mapping[str, Any], overrides: Sequence[str], kinds: Mapping[str, type[JobBase]]
-) -> type[JobBase]:
+    raw: Mapping[str, Any], overrides: Sequence[str], kinds: Mapping[str, type[Job]]
+) -> type[Job]:
     """The kind of job that the file, or the last --set of it, says."""
     engine = raw.get("engine")
     for text in overrides:
@@ -126,13 +126,13 @@ def _kind(
     return kind_of(engine, kinds)
 
 
-def kind_of(engine: object, kinds: Mapping[str, type[JobBase]]) -> type[JobBase]:
+def kind_of(engine: object, kinds: Mapping[str, type[Job]]) -> type[Job]:
     """The type for an `engine:` as written, or nearly; the first where it names none."""
     meant = nearest(engine, kinds) if isinstance(engine, str) else None
     return kinds[meant] if meant else next(iter(kinds.values()))
 
 
-def _with_engines(problem: Problem, kinds: Mapping[str, type[JobBase]]) -> Problem:
+def _with_engines(problem: Problem, kinds: Mapping[str, type[Job]]) -> Problem:
     """An unknown engine is told all there are, not just that of the job it was taken for."""
     if problem.field != "engine":
         return problem
@@ -140,7 +140,7 @@ def _with_engines(problem: Problem, kinds: Mapping[str, type[JobBase]]) -> Probl
     return replace(problem, expected=" or ".join(kinds), nearest=near)
 
 
-def _parse_override(text: str, kind: type[JobBase]) -> tuple[FieldPath, Any]:
+def _parse_override(text: str, kind: type[Job]) -> tuple[FieldPath, Any]:
     name, equals, value = text.partition("=")
     key: FieldPath = tuple(name.strip().split("."))
     if not equals or not all(key) or not _is_utf8(text):

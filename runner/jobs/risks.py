@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from runner.jobs.base import JobBase
+from runner.jobs.base import Job
 
 KNOWN_SECRETS = ("HF_TOKEN", "MLFLOW_TRACKING_TOKEN", "MODELSCOPE_API_TOKEN", "WANDB_API_KEY")
 _NETWORKS = {
@@ -16,7 +16,7 @@ _NETWORKS = {
 }
 
 
-def job_warnings(job: JobBase) -> list[str]:
+def job_warnings(job: Job) -> list[str]:
     """Each field by which the job's author has code run, or opens this machine to the container."""
     box = job.container
     lines = []
@@ -40,7 +40,7 @@ def job_warnings(job: JobBase) -> list[str]:
     return lines
 
 
-def unnamed_secrets(job: JobBase, present: Collection[str], network: str) -> list[str]:
+def unnamed_secrets(job: Job, present: Collection[str], network: str) -> list[str]:
     """That a secret which is set here does not reach a container with a network, in a line.
 
     Args:

@@ -21,7 +21,7 @@ from runner.common.errors import EXIT_INTERRUPTED, RefusedError, RunnerError
 from runner.common.output import Output, field
 from runner.common.own_python import safe_environment
 from runner.engines.mounts import plan_mounts
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.plans.container.mounts import PREPARED
 from runner.plans.engine_command import question
 
@@ -45,7 +45,7 @@ class EngineRefused(RunnerError):
 
 
 def ask_engine(
-    plan: Plan, out: Output, arguments: Callable[[Path], list[str]], *, failed: str
+    plan: SftPlan, out: Output, arguments: Callable[[Path], list[str]], *, failed: str
 ) -> dict[str, Any]:
     """The JSON document that `python -m ARGUMENTS` prints.
 

@@ -15,10 +15,10 @@ from runner.common.output import Output, field
 from runner.engines.registry import engine_of
 from runner.engines.sft.facts import Facts
 from runner.engines.sft.memory.ask import stack
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.launch.ask_engine import EngineRefused
 from runner.launch.vram import correct, device_name, predict_plan, versions_at
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.facts import HostFacts
 from runner.report.prediction import headline, verdict
 from runner.runs.folder import RunFolder
@@ -41,7 +41,7 @@ SEES_ALL = ("nvml_pid", "host_process_tree")
 
 
 def predict_smoke(
-    plan: PlanBase, facts: HostFacts, folder: RunFolder, out: Output
+    plan: Plan, facts: HostFacts, folder: RunFolder, out: Output
 ) -> Prediction | None:
     """The prediction of a smoke, shown and kept in its folder; None where it would tell nothing."""
     known = engine_of(plan).predicted(plan, facts)
@@ -65,19 +65,19 @@ def keep_prediction(folder: RunFolder, prediction: Prediction) -> None:
     folder.write_json(folder.prediction, prediction.model_dump(mode="json"))
 
 
-def memory_line(prediction: Prediction, plan: PlanBase) -> str:
+def memory_line(prediction: Prediction, plan: Plan) -> str:
     """A prediction in a line: how much, how sure, and whether it fits."""
     return f"predicted {headline(prediction)} · {verdict(prediction, plan.budget.limit_bytes)}"
 
 
-def corrected_survey(surveyed: dict[str, Any], plan: Plan, facts: Facts) -> Prediction | None:
+def corrected_survey(surveyed: dict[str, Any], plan: SftPlan, facts: Facts) -> Prediction | None:
     """The prediction that a survey brought, as measurements correct it; None where it has none."""
     if surveyed.get("memory") is None:
         return None
     return correct(Prediction.model_validate(surveyed["memory"]), plan, facts)
 
 
-def _known(plan: Plan, facts: Facts) -> int:
+def _known(plan: SftPlan, facts: Facts) -> int:
     found = matching(
         read_records(), device_name(plan, facts), stack(versions_at(facts.place)), plan.method
     )
@@ -101,7 +101,7 @@ def training_peak(folder: RunFolder) -> tuple[int, str] | None:
 
 
 def keep_measurement(
-    plan: PlanBase,
+    plan: Plan,
     facts: HostFacts,
     folder: RunFolder,
     prediction: Prediction | None,

@@ -12,7 +12,7 @@ from runner.common.caches import cache_folder
 from runner.common.errors import Problem, SpecError
 from runner.containers.options import undoing_arguments
 from runner.engines.mounts import plan_mounts
-from runner.plans.base import PlanBase, PlannedMount
+from runner.plans.base import Plan, PlannedMount
 from runner.plans.container.host_paths import Host, exposed, this_host
 
 FLAG = "--unsafe-container"
@@ -20,7 +20,7 @@ _WAY = f"{FLAG} on the command line, where that is what you want"
 
 
 def undoing(
-    plan: PlanBase, *, where: str, runs: Path, sources: Mapping[str, str] | None = None
+    plan: Plan, *, where: str, runs: Path, sources: Mapping[str, str] | None = None
 ) -> list[Problem]:
     """Each argument and mount of the plan's container that undoes what closes it; none without one.
 
@@ -46,7 +46,7 @@ def undoing(
     ]
 
 
-def seen_whole(plan: PlanBase) -> list[str]:
+def seen_whole(plan: Plan) -> list[str]:
     """Home folders that a container reads whole since the script or the rows lie in them, in words.
 
     That is no trap of a job's author but a place that its user has chosen.
@@ -64,7 +64,7 @@ def seen_whole(plan: PlanBase) -> list[str]:
 
 
 def require_safe(
-    plan: PlanBase,
+    plan: Plan,
     *,
     where: str,
     runs: Path,
@@ -107,7 +107,7 @@ def _mount(
     )
 
 
-def _whole_home(mount: PlannedMount, plan: PlanBase) -> bool:
+def _whole_home(mount: PlannedMount, plan: Plan) -> bool:
     beside = mount.readonly and _field(mount, plan) in ("script", "data")
     return beside and os.path.realpath(mount.source) == os.path.realpath(Path.home())
 
@@ -119,7 +119,7 @@ def _why(mount: PlannedMount, real: Path, host: Host) -> str | None:
     return exposed(real, writable=not mount.readonly, host=host)
 
 
-def _field(mount: PlannedMount, plan: PlanBase) -> str:
+def _field(mount: PlannedMount, plan: Plan) -> str:
     """Of the job, by which the path came into the container."""
     named = plan.container.mounts if plan.container else []
     for number, one in enumerate(named):

@@ -39,7 +39,7 @@ from runner.engines.sft.inside.evaluate.request import (
     write_request,
 )
 from runner.engines.sft.inside.model.trained import require_result
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.training import EvaluationSettings
 from runner.launch.left_out import say_left_out
@@ -136,7 +136,7 @@ def evaluate(
     return Evaluated(0, folder.path, record)
 
 
-def _run(target: str, root: Path, output: Output, *, trust_code: bool) -> tuple[RunFolder, Plan]:
+def _run(target: str, root: Path, output: Output, *, trust_code: bool) -> tuple[RunFolder, SftPlan]:
     try:
         run = find_run(target, root)
     except UsageError as error:
@@ -182,7 +182,7 @@ def _settings(settings: EvaluationSettings, sets: Sequence[str]) -> EvaluationSe
 
 def _model_plan(
     target: str, job: str, sets: Sequence[str], output: Output, *, own_rows: bool
-) -> Plan:
+) -> SftPlan:
     """The job's plan with the model in place of its own, as it is loaded from the job's side."""
     folder = Path(target)
     if (folder / "plan.yaml").is_file():
@@ -202,7 +202,7 @@ def _model_plan(
     return make_plan(loaded, facts, "train")
 
 
-def _make_folder(out: Path | None, run: RunFolder | None, root: Path, plan: Plan) -> Path:
+def _make_folder(out: Path | None, run: RunFolder | None, root: Path, plan: SftPlan) -> Path:
     """A new folder for this evaluation. Raises UsageError where --out is taken."""
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -223,7 +223,7 @@ def _make_folder(out: Path | None, run: RunFolder | None, root: Path, plan: Plan
 
 
 def _measure(
-    folder: EvaluationFolder, plan: Plan, run: RunFolder | None, data: Sequence[Path]
+    folder: EvaluationFolder, plan: SftPlan, run: RunFolder | None, data: Sequence[Path]
 ) -> int:
     """Exit code of the engine. Ctrl-C is passed on once; a second one kills it."""
     say_left_out()

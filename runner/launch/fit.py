@@ -17,9 +17,9 @@ from runner.common.units import format_bytes, parse_bytes
 from runner.common.yaml_edit import NotEdited, set_fields
 from runner.common.yaml_text import shown_path
 from runner.engines.sft.facts import Facts
-from runner.engines.sft.job import Job, sft_job
+from runner.engines.sft.job import SftJob, sft_job
 from runner.engines.sft.memory.ask import correction_of, write_request
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
 from runner.launch.vram import device_name, versions_at, vram_plan
@@ -32,8 +32,8 @@ TOTAL_SHARE = 0.95
 class Fitted:
     """The ladder of a job under a budget."""
 
-    job: Job
-    plan: Plan
+    job: SftJob
+    plan: SftPlan
     facts: Facts
     assumed: str | None
     """The GPUs that were assumed, in words, where there are none."""

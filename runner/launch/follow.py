@@ -20,7 +20,7 @@ from runner.common.tail import Tail
 from runner.common.units import format_bytes, format_duration
 from runner.engines.progress import planned_trainings
 from runner.engines.registry import engine_of
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.report.stopping import stop_in_words
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import is_loss_line, time_of
@@ -55,7 +55,7 @@ class Progress:
     """Where a run stands, from its records."""
 
     def __init__(
-        self, folder: RunFolder, plan: PlanBase, since_unix_seconds: float | None = None
+        self, folder: RunFolder, plan: Plan, since_unix_seconds: float | None = None
     ) -> None:
         """Its speed is that since `since_unix_seconds`; without it, from now on."""
         self._folder, self._plan, self._engine = folder, plan, engine_of(plan)
@@ -190,7 +190,7 @@ class View:
 
 def follow(
     folder: RunFolder,
-    plan: PlanBase,
+    plan: Plan,
     supervisor: subprocess.Popen[bytes],
     out: Output,
     prefix: str = "",

@@ -12,10 +12,10 @@ import psutil
 from runner.common.errors import UsageError
 from runner.common.output import field
 from runner.engines.registry import engine_of
-from runner.machine.leases.schedule import Blocked, Chosen, Never
+from runner.machine.leases.schedule import Granted, Queued, Unsatisfiable
 from runner.machine.leases.turn import Look, look
 from runner.machine.nvml import Nvml, NvmlFailed, NvmlUnavailable
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.facts import allowed_by_caller
 from runner.plans.gpu_requests import refusal, wish_of
 from runner.plans.gpus import on_cards
@@ -47,7 +47,7 @@ def gpu_settings(gpus: int | None, sets: list[str]) -> list[str]:
     return ["launch.device=cuda", f"launch.num_processes={gpus}"]
 
 
-def with_free_cards(plan: PlanBase, *, wait: bool) -> PlanBase:
+def with_free_cards(plan: Plan, *, wait: bool) -> Plan:
     """The plan on GPUs that are free now.
 
     With `wait` it keeps its own where none are. A CPU run's, and one without NVML, stays as it is.
@@ -59,16 +59,16 @@ def with_free_cards(plan: PlanBase, *, wait: bool) -> PlanBase:
         return plan
     seen = _see(plan)
     match seen.look and seen.look.answer:
-        case Chosen(cards):
+        case Granted(cards):
             return on_cards(plan, cards)
-        case Never() as answer:
+        case Unsatisfiable() as answer:
             raise refusal(answer)
-        case Blocked() as answer if not wait:
+        case Queued() as answer if not wait:
             raise refusal(answer)
     return plan
 
 
-def preflight(plan: PlanBase) -> str:
+def preflight(plan: Plan) -> str:
     """The line before a start, of the machine as it is at this moment."""
     gpu = plan.launch.device == "cuda"
     if not gpu:
@@ -86,12 +86,12 @@ def preflight(plan: PlanBase) -> str:
         in_container=plan.container is not None,
         caps_torch=engine_of(plan).caps_memory,
         nvml_failure=seen.failure,
-        waits_for=f"waits, {answer.line()}" if isinstance(answer, Blocked) else "",
+        waits_for=f"waits, {answer.line()}" if isinstance(answer, Queued) else "",
     )
     return field(*preflight_line(facts, gpu=True))
 
 
-def _see(plan: PlanBase) -> _Seen:
+def _see(plan: Plan) -> _Seen:
     try:
         with Nvml() as nvml:
             wish = wish_of(plan, None, share=plan.launch.share)

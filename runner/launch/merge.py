@@ -14,7 +14,7 @@ from runner.common.own_python import safe_environment
 from runner.containers.staged import staged_beside
 from runner.engines.sft.inside.model.trained import require_result
 from runner.engines.sft.mergeable import nothing_to_merge
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.launch.left_out import say_left_out
 from runner.launch.preflight import require_run_stack
 from runner.launch.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
@@ -94,7 +94,7 @@ def merge(
     return Merged(0, {"folder": str(target), **json.loads(done.stdout.splitlines()[-1])})
 
 
-def require_mergeable(plan: Plan, folder: RunFolder) -> None:
+def require_mergeable(plan: SftPlan, folder: RunFolder) -> None:
     """Refuse the methods that leave nothing to merge, and say what there is instead."""
     found = nothing_to_merge(plan)
     if found is None:

@@ -8,16 +8,16 @@ from pathlib import Path
 from runner.common.output import Output, field
 from runner.engines.load import load_job
 from runner.engines.registry import engine_of
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.jobs.load import LoadedJob
 from runner.launch.preflight import fetch_missing, make_stand_in, require_place
-from runner.plans.base import PlanBase, Variant
+from runner.plans.base import Plan, Variant
 from runner.plans.facts import HostFacts
 
 
 def planned(
     loaded: LoadedJob, variant: Variant, max_steps: int | None, out: Output
-) -> tuple[PlanBase, HostFacts]:
+) -> tuple[Plan, HostFacts]:
     """The plan with all that it needs on this machine, fetched where it was not.
 
     Raises:
@@ -34,7 +34,7 @@ def planned(
 
 def planned_start(
     loaded: LoadedJob, variant: Variant, max_steps: int | None, out: Output, runs: Path | None
-) -> tuple[PlanBase, HostFacts]:
+) -> tuple[Plan, HostFacts]:
     """The plan of a start, looked at by its engine before anything is started. As `planned`."""
     plan, facts = planned(loaded, variant, max_steps, out)
     looked = engine_of(plan).look_before(loaded, plan, out.say, images=False, runs=runs)
@@ -48,8 +48,8 @@ def planned_smoke(
     max_steps: int,
     out: Output,
     runs: Path | None,
-    settle: Callable[[PlanBase], None],
-) -> tuple[PlanBase, HostFacts]:
+    settle: Callable[[Plan], None],
+) -> tuple[Plan, HostFacts]:
     """A smoke's plan and facts, its stand-ins made once `settle` has let the plan pass.
 
     Raises:
@@ -66,7 +66,7 @@ def planned_smoke(
         engine.look_before(loaded, plan, out.say, images=False, runs=runs)
     settle(plan)
     require_place(plan, facts)
-    native: Plan | None = engine_of(plan).surveyed(plan)
+    native: SftPlan | None = engine_of(plan).surveyed(plan)
     if native is not None:
         make_stand_in(native, out)
     return plan, facts

@@ -19,10 +19,10 @@ from runner.containers.cli import require_cli
 from runner.containers.images import find_image
 from runner.containers.ready import require_ready
 from runner.engines.sft.packages import require_packages, require_training_stack
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.jobs.load import LoadedJob
 from runner.launch.fetch import fetch, lacking
-from runner.plans.base import PlanBase, PlannedMount
+from runner.plans.base import Plan, PlannedMount
 from runner.plans.engine_command import question
 from runner.plans.facts import HostFacts, driver_version, emptiest_first, list_gpus
 from runner.plans.needs import Wanted
@@ -38,7 +38,7 @@ _unfetched: set[Wanted] = set()
 """What could not be had for the smokes of this process: one wait for the network is enough."""
 
 
-def require_run_stack(plan: PlanBase, packages: Iterable[str] = ()) -> None:
+def require_run_stack(plan: Plan, packages: Iterable[str] = ()) -> None:
     """Refuse where what trained a run, and is to be asked of its result, is not here any more.
 
     `packages` are needed besides those that train; an image of runner's has them.
@@ -56,7 +56,7 @@ def require_run_stack(plan: PlanBase, packages: Iterable[str] = ()) -> None:
         )
 
 
-def answering_gpu(plan: PlanBase) -> list[str]:
+def answering_gpu(plan: Plan) -> list[str]:
     """UUID of the emptiest GPU, for what is asked of a GPU run's result; none of a CPU run's."""
     gpus = list_gpus().gpus if plan.launch.device == "cuda" else ()
     return [gpu.uuid for gpu in emptiest_first(gpus)[:1]]
@@ -136,12 +136,12 @@ def _unreachable(kind: str) -> str | None:
     return "ModelScope can't be reached (MODELSCOPE_ENDPOINT names another address of it)"
 
 
-def place_line(plan: PlanBase, facts: HostFacts) -> str:
+def place_line(plan: Plan, facts: HostFacts) -> str:
     """Where it will run, by which interpreter, and why there."""
     return facts.place.line_of(shutil.which(plan.python) or plan.python)
 
 
-def require_place(plan: PlanBase, facts: HostFacts) -> None:
+def require_place(plan: Plan, facts: HostFacts) -> None:
     """Refuse where the daemon that is to start the run's container can't, and say the way out."""
     there = facts.place.container
     if there is None:
@@ -162,7 +162,7 @@ def require_place(plan: PlanBase, facts: HostFacts) -> None:
             )
 
 
-def make_stand_in(plan: Plan, out: Output) -> None:
+def make_stand_in(plan: SftPlan, out: Output) -> None:
     """Make the tiny random model of a smoke, where its plan asks for one and it is not there."""
     model = plan.model
     if model.kind != "standin" or model.folder is None or model.model_type is None:

@@ -16,7 +16,7 @@ from runner.engines.mounts import plan_mounts
 from runner.engines.recorded_plan import take_plan
 from runner.engines.registry import engine_of
 from runner.engines.render import read_any_plan
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.plans.base import PlannedMount
 from runner.plans.plan_file import plan_yaml
 from runner.report.run import require_plan
@@ -24,7 +24,7 @@ from runner.runs.folder import RunFolder
 from runner.runs.origin import origin_of
 
 
-def plan_to_ask(folder: RunFolder, out: Output, *, trust_code: bool) -> Plan:
+def plan_to_ask(folder: RunFolder, out: Output, *, trust_code: bool) -> SftPlan:
     """The plan by which a run's model is loaded, with all left off that is not to be taken; said.
 
     Raises RefusedError where it ran in a container and there is no docker; RunnerError where it
@@ -38,7 +38,7 @@ def plan_to_ask(folder: RunFolder, out: Output, *, trust_code: bool) -> Plan:
     )
     for line in taken.left_off:
         out.say(field("LEFT OFF", f"{folder.name} {origin.why}: {line}"))
-    native: Plan | None = engine_of(taken.plan).surveyed(taken.plan)
+    native: SftPlan | None = engine_of(taken.plan).surveyed(taken.plan)
     assert native is not None  # noqa: S101 - looked at above
     return native
 
@@ -53,7 +53,7 @@ def require_native(folder: RunFolder) -> None:
         raise UsageError(*why)
 
 
-def result_mounts(plan: Plan, folder: RunFolder) -> list[PlannedMount]:
+def result_mounts(plan: SftPlan, folder: RunFolder) -> list[PlannedMount]:
     """What a container sees that a run's result is asked in; the run's folder to read only."""
     cache = cache_folder()
     return plan_mounts(plan, folder.path, cache, run_writable=False, own_mounts=False)
@@ -65,7 +65,7 @@ def mount_of(path: Path) -> PlannedMount:
 
 
 @contextlib.contextmanager
-def plan_file(plan: Plan) -> Iterator[Path]:
+def plan_file(plan: SftPlan) -> Iterator[Path]:
     """A file that holds the plan, for a process that is handed it."""
     with tempfile.TemporaryDirectory(prefix="runner-plan-") as name:
         path = Path(name) / "plan.yaml"

@@ -20,12 +20,12 @@ from runner.engines.inputs import parts
 from runner.engines.recorded_plan import require_code_allowed, take_plan
 from runner.engines.registry import engine_of
 from runner.engines.render import render
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.launch.container_risks import require_safe
 from runner.launch.gpus import preflight, with_free_cards
 from runner.launch.preflight import make_stand_in, place_line, require_place, require_run_stack
 from runner.launch.train import start_and_follow
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.inputs import is_here
 from runner.provenance.bundle.gather_records import JOB_FILE
 from runner.provenance.bundle.local_plan import placed_inputs
@@ -40,7 +40,7 @@ from runner.runs.create import create_run
 from runner.runs.find import default_root
 from runner.runs.folder import RunFolder
 from runner.runs.origin import Origin
-from runner.runs.records import end_of
+from runner.runs.records import read_outcome
 from runner.runs.supervisor_process import signal_supervisor
 
 POLL_SECONDS = 0.2
@@ -113,7 +113,7 @@ def reproduce(
         box = plan.container.model_copy(update={"secrets": manifest.secrets})
         plan = plan.model_copy(update={"container": box})
     require_safe(plan, where=manifest.run, runs=root, allowed=unsafe)
-    native: Plan | None = engine_of(plan).surveyed(plan)
+    native: SftPlan | None = engine_of(plan).surveyed(plan)
     if native is not None:
         require_run_stack(native)
         make_stand_in(native, out)
@@ -137,7 +137,7 @@ def reproduce(
     short = steps is not None and (planned is None or steps < planned)
     with _ended_after(folder, steps if short else None):
         code = start_and_follow(folder, plan, out)
-    end = end_of(folder) or {}
+    end = read_outcome(folder) or {}
     reached = (
         short and end.get("reason") == "stopped" and int(end.get("steps") or 0) >= (steps or 0)
     )
@@ -147,7 +147,7 @@ def reproduce(
     return Reproduction(folder, code, end, compared)
 
 
-def given_places(words: Sequence[str], plan: PlanBase) -> dict[str, str]:
+def given_places(words: Sequence[str], plan: Plan) -> dict[str, str]:
     """PART=PATH of the command line as the part of the plan to the absolute path.
 
     `data.train` means the rows of every training of a run that has several. Raises UsageError.
@@ -173,7 +173,7 @@ def given_places(words: Sequence[str], plan: PlanBase) -> dict[str, str]:
     return places
 
 
-def require_toolkits_python(plan: PlanBase, origin: Origin, given: dict[str, str]) -> None:
+def require_toolkits_python(plan: Plan, origin: Origin, given: dict[str, str]) -> None:
     """Refuse where the toolkit's own Python is not here, or named by a foreign record alone."""
     own = engine_of(plan).own_python(plan)
     if own is None or "python" in given:
@@ -191,7 +191,7 @@ def require_toolkits_python(plan: PlanBase, origin: Origin, given: dict[str, str
 
 
 def require_inputs(
-    original: RunFolder, manifest: Manifest, plan: PlanBase, given: dict[str, str]
+    original: RunFolder, manifest: Manifest, plan: Plan, given: dict[str, str]
 ) -> None:
     """Refuse where something that the run read is missing here or is another.
 
@@ -226,7 +226,7 @@ def _place(on: str | None) -> On | None:
     )
 
 
-def _new_folder(original: RunFolder, manifest: Manifest, plan: PlanBase, root: Path) -> RunFolder:
+def _new_folder(original: RunFolder, manifest: Manifest, plan: Plan, root: Path) -> RunFolder:
     folder = create_run(root, plan.job, plan.short_hash, "replay", render(plan))
     folder.write_json(
         folder.sources,
@@ -246,7 +246,7 @@ def _new_folder(original: RunFolder, manifest: Manifest, plan: PlanBase, root: P
     return folder
 
 
-def _moved(then: PlanBase, now: PlanBase) -> str | None:
+def _moved(then: Plan, now: Plan) -> str | None:
     """What stands in place of what the run had, where it goes into an image or out of one."""
     if then.container is None and now.container is not None:
         return (
@@ -273,7 +273,7 @@ def _recovered(manifest: Manifest) -> list[str]:
     ]
 
 
-def _say_versions(manifest: Manifest, plan: PlanBase, out: Output) -> None:
+def _say_versions(manifest: Manifest, plan: Plan, out: Output) -> None:
     """What is installed otherwise here: said and not refused, since it may give the same bits."""
     then, now = manifest.python.packages, interpreter(plan)[0].packages
     if not then or not now:

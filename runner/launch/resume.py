@@ -17,8 +17,8 @@ from runner.common.errors import RefusedError, RunnerError
 from runner.common.output import Output, field
 from runner.engines.registry import engine_of
 from runner.engines.render import read_any_plan, render
-from runner.plans.base import PlanBase
-from runner.runs.delete import held
+from runner.plans.base import Plan
+from runner.runs.delete import locked_for_removal
 from runner.runs.find import runs_of
 from runner.runs.folder import RunFolder
 from runner.runs.origin import Origin, origin_of
@@ -44,7 +44,7 @@ class Earlier:
     """That a newer runner wrote its records, which this one does not touch."""
 
 
-def latest_of(plan: PlanBase, root: Path, *, unsealed: bool = False) -> Earlier | None:
+def latest_of(plan: Plan, root: Path, *, unsealed: bool = False) -> Earlier | None:
     """The newest own run under `root` of this job and this very plan, smokes left out.
 
     With `unsealed` also one of this user that carries no seal: an earlier runner's, or a copy.
@@ -56,14 +56,14 @@ def latest_of(plan: PlanBase, root: Path, *, unsealed: bool = False) -> Earlier 
     return None
 
 
-def newest_foreign(plan: PlanBase, root: Path) -> tuple[RunFolder, Origin] | None:
+def newest_foreign(plan: Plan, root: Path) -> tuple[RunFolder, Origin] | None:
     """The newest run of this plan, where it is not this user's own; None where it is, or none."""
     for folder, _, origin in _runs_of_plan(plan, root):
         return None if origin.is_own else (folder, origin)
     return None
 
 
-def _runs_of_plan(plan: PlanBase, root: Path) -> Iterator[tuple[RunFolder, PlanBase, Origin]]:
+def _runs_of_plan(plan: Plan, root: Path) -> Iterator[tuple[RunFolder, Plan, Origin]]:
     """The runs of this job and this very plan, newest first, each with its recorded plan."""
     for folder in reversed(runs_of(root, plan.job, plan.short_hash)):
         try:
@@ -74,7 +74,7 @@ def _runs_of_plan(plan: PlanBase, root: Path) -> Iterator[tuple[RunFolder, PlanB
             yield folder, found, origin_of(folder.path)
 
 
-def choose(plan: PlanBase, root: Path, wanted: Choice | None, out: Output) -> RunFolder | None:
+def choose(plan: Plan, root: Path, wanted: Choice | None, out: Output) -> RunFolder | None:
     """The run to resume, or None for a new one; says which and why.
 
     Raises:
@@ -160,7 +160,7 @@ def _refuse_living(folder: RunFolder, origin: Origin) -> None:
         )
 
 
-def plan_for(plan: PlanBase, folder: RunFolder) -> PlanBase:
+def plan_for(plan: Plan, folder: RunFolder) -> Plan:
     """The plan with which a folder is resumed: this process's own.
 
     Where the run was recovered, with the settings of the last step down, which are the one thing
@@ -172,7 +172,7 @@ def plan_for(plan: PlanBase, folder: RunFolder) -> PlanBase:
     if found.engine != plan.engine:
         return plan
     own = origin_of(folder.path).is_own
-    adopted: PlanBase | None = engine_of(plan).adopt(plan, found, is_own=own)
+    adopted: Plan | None = engine_of(plan).adopt(plan, found, is_own=own)
     if adopted is not None:
         return adopted
     raise RefusedError(
@@ -182,7 +182,7 @@ def plan_for(plan: PlanBase, folder: RunFolder) -> PlanBase:
     )
 
 
-def write_plan(plan: PlanBase, folder: RunFolder, out: Output) -> None:
+def write_plan(plan: Plan, folder: RunFolder, out: Output) -> None:
     """Write the plan into a folder that is resumed, and render its other files again.
 
     What was edited of the rendered files is kept under earlier/, and said.
@@ -190,7 +190,7 @@ def write_plan(plan: PlanBase, folder: RunFolder, out: Output) -> None:
     Raises RefusedError where the run is started, removed or another user's meanwhile; RunnerError
     where the disk refuses.
     """
-    with held(folder):
+    with locked_for_removal(folder):
         edited = _edited(folder)
         try:
             aside = folder.set_aside(edited)

@@ -12,7 +12,7 @@ from runner.common.output import Output, field
 from runner.jobs.load import LoadedJob
 from runner.jobs.risks import job_warnings, unnamed_secrets
 from runner.launch.container_risks import FLAG, require_safe, seen_whole, undoing
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.find import default_root
 
 
@@ -23,7 +23,7 @@ def say_job_warnings(loaded: LoadedJob, out: Output) -> None:
 
 
 def settle_risks(
-    loaded: LoadedJob, plan: PlanBase, runs: Path | None, out: Output, *, unsafe: bool
+    loaded: LoadedJob, plan: Plan, runs: Path | None, out: Output, *, unsafe: bool
 ) -> None:
     """Say which file the job is, and what only the plan tells; refuse a container that is not
     closed, without the flag.
@@ -42,14 +42,14 @@ def settle_risks(
         out.say(field("WARNING", line))
 
 
-def plan_warnings(loaded: LoadedJob, plan: PlanBase) -> list[str]:
+def plan_warnings(loaded: LoadedJob, plan: Plan) -> list[str]:
     """What only the plan tells: secrets that stay here, folders that a container sees whole."""
     network = plan.container.network if plan.container else "none"
     present = {name for name, value in os.environ.items() if value}
     return [*seen_whole(plan), *unnamed_secrets(loaded.job, present, network)]
 
 
-def all_warnings(loaded: LoadedJob, plan: PlanBase) -> list[str]:
+def all_warnings(loaded: LoadedJob, plan: Plan) -> list[str]:
     """For `check`, which starts nothing: the same, and what a start would be refused for."""
     refused = undoing(plan, where=str(loaded.path), runs=default_root(), sources=loaded.sources)
     return [

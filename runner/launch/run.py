@@ -11,13 +11,13 @@ from runner.common import durable
 from runner.engines.render import read_any_plan
 from runner.launch.stop import stop
 from runner.launch.wait import states
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.report.run import read_report
 from runner.runs.find import all_runs, default_root, find_run
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines
 from runner.runs.outcome import Reason
-from runner.runs.records import end_of
+from runner.runs.records import read_outcome
 from runner.runs.state import exit_code_of, state_of
 
 
@@ -83,14 +83,14 @@ class Run:
         return state_of(self._folder)
 
     @property
-    def plan(self) -> PlanBase:
+    def plan(self) -> Plan:
         """What the run does. Raises RunnerError where it can't be read."""
         return read_any_plan(self._folder.plan)
 
     @property
     def outcome(self) -> RunOutcome | None:
         """Why it ended; None as long as it lives, and of a lost run."""
-        end = end_of(self._folder)
+        end = read_outcome(self._folder)
         if end is None:
             return None
         word = str(end["reason"])

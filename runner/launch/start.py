@@ -15,7 +15,7 @@ from runner.common import durable
 from runner.common.errors import RunnerError
 from runner.common.output import Output, field
 from runner.common.own_python import module_argv, utf8_environment
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
 from runner.runs.records import supervisor_of
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.05
 
 
 def start_supervisor(
-    folder: RunFolder, plan: PlanBase, *, resume: bool, wait: bool
+    folder: RunFolder, plan: Plan, *, resume: bool, wait: bool
 ) -> subprocess.Popen[bytes]:
     """Start it in a session of its own, on this very plan."""
     words = {"--resume": resume, "--wait": wait, "--share": plan.launch.share}

@@ -14,13 +14,13 @@ from typing import Any
 from runner.common.errors import RefusedError
 from runner.common.output import Output, field
 from runner.common.units import format_bytes
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.launch.ask_engine import ask_engine
 from runner.launch.survey_cache import keep_survey, kept_survey, survey_key
 from runner.plans.plan_file import plan_yaml
 
 
-def survey(plan: Plan, out: Output, samples: int = 0) -> dict[str, Any]:
+def survey(plan: SftPlan, out: Output, samples: int = 0) -> dict[str, Any]:
     """The document of runner.engines.sft.inside.survey for `plan`, its predicted memory included.
 
     Raises:

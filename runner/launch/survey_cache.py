@@ -24,7 +24,7 @@ from runner.common import durable
 from runner.common.caches import cache_folder
 from runner.data.cache import is_whole
 from runner.engines.sft.memory.ask import ASSUME_VARIABLE
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.plans.base import PlannedContainer
 from runner.plans.plan_file import plan_yaml
 
@@ -40,7 +40,7 @@ _VARIABLES = ("PYTHONPATH", ASSUME_VARIABLE, "GLIBC_TUNABLES")
 """Where else modules come from, and what the predicted memory depends on besides."""
 
 
-def survey_key(plan: Plan, samples: int) -> str | None:
+def survey_key(plan: SftPlan, samples: int) -> str | None:
     """Equal where a survey would say the same; None where that can't be told."""
     if plan.vision is not None or plan.model.folder is None:
         return None

@@ -26,7 +26,7 @@ from runner.launch.risks import say_job_warnings, settle_risks
 from runner.launch.start import start_supervisor
 from runner.launch.survey import require_disk, survey, survey_lines
 from runner.launch.vram import require_fits
-from runner.plans.base import PlanBase, Variant
+from runner.plans.base import Plan, Variant
 from runner.plans.facts import HostFacts
 from runner.provenance.environment import secret_values, without_secrets
 from runner.runs.create import create_run
@@ -55,7 +55,7 @@ class TrainOptions:
 class ReadyRun:
     """A run whose folder is made and whose start has been allowed; nothing runs yet."""
 
-    plan: PlanBase
+    plan: Plan
     facts: HostFacts
     folder: RunFolder
     resumes: bool = False
@@ -100,7 +100,7 @@ def prepare(loaded: LoadedJob, options: TrainOptions, out: Output) -> ReadyRun:
     return ReadyRun(plan, facts, folder, resumes, only_shown)
 
 
-def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunFolder:
+def prepare_folder(loaded: LoadedJob, plan: Plan, runs: Path | None) -> RunFolder:
     """A new run folder with the rendered files and the source of each value."""
     folder = create_run(
         runs or default_root(), plan.job, plan.short_hash, plan.variant, render(plan)
@@ -122,7 +122,7 @@ def prepare_folder(loaded: LoadedJob, plan: PlanBase, runs: Path | None) -> RunF
 
 
 def announce(
-    plan: PlanBase,
+    plan: Plan,
     facts: HostFacts,
     folder: RunFolder,
     out: Output,
@@ -151,7 +151,7 @@ def announce(
 
 
 def start_and_follow(
-    folder: RunFolder, plan: PlanBase, out: Output, *, resume: bool = False, wait: bool = False
+    folder: RunFolder, plan: Plan, out: Output, *, resume: bool = False, wait: bool = False
 ) -> int:
     """Start the supervisor and follow the run; its exit code."""
     return follow(folder, plan, start_supervisor(folder, plan, resume=resume, wait=wait), out)

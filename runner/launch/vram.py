@@ -24,19 +24,19 @@ from runner.engines.sft.memory.ask import (
     write_request,
 )
 from runner.engines.sft.packages import require_training_stack
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
 from runner.plans.facts import Gpu
-from runner.plans.placement import Place
+from runner.plans.placement import Placement
 from runner.vram.prediction import Prediction
 
 ASSUMED_CAPABILITY = 9.0
 """Compute capability of the GPU that is assumed where there is none: it has bf16."""
 
 
-def vram_plan(loaded: LoadedJob) -> tuple[Plan, Facts, str | None]:
+def vram_plan(loaded: LoadedJob) -> tuple[SftPlan, Facts, str | None]:
     """The plan of a GPU run, on an assumed GPU where there is none; what is assumed in words.
 
     A job with launch.device cpu stays a CPU run.
@@ -65,7 +65,7 @@ def with_assumed_gpus(facts: Facts, count: int) -> Facts:
     return replace(facts, gpus=gpus, gpu_absence="", torch_version=version, quantizes=None)
 
 
-def device_line(plan: Plan, facts: Facts) -> str:
+def device_line(plan: SftPlan, facts: Facts) -> str:
     """The GPUs, or the CPU, that the plan trains on."""
     if plan.launch.device == "cpu":
         return f"CPU, {plan.launch.num_processes} process(es)"
@@ -76,7 +76,7 @@ def device_line(plan: Plan, facts: Facts) -> str:
     )
 
 
-def device_name(plan: Plan, facts: Facts) -> str:
+def device_name(plan: SftPlan, facts: Facts) -> str:
     """What measurements of this plan are kept under: the GPU's name, or "cpu"."""
     if plan.launch.device == "cpu":
         return "cpu"
@@ -84,13 +84,13 @@ def device_name(plan: Plan, facts: Facts) -> str:
     return next((named[uuid] for uuid in plan.launch.gpu_uuids if named.get(uuid)), "gpu")
 
 
-def versions_at(place: Place) -> dict[str, str | None]:
+def versions_at(place: Placement) -> dict[str, str | None]:
     """The packages that decide what a step takes, where it trains."""
     return {name: place.version(name) for name in PACKAGES}
 
 
 def predict_plan(
-    plan: Plan, facts: Facts, out: Output, batches: Sequence[Batch] | None = None
+    plan: SftPlan, facts: Facts, out: Output, batches: Sequence[Batch] | None = None
 ) -> Prediction:
     """The prediction of a plan, corrected by measurements.
 
@@ -112,7 +112,7 @@ def predict_plan(
     return correct(found, plan, facts)
 
 
-def correct(prediction: Prediction, plan: Plan, facts: Facts) -> Prediction:
+def correct(prediction: Prediction, plan: SftPlan, facts: Facts) -> Prediction:
     """The prediction as measurements of this device, stack and method correct it."""
     return corrected(
         prediction,
@@ -122,7 +122,7 @@ def correct(prediction: Prediction, plan: Plan, facts: Facts) -> Prediction:
     )
 
 
-def over_budget(prediction: Prediction, plan: Plan) -> str | None:
+def over_budget(prediction: Prediction, plan: SftPlan) -> str | None:
     """That a run which starts all the same is predicted over its budget, in words; else None.
 
     A GPU run of which that is sure is refused (require_fits). On a CPU it starts: the guard ends it
@@ -139,7 +139,7 @@ def over_budget(prediction: Prediction, plan: Plan) -> str | None:
 
 
 def require_fits(
-    prediction: Prediction, plan: Plan, facts: Facts, *, recovers: bool = False
+    prediction: Prediction, plan: SftPlan, facts: Facts, *, recovers: bool = False
 ) -> None:
     """Refuse a GPU run that surely does not fit its budget, its GPU, or the host's memory.
 

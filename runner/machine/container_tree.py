@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from runner.machine.container_cgroup import in_container
-from runner.machine.proc import Roll
+from runner.machine.proc import ProcessRegistry
 from runner.machine.process_tree import Processes, is_running
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -26,7 +26,7 @@ class ContainerTree(Processes):
     def __init__(self) -> None:
         self._main: psutil.Process | None = None
         self._list: Path | None = None
-        self._roll = Roll()
+        self._roll = ProcessRegistry()
 
     def attach(self, pid: int) -> None:
         """Know the container by its first process, a pid of the host; gone already is no error."""

@@ -25,7 +25,7 @@ ANSWER_SECONDS = 2.0  # microseconds to milliseconds where it works
 _T = TypeVar("_T")
 
 
-class PatientNvml:
+class NvmlWithTimeout:
     """An Nvml whose questions end: a DeviceSource, and a context manager as Nvml is."""
 
     def __init__(self, nvml: Nvml | None = None) -> None:

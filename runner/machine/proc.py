@@ -105,7 +105,7 @@ def descends(pid: int, root: int) -> int | None:
     return None
 
 
-class Roll:
+class ProcessRegistry:
     """Processes that were entered once: those of them that live, for a read of /proc each."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from runner.machine.nvml import NvmlFailed
-from runner.machine.proc import Roll, descendants, descends, tells_children
+from runner.machine.proc import ProcessRegistry, descendants, descends, tells_children
 from runner.machine.readings import DeviceSource
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -96,7 +96,7 @@ class ProcessTree(Processes):
 
     def __init__(self) -> None:
         self._root = psutil.Process()
-        self._roll = Roll()
+        self._roll = ProcessRegistry()
         self._tells_children = tells_children()
         self._searched = -math.inf  # by time.monotonic()
 

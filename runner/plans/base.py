@@ -1,4 +1,4 @@
-"""PlanBase: what every plan has, whatever trains. Frozen; its hash names what will run.
+"""Plan: what every plan has, whatever trains. Frozen; its hash names what will run.
 
 Imports pydantic and the parts' common ground only. The plans themselves lie with their engines
 (runner/engines/NAME/plan.py).
@@ -82,7 +82,7 @@ class PlanHead(JobModel):
     variant: Variant
 
 
-class PlanBase(PlanHead):
+class Plan(PlanHead):
     """What every plan has, whatever trains."""
 
     launch: PlannedLaunch

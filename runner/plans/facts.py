@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.common.caches import cache_folder
-from runner.jobs.base import JobBase
+from runner.jobs.base import Job
 from runner.machine.cores import usable_cores
 from runner.machine.visible_devices import ORDER, VARIABLE, order_note, visible
-from runner.plans.placement import HERE, Place, settle_place
+from runner.plans.placement import HERE, Placement, settle_place
 
 if TYPE_CHECKING:
     from runner.machine.leases.turn import Caller
@@ -56,11 +56,11 @@ class HostFacts:
     """What is to be known of how CUDA_VISIBLE_DEVICES was read; warnings of the plan."""
     cache: Path
     """The user's folder for models that runner makes and rows that it prepares."""
-    place: Place = HERE
+    place: Placement = HERE
     """Where the launch script will run."""
 
 
-def gather_host(job: JobBase) -> HostFacts:
+def gather_host(job: Job) -> HostFacts:
     """The facts that every plan depends on.
 
     Raises:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from runner.common.errors import RefusedError
-from runner.machine.leases.schedule import Blocked, Never
-from runner.machine.leases.turn import Wish
+from runner.machine.leases.schedule import Queued, Unsatisfiable
+from runner.machine.leases.turn import GpuRequest
 from runner.machine.leases.words import gpus
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder
 
 WAYS_OUT = (
@@ -15,9 +15,9 @@ WAYS_OUT = (
 )
 
 
-def wish_of(plan: PlanBase, folder: RunFolder | None, *, share: bool) -> Wish:
+def wish_of(plan: Plan, folder: RunFolder | None, *, share: bool) -> GpuRequest:
     """The wish of a run; `folder` is None where it has none yet."""
-    return Wish(
+    return GpuRequest(
         run=plan.job if folder is None else folder.name,
         folder="" if folder is None else str(folder.path),
         count=len(plan.launch.gpu_uuids) or plan.launch.num_processes,
@@ -27,9 +27,9 @@ def wish_of(plan: PlanBase, folder: RunFolder | None, *, share: bool) -> Wish:
     )
 
 
-def refusal(answer: Blocked | Never) -> RefusedError:
+def refusal(answer: Queued | Unsatisfiable) -> RefusedError:
     """Why nothing is started, naming who is in the way and the ways out."""
-    if isinstance(answer, Never):
+    if isinstance(answer, Unsatisfiable):
         return RefusedError(answer.why, answer.hint)
     head = (
         "no GPU is free for it" if answer.count == 1 else f"no {gpus(answer.count)} are free for it"

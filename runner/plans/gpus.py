@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runner.machine.leases.models import Card
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 
 
-def on_cards(plan: PlanBase, cards: Sequence[Card], *, share: bool | None = None) -> PlanBase:
+def on_cards(plan: Plan, cards: Sequence[Card], *, share: bool | None = None) -> Plan:
     """The same plan on these GPUs; `share` in place of its own word where it is given.
 
     The same object where nothing differs. The GPUs' order is NVML's, whichever came first.

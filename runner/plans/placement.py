@@ -23,7 +23,7 @@ from runner.containers.images import (
     image_facts,
     stale,
 )
-from runner.jobs.base import JobBase
+from runner.jobs.base import Job
 
 ON_VARIABLE = "RUNNER_ON"
 """What launch.on: auto means to this user: local or docker."""
@@ -44,7 +44,7 @@ class Container:
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where the launch script runs."""
 
     container: Container | None
@@ -84,10 +84,10 @@ class Place:
         return self.container.facts.packages.get(package)
 
 
-HERE = Place(None, "")
+HERE = Placement(None, "")
 
 
-def settle_place(job: JobBase) -> Place:
+def settle_place(job: Job) -> Placement:
     """Where a job runs by its launch.on and what this machine has.
 
     Raises:
@@ -96,26 +96,26 @@ def settle_place(job: JobBase) -> Place:
     """
     wanted, why = _wanted(job)
     if wanted == "local":
-        return Place(None, why)
+        return Placement(None, why)
     kind = "mgm" if engine_of(job) == "mgm" else "train"
     name = job.container.image or default_name(kind)
     if wanted == "docker":
-        return Place(_container(require_cli(), name, job, kind), why)
+        return Placement(_container(require_cli(), name, job, kind), why)
     cli = find_cli()
     if cli is None:
-        return Place(None, "there is no docker")
+        return Placement(None, "there is no docker")
     try:
-        return Place(_container(cli, name, job, kind), why)
+        return Placement(_container(cli, name, job, kind), why)
     except RefusedError as error:
-        return Place(None, f"not in docker: {error.message}")
+        return Placement(None, f"not in docker: {error.message}")
 
 
-def engine_of(job: JobBase) -> str:
+def engine_of(job: Job) -> str:
     """The engine that a job names."""
     return str(getattr(job, "engine", ""))
 
 
-def _wanted(job: JobBase) -> tuple[Literal["auto", "local", "docker"], str]:
+def _wanted(job: Job) -> tuple[Literal["auto", "local", "docker"], str]:
     if job.launch.on != "auto":
         return job.launch.on, f"launch.on is {job.launch.on}"
     said = os.environ.get(ON_VARIABLE, "auto")
@@ -132,7 +132,7 @@ def _wanted(job: JobBase) -> tuple[Literal["auto", "local", "docker"], str]:
     )
 
 
-def _container(cli: ContainerCli, name: str, job: JobBase, kind: str) -> Container:
+def _container(cli: ContainerCli, name: str, job: Job, kind: str) -> Container:
     """Raises RefusedError where the image is not there, or can't run this job."""
     image = find_image(cli, name)
     if image is None:

@@ -15,7 +15,7 @@ from runner.common.launchers import script_words
 from runner.common.packaged import templates_folder
 from runner.common.units import format_bytes
 from runner.common.yaml_text import represent_text
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 
 
 def templates() -> jinja2.Environment:
@@ -39,13 +39,13 @@ def comment(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in str(text)).strip()
 
 
-def title(plan: PlanBase) -> str:
+def title(plan: Plan) -> str:
     """The first line of a launch script's head."""
     about = f": {plan.description}" if plan.description else ""
     return f"{plan.job} ({plan.variant}){about}"
 
 
-def budget_line(plan: PlanBase) -> str:
+def budget_line(plan: Plan) -> str:
     """The memory budget in words."""
     if plan.budget.limit_bytes is None:
         return "no budget"

@@ -11,7 +11,7 @@ from typing import Literal
 
 from runner.common.errors import RefusedError
 from runner.common.units import GIB
-from runner.jobs.base import JobBase
+from runner.jobs.base import Job
 from runner.machine.visible_devices import VARIABLE
 from runner.plans.base import PlannedBudget, PlannedContainer, PlannedLaunch, PlannedMount
 from runner.plans.facts import HostFacts, emptiest_first
@@ -22,7 +22,7 @@ SHM_BYTES = 8 * GIB
 (torchx#428, pytorch#5040)."""
 
 
-def device_of(job: JobBase, facts: HostFacts, substitutions: list[str]) -> Device:
+def device_of(job: Job, facts: HostFacts, substitutions: list[str]) -> Device:
     """Where it trains; what is substituted is added to `substitutions`.
 
     Raises:
@@ -57,7 +57,7 @@ def device_of(job: JobBase, facts: HostFacts, substitutions: list[str]) -> Devic
     return "cpu"
 
 
-def refuse_broken_driver(job: JobBase, facts: HostFacts) -> None:
+def refuse_broken_driver(job: Job, facts: HostFacts) -> None:
     """Nothing, unless a job that takes a GPU finds a driver that does not work, or the caller has
     named a part of a GPU: the CPU is no stand-in for either.
 
@@ -79,7 +79,7 @@ def refuse_broken_driver(job: JobBase, facts: HostFacts) -> None:
         )
 
 
-def gpu_warnings(job: JobBase, facts: HostFacts, device: Device) -> list[str]:
+def gpu_warnings(job: Job, facts: HostFacts, device: Device) -> list[str]:
     """What is to be known of how CUDA_VISIBLE_DEVICES was read, where it decides something."""
     if device == "cuda":
         return list(facts.gpu_notes)
@@ -87,7 +87,7 @@ def gpu_warnings(job: JobBase, facts: HostFacts, device: Device) -> list[str]:
     return [f"trains on the CPU: {facts.gpu_absence}"] if hidden else []
 
 
-def planned_launch(job: JobBase, facts: HostFacts, device: Device) -> PlannedLaunch:
+def planned_launch(job: Job, facts: HostFacts, device: Device) -> PlannedLaunch:
     """Processes and cards.
 
     Raises:
@@ -112,7 +112,7 @@ def planned_launch(job: JobBase, facts: HostFacts, device: Device) -> PlannedLau
     )
 
 
-def planned_budget(job: JobBase, device: Device, substitutions: list[str]) -> PlannedBudget:
+def planned_budget(job: Job, device: Device, substitutions: list[str]) -> PlannedBudget:
     """The memory that is enforced: of each GPU in a GPU run, else of the host."""
     budget = job.budget
     limit = budget.gpu_memory if device == "cuda" else budget.host_memory
@@ -129,7 +129,7 @@ def planned_budget(job: JobBase, device: Device, substitutions: list[str]) -> Pl
     )
 
 
-def planned_container(job: JobBase, facts: HostFacts, *, online: bool) -> PlannedContainer | None:
+def planned_container(job: Job, facts: HostFacts, *, online: bool) -> PlannedContainer | None:
     """The container, where the run runs in one; `online` is whether it needs the network."""
     there, said = facts.place.container, job.container
     if there is None:

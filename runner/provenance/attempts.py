@@ -10,19 +10,19 @@ from typing import Any
 from runner.common import durable
 from runner.common.errors import RunnerError
 from runner.engines.render import read_any_plan
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.provenance.compare import settings_of
 from runner.provenance.manifest import Attempt
 from runner.runs.folder import RunFolder
-from runner.runs.records import end_of
+from runner.runs.records import read_outcome
 
 
-def attempts_of(folder: RunFolder, last: PlanBase, notes: list[str]) -> list[Attempt]:
+def attempts_of(folder: RunFolder, last: Plan, notes: list[str]) -> list[Attempt]:
     """Every attempt before the last, in order: its plan, what was changed after it, its end.
 
     What of it can't be read becomes a note.
     """
-    plans: list[tuple[int, PlanBase]] = []
+    plans: list[tuple[int, Plan]] = []
     for number in _numbers(folder):
         try:
             plans.append((number, read_any_plan(RunFolder(folder.attempt(number)).plan)))
@@ -31,7 +31,7 @@ def attempts_of(folder: RunFolder, last: PlanBase, notes: list[str]) -> list[Att
     nexts = [*(plan for _, plan in plans[1:]), last]
     found = []
     for (number, plan), then in zip(plans, nexts, strict=False):
-        end = end_of(RunFolder(folder.attempt(number))) or {}
+        end = read_outcome(RunFolder(folder.attempt(number))) or {}
         found.append(
             Attempt(
                 number=number,
@@ -52,7 +52,7 @@ def _numbers(folder: RunFolder) -> list[int]:
     return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
-def _changed(plan: PlanBase, then: PlanBase) -> dict[str, list[Any]]:
+def _changed(plan: Plan, then: Plan) -> dict[str, list[Any]]:
     """Dotted field to what it was and what it became."""
     ours, theirs = (settings_of(each.model_dump(mode="json")) for each in (plan, then))
     names = dict.fromkeys([*ours, *theirs])

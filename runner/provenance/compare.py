@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from runner.common.units import format_bytes, format_duration
 from runner.engines.registry import ENGINES
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.inputs import FileRecord
 from runner.provenance.environment import decides
 from runner.provenance.image_list import first_other
@@ -191,7 +191,7 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[Difference]:
 def _with_defaults(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """A plan as this runner reads it: what an earlier one did not know yet has its default."""
     try:
-        read: PlanBase = ENGINES[str(plan.get("engine"))].plan_type.model_validate(plan)
+        read: Plan = ENGINES[str(plan.get("engine"))].plan_type.model_validate(plan)
     except (KeyError, ValidationError):
         return plan
     return read.model_dump(mode="json")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.engines.registry import engine_of
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.inputs import IMAGES, FileRecord
 from runner.provenance.hashes import Hasher
 from runner.provenance.image_list import ImageList, hash_images
@@ -19,12 +19,12 @@ from runner.provenance.image_list import ImageList, hash_images
 _COMMIT = re.compile(r"@[0-9a-f]{40}$")
 
 
-def input_files(plan: PlanBase) -> list[FileRecord]:
+def input_files(plan: Plan) -> list[FileRecord]:
     """Everything that the plan reads; what the plan does not know by hash has none yet."""
     return engine_of(plan).input_files(plan)
 
 
-def hashed(record: FileRecord, hasher: Hasher, plan: PlanBase | None = None) -> FileRecord:
+def hashed(record: FileRecord, hasher: Hasher, plan: Plan | None = None) -> FileRecord:
     """The same file with its hash and size; of images the plan says whose rows name them.
 
     Raises OSError, GaveUp, and of images RunnerError as the engine's images.
@@ -40,7 +40,7 @@ def hashed(record: FileRecord, hasher: Hasher, plan: PlanBase | None = None) -> 
     return record.model_copy(update={"sha256": hasher.file(path), "size_bytes": size})
 
 
-def image_list(record: FileRecord, hasher: Hasher, plan: PlanBase) -> ImageList:
+def image_list(record: FileRecord, hasher: Hasher, plan: Plan) -> ImageList:
     """The images of a training, each hashed. Raises as `hashed`."""
     return hash_images(engine_of(plan).images(plan, phase_of(record)), hasher)
 

@@ -6,12 +6,12 @@ import os
 import platform
 from pathlib import Path
 
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.facts import driver_version, list_gpus
 from runner.provenance.manifest import Card, Host
 
 
-def host(plan: PlanBase) -> Host:
+def host(plan: Plan) -> Host:
     """The machine and the GPUs that the plan names."""
     try:
         system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())

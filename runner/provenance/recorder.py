@@ -18,7 +18,7 @@ from runner.common.caches import cache_folder
 from runner.common.errors import RunnerError
 from runner.containers.in_place import write_in_place
 from runner.engines.render import render
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.inputs import FileRecord
 from runner.provenance import inputs, machine, results, software
 from runner.provenance.attempts import attempts_of
@@ -27,7 +27,7 @@ from runner.provenance.hashes import GaveUp, Hasher
 from runner.provenance.manifest import JobFile, Manifest, NeverBegan, Origin
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
-from runner.runs.records import named_texts, object_at, plain, text, texts, told
+from runner.runs.records import named_texts, object_at, plain, text, texts, valid_fields
 
 DIFF_BYTES = 1 << 20
 _SOURCES = {
@@ -42,7 +42,7 @@ _SOURCES = {
 _NICENESS = 10  # of the hashing thread: the trainer goes first
 
 
-class Keeper:
+class ManifestRecorder:
     """One start's manifest. `warn` takes a line for the run's records."""
 
     def __init__(self, folder: RunFolder, warn: Callable[[str], None]) -> None:
@@ -55,14 +55,14 @@ class Keeper:
         self._hasher = Hasher(cache_folder() / "hashes", gave_up=self._give_up.is_set)
         self._thread: threading.Thread | None = None
 
-    def begin(self, plan: PlanBase, *, resume: bool) -> None:
+    def begin(self, plan: Plan, *, resume: bool) -> None:
         """Write what is known at the start, and begin to hash what the plan reads."""
         try:
             self._begin(plan, resume=resume)
         except Exception as error:
             self._warn(f"the manifest could not be begun: {type(error).__name__}: {error}")
 
-    def never_began(self, plan: PlanBase, outcome: Outcome) -> None:
+    def never_began(self, plan: Plan, outcome: Outcome) -> None:
         """Write the manifest of a run that was ended in the queue: its plan, and why it ended.
 
         Nothing is hashed and nobody asked: who stops a run that waits does not wait for that.
@@ -72,7 +72,7 @@ class Keeper:
         except Exception as error:
             self._warn(f"the manifest could not be written: {type(error).__name__}: {error}")
 
-    def complete(self, plan: PlanBase, outcome: Outcome, stopped: Callable[[], bool]) -> None:
+    def complete(self, plan: Plan, outcome: Outcome, stopped: Callable[[], bool]) -> None:
         """Write the results, which are of `plan`; waits for the hashes unless `stopped`."""
         if self._manifest is None:
             return
@@ -94,8 +94,8 @@ class Keeper:
             self._thread.join()
         self._give_up.clear()
 
-    def _begin(self, plan: PlanBase, *, resume: bool, bare: Outcome | None = None) -> None:
-        said = told(object_at(self._folder.sources), _SOURCES)
+    def _begin(self, plan: Plan, *, resume: bool, bare: Outcome | None = None) -> None:
+        said = valid_fields(object_at(self._folder.sources), _SOURCES)
         named = {*said.get("secrets", ()), *(plan.container.secrets if plan.container else ())}
         self._secrets = secret_values(os.environ, named)
         code, diff = software.code()
@@ -147,12 +147,12 @@ class Keeper:
         self._thread = threading.Thread(target=self._hash, args=(plan,), name="hashes", daemon=True)
         self._thread.start()
 
-    def _rendered(self, plan: PlanBase) -> dict[str, str]:
+    def _rendered(self, plan: Plan) -> dict[str, str]:
         place = self._folder.path
         names = [name for name in sorted(render(plan)) if (place / name).is_file()]
         return {name: self._hasher.file(place / name) for name in names}
 
-    def _hash(self, plan: PlanBase) -> None:
+    def _hash(self, plan: Plan) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
@@ -166,8 +166,8 @@ class Keeper:
                         self._files[number] = inputs.hashed(record, self._hasher, plan)
                 except OSError as error:
                     which = f"{error.filename}: " if error.filename else ""
-                    told = f"{record.what} could not be hashed: {which}{error.strerror or error}"
-                    self._notes.append(told)
+                    note = f"{record.what} could not be hashed: {which}{error.strerror or error}"
+                    self._notes.append(note)
                 except (RunnerError, ImportError) as error:  # rows that name images
                     self._notes.append(f"{record.what} could not be hashed: {error}")
             if not self._give_up.is_set():
@@ -178,13 +178,13 @@ class Keeper:
         except Exception as error:
             self._notes.append(f"hashing ended early: {type(error).__name__}: {error}")
 
-    def _images(self, record: FileRecord, plan: PlanBase) -> FileRecord:
+    def _images(self, record: FileRecord, plan: Plan) -> FileRecord:
         """Hash the images of a training, and write the list of them beside the manifest."""
         found = inputs.image_list(record, self._hasher, plan)
         self._folder.write_file(self._folder.images(inputs.phase_of(record)), found.text)
         return inputs.of_images(record, found)
 
-    def _complete(self, plan: PlanBase, outcome: Outcome, stopped: Callable[[], bool]) -> None:
+    def _complete(self, plan: Plan, outcome: Outcome, stopped: Callable[[], bool]) -> None:
         assert self._manifest is not None  # noqa: S101 - the caller has looked
         if self._thread is not None:
             while self._thread.is_alive() and not stopped():
@@ -200,7 +200,9 @@ class Keeper:
                 "seeds": inputs.seeds_of(dumped),
             }
         attempts = attempts_of(self._folder, plan, self._notes)
-        stack = told(object_at(self._folder.engine_stack), {"switches": plain, "stack": plain})
+        stack = valid_fields(
+            object_at(self._folder.engine_stack), {"switches": plain, "stack": plain}
+        )
         try:
             found = results.results_of(self._folder, plan, outcome, self._hasher, self._notes)
         except OSError as error:

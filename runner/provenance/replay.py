@@ -19,8 +19,8 @@ from runner.containers.images import find_image
 from runner.engines.inputs import parts
 from runner.engines.registry import ENGINES, engine_of
 from runner.engines.render import read_any_plan
-from runner.jobs.base import JobBase, LaunchSettings
-from runner.plans.base import PlanBase
+from runner.jobs.base import Job, LaunchSettings
+from runner.plans.base import Plan
 from runner.plans.facts import HostFacts, gather_host
 from runner.plans.inputs import FileRecord, Part, is_here
 from runner.plans.resolve import planned_container
@@ -33,14 +33,14 @@ from runner.runs.origin import Origin, origin_of
 On = Literal["local", "docker"]
 
 
-def plan_of(manifest: Manifest) -> PlanBase:
+def plan_of(manifest: Manifest) -> Plan:
     """The plan that the run had.
 
     Raises RunnerError where this runner reads it otherwise than the one that wrote it.
     """
     engine = str(manifest.plan.get("engine"))
     try:
-        plan: PlanBase = ENGINES[engine].plan_type.model_validate(manifest.plan)
+        plan: Plan = ENGINES[engine].plan_type.model_validate(manifest.plan)
     except (KeyError, ValidationError) as error:
         raise RunnerError(
             f"this runner can't read the plan of {manifest.run}: {str(error).splitlines()[0]}",
@@ -55,7 +55,7 @@ def plan_of(manifest: Manifest) -> PlanBase:
     return plan
 
 
-def origin_of_manifest(folder: RunFolder, plan: PlanBase) -> Origin:
+def origin_of_manifest(folder: RunFolder, plan: Plan) -> Origin:
     """Whose a manifest's plan is: its run's, where it opens no more than the sealed plan."""
     origin = origin_of(folder.path)
     if not origin.is_own or _powers(read_any_plan(folder.plan)) == _powers(plan):
@@ -63,7 +63,7 @@ def origin_of_manifest(folder: RunFolder, plan: PlanBase) -> Origin:
     return Origin("unsealed", "has a manifest whose plan opens other things than its sealed plan")
 
 
-def _powers(plan: PlanBase) -> dict[str, object]:
+def _powers(plan: Plan) -> dict[str, object]:
     """What of a plan runs programs, opens this machine or sends anything out."""
     record = plan.model_dump(mode="json")
     toolkit = record.get("mgm") or {}
@@ -74,7 +74,7 @@ def _powers(plan: PlanBase) -> dict[str, object]:
     }
 
 
-def placed(plan: PlanBase, on: On | None) -> tuple[PlanBase, HostFacts]:
+def placed(plan: Plan, on: On | None) -> tuple[Plan, HostFacts]:
     """The plan for this machine: in the image that it had, or where `on` says.
 
     Raises RefusedError where that image is not here, or the plan can't be moved.
@@ -88,10 +88,10 @@ def placed(plan: PlanBase, on: On | None) -> tuple[PlanBase, HostFacts]:
         )
     if wanted == "local":
         here = plan.python if is_here(plan.python) and not moved else sys.executable
-        facts = gather_host(JobBase(launch=LaunchSettings(on="local")))
+        facts = gather_host(Job(launch=LaunchSettings(on="local")))
         return plan.model_copy(update={"container": None, "python": here}), facts
     if plan.container is None:
-        job = JobBase(launch=LaunchSettings(on="docker"))
+        job = Job(launch=LaunchSettings(on="docker"))
         facts = gather_host(job)
         container = planned_container(job, facts, online=False)
         return plan.model_copy(update={"container": container, "python": facts.python}), facts
@@ -103,10 +103,10 @@ def placed(plan: PlanBase, on: On | None) -> tuple[PlanBase, HostFacts]:
             f"the image that the run had is not here: {box.image} {box.image_id[:19]}",
             "runner image load FILE brings a saved one; --on local takes this machine's packages",
         )
-    named = JobBase(launch=LaunchSettings(on="docker")).container.model_copy(
+    named = Job(launch=LaunchSettings(on="docker")).container.model_copy(
         update={"image": box.image_id}
     )
-    return plan, gather_host(JobBase(launch=LaunchSettings(on="docker"), container=named))
+    return plan, gather_host(Job(launch=LaunchSettings(on="docker"), container=named))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Wrong:
     """Of what is missing: how a job names it, where it is on a hub."""
 
 
-def wrong_inputs(manifest: Manifest, plan: PlanBase, hasher: Hasher) -> Iterator[Wrong]:
+def wrong_inputs(manifest: Manifest, plan: Plan, hasher: Hasher) -> Iterator[Wrong]:
     """What of the run's inputs is missing here or is another, by its hash."""
     here = {each.what: each for each in inputs.input_files(plan)}
     known = {part.what: part for part in parts(plan)}

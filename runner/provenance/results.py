@@ -10,15 +10,15 @@ from pathlib import Path
 
 from runner.common import durable
 from runner.engines.registry import engine_of
-from runner.engines.sft.plan import Plan
-from runner.plans.base import PlanBase
+from runner.engines.sft.plan import SftPlan
+from runner.plans.base import Plan
 from runner.plans.inputs import FileRecord
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Losses, Results, Rows
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines
 from runner.runs.outcome import Outcome
-from runner.runs.records import RESULT, named_texts, object_at, told, whole
+from runner.runs.records import RESULT, named_texts, object_at, valid_fields, whole
 
 OUTPUT_BYTES = 4 << 30
 """What a script wrote is hashed up to this size, so that no outcome waits for minutes."""
@@ -52,12 +52,12 @@ def losses_of(steps: Iterable[Step]) -> Losses | None:
 
 
 def results_of(
-    folder: RunFolder, plan: PlanBase, outcome: Outcome, hasher: Hasher, notes: list[str]
+    folder: RunFolder, plan: Plan, outcome: Outcome, hasher: Hasher, notes: list[str]
 ) -> Results:
     """What the run gave. Raises OSError, GaveUp."""
     result = object_at(folder.engine_result)
     best = result.get("best")
-    tokens = told(result, RESULT).get("tokens")
+    tokens = valid_fields(result, RESULT).get("tokens")
     return Results(
         reason=outcome.reason.value,
         exit_code=outcome.exit_code,
@@ -84,9 +84,9 @@ def results_of(
     )
 
 
-def rows_of(folder: RunFolder, plan: PlanBase) -> dict[str, Rows]:
+def rows_of(folder: RunFolder, plan: Plan) -> dict[str, Rows]:
     """Row counts and split hashes of each training, as the engine reported them."""
-    native: Plan | None = engine_of(plan).surveyed(plan)
+    native: SftPlan | None = engine_of(plan).surveyed(plan)
     found: dict[str, Rows] = {}
     for training in native.trainings if native else ():
         place = folder.data_report
@@ -98,7 +98,9 @@ def rows_of(folder: RunFolder, plan: PlanBase) -> dict[str, Rows]:
         sides = {side: report.get(f"{side}_rows") for side in ("train", "eval", "test")}
         found[training.phase] = Rows(
             counts={side: rows for side, rows in sides.items() if whole(rows)},
-            split_sha256=told(report, {"split_sha256": named_texts}).get("split_sha256", {}),
+            split_sha256=valid_fields(report, {"split_sha256": named_texts}).get(
+                "split_sha256", {}
+            ),
         )
     return found
 

@@ -22,7 +22,7 @@ from runner.common.packaged import docker_folder
 from runner.containers import context
 from runner.containers.cli import require_cli
 from runner.containers.images import Image, find_image, image_facts
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.provenance.manifest import Code, ImageRecord, Interpreter, Lock
 
 ASK_SECONDS = 60.0
@@ -58,7 +58,7 @@ def code() -> tuple[Code, str]:
 
 
 def of_plan(
-    plan: PlanBase, *, asked: bool
+    plan: Plan, *, asked: bool
 ) -> tuple[Interpreter, ImageRecord | None, Lock | None, list[str]]:
     """Interpreter, image and lock of a plan, and notes; without `asked` as the plan names them."""
     if asked:
@@ -71,7 +71,7 @@ def of_plan(
     return Interpreter(path=plan.python), bare, None, [told]
 
 
-def interpreter(plan: PlanBase) -> tuple[Interpreter, list[str]]:
+def interpreter(plan: Plan) -> tuple[Interpreter, list[str]]:
     """The Python that trains and its packages; notes on what could not be found out."""
     if plan.container is not None:
         return _inside(plan)
@@ -104,7 +104,7 @@ def interpreter(plan: PlanBase) -> tuple[Interpreter, list[str]]:
         return Interpreter(path=plan.python), [f"packages of {plan.python} are not known: {error}"]
 
 
-def image_and_lock(plan: PlanBase) -> tuple[ImageRecord | None, Lock | None, list[str]]:
+def image_and_lock(plan: Plan) -> tuple[ImageRecord | None, Lock | None, list[str]]:
     """The image, the lock that packages are from, and notes."""
     if plan.container is None:
         lock = docker_folder().parent / "requirements.lock"
@@ -137,7 +137,7 @@ def image_and_lock(plan: PlanBase) -> tuple[ImageRecord | None, Lock | None, lis
     return record, Lock(file=file, sha256=digest) if file and digest else None, []
 
 
-def _inside(plan: PlanBase) -> tuple[Interpreter, list[str]]:
+def _inside(plan: Plan) -> tuple[Interpreter, list[str]]:
     assert plan.container is not None  # noqa: S101 - the caller has looked
     box = plan.container
     try:

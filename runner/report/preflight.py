@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runner.common.units import GIB, format_bytes
-from runner.machine.leases.models import Card, Claim
+from runner.machine.leases.models import Card, Lease
 from runner.machine.leases.words import name_claim, name_process
 from runner.plans.base import PlannedBudget
 
@@ -24,7 +24,7 @@ class Preflight:
     budget: PlannedBudget
     cards: Sequence[Card] = ()
     """The run's, of a GPU run."""
-    claims: Sequence[Claim] = ()
+    claims: Sequence[Lease] = ()
     """Leases of others."""
     driver_version: str | None = None
     in_container: bool = False
@@ -70,7 +70,7 @@ def enforcement(facts: Preflight) -> str:
     return f"{' + '.join(guards)} ({missing})"
 
 
-def _card(card: Card, claims: Sequence[Claim]) -> str:
+def _card(card: Card, claims: Sequence[Lease]) -> str:
     """GPU 1 (NVIDIA H100, idle) · 78.90 GiB free of 79.6"""
     beside = [name_claim(claim) for claim in claims if card.uuid in claim.cards]
     known = {claim.identity for claim in claims}

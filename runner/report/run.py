@@ -13,8 +13,8 @@ from runner.common.errors import RunnerError
 from runner.engines.mgm.progress import stage_now
 from runner.engines.progress import planned_trainings
 from runner.engines.render import read_any_plan, summary
-from runner.engines.sft.plan import Plan
-from runner.plans.base import PlanBase
+from runner.engines.sft.plan import SftPlan
+from runner.plans.base import Plan
 from runner.provenance.bundle.index import maker_beside
 from runner.provenance.bundle.local_plan import plan_here
 from runner.report.losses import Losses
@@ -26,7 +26,7 @@ from runner.runs.metrics import time_of
 from runner.runs.orphans import living_processes
 from runner.runs.outcome import Reason
 from runner.runs.ranks import living_engines
-from runner.runs.records import end_of, object_at, status_of, trouble
+from runner.runs.records import object_at, read_outcome, record_problems, status_of
 from runner.runs.resume_command import going_on
 from runner.runs.state import BY_HAND, state_of
 
@@ -45,7 +45,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     planned = planned_trainings(folder, plan)
     losses = Losses.of(folder, planned)
     state = state_of(folder)
-    termination = end_of(folder)
+    termination = read_outcome(folder)
     kept = state in (Reason.LOST, *UNFINISHED) and kept_in(folder) is not None
     report: dict[str, Any] = {
         "schema_version": 1,
@@ -80,7 +80,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
         "checkpoints": [path.name for path in checkpoints.listed(folder.checkpoints)],
         "termination": termination,
         "goes_on_by": going_on(folder) if kept else None,
-        "damaged": trouble(folder),
+        "damaged": record_problems(folder),
     }
     if state in (Reason.LOST, BY_HAND):
         report |= _traces(folder, plan, losses)
@@ -95,7 +95,7 @@ def _origin(folder: RunFolder) -> str | None:
     return f"a bundle, made by {maker}; its outcome is what the bundle says"
 
 
-def _traces(folder: RunFolder, plan: PlanBase, losses: Losses) -> dict[str, Any]:
+def _traces(folder: RunFolder, plan: Plan, losses: Losses) -> dict[str, Any]:
     """What a run without an outcome left behind."""
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
     step = losses.last_step
@@ -113,7 +113,7 @@ def _traces(folder: RunFolder, plan: PlanBase, losses: Losses) -> dict[str, Any]
     }
 
 
-def require_plan(folder: RunFolder) -> Plan:
+def require_plan(folder: RunFolder) -> SftPlan:
     """The plan of a run that a command needs whole (chat, say)."""
     try:
         return plan_here(folder)

@@ -12,7 +12,7 @@ from runner.common.units import format_duration
 from runner.report.labelled import labelled, loss_figure
 from runner.report.memory import memory_lines
 from runner.report.outcome_lines import outcome_lines
-from runner.runs.records import number, text, told, whole
+from runner.runs.records import number, text, valid_fields, whole
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
@@ -34,12 +34,12 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             speed = f"{losses['median_tokens_per_second']:,.0f} tokens/s (median)"
             out.append(labelled("speed", speed))
     result = report["result"] or {}
-    best = told(result.get("best"), {"eval_loss": number, "step": whole})
+    best = valid_fields(result.get("best"), {"eval_loss": number, "step": whole})
     if len(best) == 2:
         out.append(labelled("best", f"eval {best['eval_loss']:.4g} at step {best['step']}"))
     if text(result.get("stopped_early")):
         out.append(labelled("early end", result["stopped_early"]))
-    times = _times(told(result.get("times"), dict.fromkeys(_TIMES, number)))
+    times = _times(valid_fields(result.get("times"), dict.fromkeys(_TIMES, number)))
     if times:
         out.append(labelled("times", times))
     if report["checkpoints"]:
@@ -64,8 +64,8 @@ def _loss_lines(report: dict[str, Any]) -> list[str]:
     lines = []
     for one in several:
         most = f" of {one['max_steps']}" if one["max_steps"] else ""
-        told = from_to(one["losses"]) if one["losses"] else "not begun"
-        lines.append(f"{one['name']}, {one['steps']}{most} steps: {told}")
+        losses = from_to(one["losses"]) if one["losses"] else "not begun"
+        lines.append(f"{one['name']}, {one['steps']}{most} steps: {losses}")
     return lines
 
 

@@ -23,7 +23,15 @@ from runner.runs.metrics import is_loss_line, loss_lines
 from runner.runs.orphans import living_processes
 from runner.runs.outcome import SCHEMA_VERSION, Reason
 from runner.runs.ranks import living_engines
-from runner.runs.records import end_of, moment, number, status_of, supervisor_of, trouble, whole
+from runner.runs.records import (
+    moment,
+    number,
+    read_outcome,
+    record_problems,
+    status_of,
+    supervisor_of,
+    whole,
+)
 from runner.runs.resume_command import going_on
 from runner.runs.state import GONE, is_over, state_of
 from runner.runs.trainings import trainings_of
@@ -33,7 +41,7 @@ HEADER = ["RUN", "STATE", "STEP", "LOSS", "MEMORY", "GPU", "SINCE"]
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunSummary:
     """One run at one moment. None is what is not known."""
 
     run: str
@@ -82,7 +90,7 @@ class Standing:
         return {**asdict(self), **{name: list(getattr(self, name)) for name in lists}}
 
 
-def standing_of(folder: RunFolder, now: float) -> Standing | None:
+def standing_of(folder: RunFolder, now: float) -> RunSummary | None:
     """Where a run stands at `now` (unix seconds); None where its folder is gone."""
     state = state_of(folder)
     if state == GONE:
@@ -95,15 +103,15 @@ def standing_of(folder: RunFolder, now: float) -> Standing | None:
         "state": state,
         "over": is_over(folder, state),
     }
-    end = end_of(folder)
-    known["damaged"] = tuple(trouble(folder))
+    end = read_outcome(folder)
+    known["damaged"] = tuple(record_problems(folder))
     if end is not None:
-        return Standing(**known, **_of_end(folder, end))
+        return RunSummary(**known, **_of_end(folder, end))
     known |= _of_progress(folder)
     if known["over"]:
         last, kept = last_sign(folder), kept_in(folder)
         lost = state == Reason.LOST
-        return Standing(
+        return RunSummary(
             **known,
             max_steps=status_of(folder).get("planned_steps"),
             since_unix_seconds=supervisor_of(folder).get("started_unix_seconds"),
@@ -113,7 +121,7 @@ def standing_of(folder: RunFolder, now: float) -> Standing | None:
             living_engines=tuple(living_engines(folder)),
             living_processes=tuple(living_processes(folder)) if lost else (),
         )
-    return Standing(**known, **_of_start(folder, now), **_of_plan(folder))
+    return RunSummary(**known, **_of_start(folder, now), **_of_plan(folder))
 
 
 def variant_of(folder: RunFolder) -> str:
@@ -217,13 +225,13 @@ def last_sign(folder: RunFolder) -> float | None:
     return None if last is None else min(last, time.time())
 
 
-def row(one: Standing, now: float) -> list[str]:
+def row(one: RunSummary, now: float) -> list[str]:
     """The cells under HEADER."""
     state = f"{one.state}, alive" if one.living_processes else one.state
     return [one.run, state, _step(one), _loss(one), _memory(one), _gpu(one), _since(one, now)]
 
 
-def _step(one: Standing) -> str:
+def _step(one: RunSummary) -> str:
     if one.stage is not None and not one.over:
         if one.stage_step is None:
             return one.stage
@@ -234,26 +242,26 @@ def _step(one: Standing) -> str:
     return f"{one.step or 0}" + (f"/{one.max_steps}" if one.max_steps else "")
 
 
-def _loss(one: Standing) -> str:
+def _loss(one: RunSummary) -> str:
     if one.loss is None:
         return "-"
     return f"{one.loss:.4g}"
 
 
-def _memory(one: Standing) -> str:
+def _memory(one: RunSummary) -> str:
     if one.memory_bytes is None:
         return f"- of {format_bytes(one.budget_bytes)}" if one.budget_bytes else "-"
     budget = f" of {format_bytes(one.budget_bytes)}" if one.budget_bytes else ""
     return format_bytes(one.memory_bytes) + budget
 
 
-def _gpu(one: Standing) -> str:
+def _gpu(one: RunSummary) -> str:
     if one.device == "cpu":
         return "cpu"
     return ",".join(map(str, one.gpus)) or "-"
 
 
-def _since(one: Standing, now: float) -> str:
+def _since(one: RunSummary, now: float) -> str:
     if one.since_unix_seconds is None:
         return "-"
     lasted = "" if one.seconds is None else f" ({format_duration(max(0.0, one.seconds))})"
@@ -268,7 +276,7 @@ def when(unix_seconds: float, now: float) -> str:
     return time.strftime("%b %d %H:%M" if then[0] == today[0] else "%Y-%m-%d", then)
 
 
-def notes(one: Standing, now: float, *, going_on: bool = True) -> list[str]:
+def notes(one: RunSummary, now: float, *, going_on: bool = True) -> list[str]:
     """Notes under the table: how to resume a run, and what could not be read.
 
     Without `going_on` only a lost run has the command that resumes it.
@@ -294,7 +302,7 @@ def notes(one: Standing, now: float, *, going_on: bool = True) -> list[str]:
     return out
 
 
-def _goes_on(one: Standing) -> str:
+def _goes_on(one: RunSummary) -> str:
     if one.goes_on_by is None:
         return f"the same runner train command resumes from {one.goes_on_from}"
     return f"resume it from {one.goes_on_from} with\n  {one.goes_on_by}"
@@ -309,19 +317,19 @@ def still_alive(engines: Sequence[int], processes: Sequence[int]) -> str:
     return f"{told} without a guard; what is left after two minutes nobody ends but you: {ends}"
 
 
-def shown_by_default(one: Standing) -> bool:
+def shown_by_default(one: RunSummary) -> bool:
     """Whether `runner ps` shows it unasked: it lives, or it is lost and can be resumed."""
     return not one.over or one.state == Reason.LOST
 
 
-def standings(folders: list[RunFolder], *, all_runs: bool, now: float) -> list[Standing]:
+def standings(folders: list[RunFolder], *, all_runs: bool, now: float) -> list[RunSummary]:
     """Those of `folders`, in their order; without `all_runs` only what shown_by_default says.
 
     A run with an outcome is left out by that file alone, so that a thousand of them cost little.
     """
     found = []
     for folder in folders:
-        if not all_runs and end_of(folder) is not None:
+        if not all_runs and read_outcome(folder) is not None:
             continue
         one = standing_of(folder, now)
         if one is not None and (all_runs or shown_by_default(one)):

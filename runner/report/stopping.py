@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from runner.engines.registry import engine_of
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder
 
 
-def stop_in_words(folder: RunFolder, plan: PlanBase) -> str:
+def stop_in_words(folder: RunFolder, plan: Plan) -> str:
     """For "stopping": what is saved first, where anything is, as the plan's engine knows it."""
     return engine_of(plan).explain_stop(plan, folder)

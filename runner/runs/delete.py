@@ -24,7 +24,7 @@ HIDDEN = ".removed-"
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder) -> Iterator[None]:
+def locked_for_removal(folder: RunFolder) -> Iterator[None]:
     """Nobody starts this run meanwhile.
 
     Raises:

@@ -173,7 +173,7 @@ _ATTEMPT = objects(
 ADAPTER: Mapping[str, Kind] = {"folder": text, "sha256": text, "size_bytes": whole}
 
 
-def told(record: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+def valid_fields(record: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
     """Those values of a record that are of their kind; nothing of what is no object."""
     if not isinstance(record, dict):
         return {}
@@ -186,7 +186,7 @@ def object_at(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def end_of(folder: RunFolder) -> dict[str, Any] | None:
+def read_outcome(folder: RunFolder) -> dict[str, Any] | None:
     """The outcome; None where there is none, or it is damaged so that no reason is known.
 
     Of this runner's own every field is there and of its type. A newer runner's has what is common,
@@ -200,9 +200,9 @@ def end_of(folder: RunFolder) -> dict[str, Any] | None:
         return None
     if durable.newer(record, SCHEMA_VERSION) is not None:
         head = {"schema_version": record["schema_version"], "reason": reason}
-        return {**head, "exit_code": 1, "message": None, **told(record, COMMON)}
+        return {**head, "exit_code": 1, "message": None, **valid_fields(record, COMMON)}
     bare = Outcome(Reason.FAILED, 1, "").to_record()
-    return {**bare, "reason": reason, **told(record, END)}
+    return {**bare, "reason": reason, **valid_fields(record, END)}
 
 
 def _is_reason(value: Any) -> TypeGuard[str]:
@@ -246,12 +246,12 @@ def _changes(changed: dict[str, Any] | None) -> str:
 
 def supervisor_of(folder: RunFolder) -> dict[str, Any]:
     """Who supervises; empty where nobody did, or the record is damaged."""
-    return told(durable.read_json(folder.supervisor), SUPERVISOR)
+    return valid_fields(durable.read_json(folder.supervisor), SUPERVISOR)
 
 
 def status_of(folder: RunFolder, rank: int = 0) -> dict[str, Any]:
     """What a training process said of itself."""
-    return told(durable.read_json(folder.engine_status(rank)), STATUS)
+    return valid_fields(durable.read_json(folder.engine_status(rank)), STATUS)
 
 
 def started(folder: RunFolder) -> bool:
@@ -259,7 +259,7 @@ def started(folder: RunFolder) -> bool:
     return durable.is_there(folder.supervisor)
 
 
-def trouble(folder: RunFolder) -> list[str]:
+def record_problems(folder: RunFolder) -> list[str]:
     """What of its supervisor's records can't be read as it should be, in words; [] where all can.
 
     A run with such an outcome counts as one without: `lost`, or as long as somebody supervises it,

@@ -53,7 +53,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Doomed:
+class Removal:
     """What goes of one run."""
 
     run: str
@@ -62,7 +62,7 @@ class Doomed:
     why: str
 
 
-def doomed(one: Candidate, rules: Rules) -> Doomed | None:
+def doomed(one: Candidate, rules: Rules) -> Removal | None:
     """What the rules remove of a run; None for nothing. A run that lives is never touched."""
     if not one.over or one.state in LIVING:
         return None
@@ -71,7 +71,7 @@ def doomed(one: Candidate, rules: Rules) -> Doomed | None:
     why = _why_whole(one, rules)
     if why is not None:
         could = f"; could resume from {one.goes_on_from}" if one.goes_on_from else ""
-        return Doomed(one.run, None, why + could)
+        return Removal(one.run, None, why + could)
     if rules.keep_checkpoints is None:
         return None
     own = one.checkpoints
@@ -79,7 +79,7 @@ def doomed(one: Candidate, rules: Rules) -> Doomed | None:
     gone = tuple(step for step in surplus if step not in one.protected)
     if not gone:
         return None
-    return Doomed(one.run, gone, f"{len(own) - len(gone)} of {len(own)} stay")
+    return Removal(one.run, gone, f"{len(own) - len(gone)} of {len(own)} stay")
 
 
 def _why_whole(one: Candidate, rules: Rules) -> str | None:

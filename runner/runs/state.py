@@ -11,7 +11,14 @@ from runner.common.processes import is_living
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Reason
 from runner.runs.ranks import living_engines
-from runner.runs.records import RESULT, end_of, object_at, started, supervisor_of, told
+from runner.runs.records import (
+    RESULT,
+    object_at,
+    read_outcome,
+    started,
+    supervisor_of,
+    valid_fields,
+)
 
 GONE = "gone"
 """There is no such folder (any more)."""
@@ -59,11 +66,11 @@ def is_over(folder: RunFolder, state: str) -> bool:
 def exit_code_of(folder: RunFolder, state: str) -> int:
     """The exit code of a run that is over; 1 where it left none (lost, or gone)."""
     if state == BY_HAND:
-        return 0 if told(object_at(folder.engine_result), RESULT).get("completed") else 1
-    end = end_of(folder)
+        return 0 if valid_fields(object_at(folder.engine_result), RESULT).get("completed") else 1
+    end = read_outcome(folder)
     return 1 if end is None else int(end["exit_code"])
 
 
 def _reason(folder: RunFolder) -> str | None:
-    end = end_of(folder)
+    end = read_outcome(folder)
     return None if end is None else str(end["reason"])

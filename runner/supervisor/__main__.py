@@ -16,16 +16,16 @@ from runner.common import durable, terminal
 from runner.common.errors import RefusedError, RunnerError
 from runner.engines.render import MAX_PLAN_BYTES, parse_plan
 from runner.machine.process_tree import ProcessTree
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder
 from runner.runs.origin import origin_of
 from runner.runs.outcome import Outcome, Reason
 from runner.runs.records import newer_records
-from runner.supervisor.gpu_lease import Cards
+from runner.supervisor.gpu_lease import GpuLease
 from runner.supervisor.notify import tell_end
 from runner.supervisor.rendered import render_anew
 from runner.supervisor.run import supervise
-from runner.supervisor.termination_file import LastWord
+from runner.supervisor.termination_file import TerminationFile
 
 _PATIENCE_SECONDS = 0.5
 
@@ -40,8 +40,8 @@ def main() -> int:
     parser.add_argument("--plan", metavar="SHA256", help="of plan.yaml, from who started this")
     arguments = parser.parse_args()
     folder = RunFolder(arguments.folder.absolute())
-    cards = Cards(folder, wait=arguments.wait, share=arguments.share)
-    plan: PlanBase | None = None
+    cards = GpuLease(folder, wait=arguments.wait, share=arguments.share)
+    plan: Plan | None = None
     with contextlib.ExitStack() as stack:  # all is held until the verdict is written
         # a trainer that only looks whether it is held has it for an instant
         try:
@@ -54,7 +54,7 @@ def main() -> int:
             return 3
         stack.enter_context(lock)
         stack.enter_context(cards)
-        last_word = stack.enter_context(LastWord(folder))
+        last_word = stack.enter_context(TerminationFile(folder))
         started, began = time.time(), time.monotonic()
         try:
             newer = newer_records(folder)
@@ -84,7 +84,7 @@ def main() -> int:
     return outcome.exit_code
 
 
-def trusted_plan(folder: RunFolder, sha256: str | None) -> PlanBase:
+def trusted_plan(folder: RunFolder, sha256: str | None) -> Plan:
     """The plan in a run's folder, known to be this user's own.
 
     By its hash from who started this supervisor, or, started by hand, by the plan's seal.

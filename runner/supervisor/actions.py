@@ -7,19 +7,19 @@ import time
 
 from runner.common.units import format_bytes
 from runner.runs.outcome import SentSignal
-from runner.supervisor.event_log import Record
+from runner.supervisor.event_log import EventLog
 from runner.supervisor.execute import Tree
 from runner.supervisor.guard import policy
-from runner.supervisor.ranks import Engines
+from runner.supervisor.ranks import RankStatuses
 
 LINGER_SECONDS = 10.0  # for trainers that outlive the launch script
 LAUNCHER_LINGER_SECONDS = 1.0
 
 
-class Hand:
+class ActionExecutor:
     """Carries out what the policy decides, and keeps the list of signals sent."""
 
-    def __init__(self, tree: Tree, engines: Engines, record: Record) -> None:
+    def __init__(self, tree: Tree, engines: RankStatuses, record: EventLog) -> None:
         self._tree, self._engines, self._record = tree, engines, record
         self.signals: list[SentSignal] = []
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from runner.common.process_times import start_ticks
 from runner.machine.schedule import Schedule
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
-from runner.supervisor.actions import Hand
-from runner.supervisor.event_log import Peak, Record
+from runner.supervisor.actions import ActionExecutor
+from runner.supervisor.event_log import EventLog, Peak
 from runner.supervisor.execute import Executor, executor_for
 from runner.supervisor.guard import policy
 from runner.supervisor.outcome import kernel_oom_kills, reach_verdict
-from runner.supervisor.ranks import Engines
+from runner.supervisor.ranks import RankStatuses
 from runner.supervisor.samplers import (
     choose_sampler,
     say_unseen_peak,
@@ -30,9 +30,9 @@ from runner.supervisor.stop_signals import Stop
 
 def attempt(
     folder: RunFolder,
-    plan: PlanBase,
+    plan: Plan,
     stop: Stop,
-    record: Record,
+    record: EventLog,
     *,
     resume: bool,
     deadline: float | None,
@@ -42,10 +42,10 @@ def attempt(
     `deadline`: of the run, by time.monotonic(), where it has one.
     """
     started, began = time.time(), time.monotonic()
-    engines, peak = Engines(folder), Peak()
+    engines, peak = RankStatuses(folder), Peak()
     executor = executor_for(folder, plan, resume=resume)
     tree = executor.tree
-    hand = Hand(tree, engines, record)
+    hand = ActionExecutor(tree, engines, record)
     oom_kills = kernel_oom_kills()
     log_start = _size(folder.train_log)
     with contextlib.ExitStack() as stack:

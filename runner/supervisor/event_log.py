@@ -17,7 +17,7 @@ HIGH_WATER = "high_water"
 ACCOUNTING_BOUND = "accounting_upper_bound"
 
 
-class Record:
+class EventLog:
     """events.jsonl and memory.jsonl; a full disk loses lines, counted, and never the guard."""
 
     def __init__(self, folder: RunFolder) -> None:

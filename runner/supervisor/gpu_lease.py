@@ -16,17 +16,17 @@ from runner.common.errors import EXIT_INTERRUPTED, RefusedError
 from runner.common.units import format_duration
 from runner.engines.render import render
 from runner.machine.leases.models import Card
-from runner.machine.leases.schedule import Blocked, Chosen, Never
+from runner.machine.leases.schedule import Granted, Queued, Unsatisfiable
 from runner.machine.leases.store import LeasesUnusable
-from runner.machine.leases.turn import Turn
+from runner.machine.leases.turn import LeaseRequest
 from runner.machine.nvml import Nvml, NvmlFailed, NvmlUnavailable
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.facts import allowed_by_caller
 from runner.plans.gpu_requests import refusal, wish_of
 from runner.plans.gpus import on_cards
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
-from runner.supervisor.event_log import Record
+from runner.supervisor.event_log import EventLog
 from runner.supervisor.stop_signals import Stop
 
 POLL_SECONDS = 1.0
@@ -37,7 +37,7 @@ _OFTEN_SAID, _SELDOM_SECONDS = 200, 60.0  # others could have each look say some
 _STUCK_SECONDS = 60.0  # that NVML or the folder of leases may fail to answer one who waits
 
 
-class Cards:
+class GpuLease:
     """A run's place among all that want cards. A context manager: left, it has none any more.
 
     ask, then await_turn, then settle; asked again (another start of the same run) it keeps what it
@@ -47,10 +47,10 @@ class Cards:
     def __init__(self, folder: RunFolder, *, wait: bool, share: bool = False) -> None:
         """`share`: whatever the plan in the folder says, which a resume does not write anew."""
         self._folder, self._wait, self._share = folder, wait, share
-        self._turn: Turn | None = None
+        self._turn: LeaseRequest | None = None
         self._nvml = contextlib.ExitStack()
         self._cards: tuple[Card, ...] | None = None
-        self._blocked: Blocked | None = None
+        self._blocked: Queued | None = None
         self._without = ""
 
     def __enter__(self) -> Self:
@@ -67,7 +67,7 @@ class Cards:
             self._folder.remove(self._folder.queue, as_far_as_possible=True)
         self._nvml.close()
 
-    def ask(self, plan: PlanBase) -> None:
+    def ask(self, plan: Plan) -> None:
         """Take the GPUs, or stand in the queue where that is allowed. Writes nothing to the run.
 
         Raises RefusedError where it can't have them.
@@ -77,7 +77,7 @@ class Cards:
         try:
             nvml = self._nvml.enter_context(Nvml())
             wish = wish_of(plan, self._folder, share=self._share or plan.launch.share)
-            turn = Turn(wish, nvml, allowed_by_caller(nvml.devices()))
+            turn = LeaseRequest(wish, nvml, allowed_by_caller(nvml.devices()))
             answer = turn.ask(wait=self._wait)
         except (NvmlUnavailable, NvmlFailed) as error:
             self._nvml.close()
@@ -85,14 +85,14 @@ class Cards:
             return
         self._turn = turn
         match answer:
-            case Chosen(cards):
+            case Granted(cards):
                 self._cards = cards
-            case Blocked() if self._wait:
+            case Queued() if self._wait:
                 self._blocked = answer
-            case Blocked() | Never():
+            case Queued() | Unsatisfiable():
                 raise refusal(answer)
 
-    def await_turn(self, stop: Stop, record: Record) -> Outcome | None:
+    def await_turn(self, stop: Stop, record: EventLog) -> Outcome | None:
         """Wait for the GPUs; None once they are there, else the outcome on a run that never began.
 
         The place stands in queue.json and, as it changes, in events.jsonl. Time spent here is not
@@ -139,11 +139,11 @@ class Cards:
                     return _failed(f"it could not wait any longer: {error}", asked)
                 continue
             match answer:
-                case Chosen(cards):
+                case Granted(cards):
                     self._cards, self._blocked = cards, None
-                case Blocked():
+                case Queued():
                     self._blocked = answer
-                case Never(why, hint):
+                case Unsatisfiable(why, hint):
                     return _failed(f"{why}; {hint}", asked)
         self._folder.remove(self._folder.queue)
         names = ", ".join(f"GPU {card.index}" for card in self._cards or ())
@@ -152,7 +152,7 @@ class Cards:
         record.event("notice", text, waited_seconds=round(waited, 3))
         return None
 
-    def settle(self, plan: PlanBase, record: Record) -> PlanBase:
+    def settle(self, plan: Plan, record: EventLog) -> Plan:
         """The plan on the GPUs that it got, its files rendered anew where they differ."""
         if self._cards is None or self._turn is None:
             return plan
@@ -174,7 +174,7 @@ class Cards:
             record.event("notice", f"runs on {now}, planned was {was}; the plan says so now")
         return changed
 
-    def _show(self, blocked: Blocked, text: str, began: float) -> None:
+    def _show(self, blocked: Queued, text: str, began: float) -> None:
         with contextlib.suppress(OSError):  # a full disk hides the place, and takes it from nobody
             self._folder.write_json(
                 self._folder.queue,

@@ -14,15 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
-from runner.supervisor.event_log import Record
+from runner.supervisor.event_log import EventLog
 
 LIMIT_SECONDS = 60.0
 
 
-def tell_end(folder: RunFolder, plan: PlanBase, outcome: Outcome) -> None:
+def tell_end(folder: RunFolder, plan: Plan, outcome: Outcome) -> None:
     """Run the plan's on_end, where it has one; what goes wrong becomes a warning in events.jsonl.
 
     It gets as JSON on stdin: what termination.json says, with run, folder, job and variant. Its
@@ -40,7 +40,7 @@ def tell_end(folder: RunFolder, plan: PlanBase, outcome: Outcome) -> None:
     wrong = run_command(plan.on_end, json.dumps(told, ensure_ascii=False), folder.path)
     if wrong is not None:
         with contextlib.suppress(OSError):  # the folder may be gone by now, or the disk full
-            Record(folder).event("warning", f"on_end {wrong}")
+            EventLog(folder).event("warning", f"on_end {wrong}")
 
 
 def run_command(

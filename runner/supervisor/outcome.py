@@ -12,15 +12,15 @@ from typing import Any
 from runner.common.terminal import clean_line
 from runner.engines.progress import planned_trainings
 from runner.engines.registry import engine_of
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.provenance.environment import secret_values, without_secrets
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines
 from runner.runs.outcome import Evidence, Outcome, Reason, judge
-from runner.runs.records import ADAPTER, FAILURE, RESULT, object_at, status_of, told
+from runner.runs.records import ADAPTER, FAILURE, RESULT, object_at, status_of, valid_fields
 from runner.runs.trainings import Training, trainings_of
-from runner.supervisor.event_log import Peak, Record
+from runner.supervisor.event_log import EventLog, Peak
 from runner.supervisor.guard import policy
 from runner.supervisor.log_reason import log_reason
 from runner.vram.prediction import read_prediction
@@ -32,7 +32,7 @@ TORCH_PEAKS = (("peak_reserved_bytes", TORCH_RESERVED), ("peak_allocated_bytes",
 
 def reach_verdict(
     folder: RunFolder,
-    plan: PlanBase,
+    plan: Plan,
     *,
     exit_code: int | None,
     start_failure: tuple[str, str] | None,
@@ -40,7 +40,7 @@ def reach_verdict(
     interrupted: bool,
     oom_kills: int,
     peak: Peak,
-    record: Record,
+    record: EventLog,
     log_start: int = 0,
 ) -> Outcome:
     """The outcome, without what only the supervisor knows (times, signals, enforcement).
@@ -51,7 +51,7 @@ def reach_verdict(
     """
     engine = engine_of(plan)
     result = object_at(folder.engine_result)
-    said = told(result, RESULT)
+    said = valid_fields(result, RESULT)
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
     for line in skipped:
         record.event("warning", line)
@@ -66,7 +66,7 @@ def reach_verdict(
     reason, code, message = judge(
         Evidence(
             exit_code=exit_code,
-            engine_failure=told(object_at(folder.engine_failure), FAILURE) or None,
+            engine_failure=valid_fields(object_at(folder.engine_failure), FAILURE) or None,
             engine_phase=status_of(folder).get("phase"),
             engine_completed=bool(said.get("completed")),
             cause=cause.value if cause else None,
@@ -85,7 +85,7 @@ def reach_verdict(
         record.warnings.append(clean_line(line))
     if record.dropped:
         record.warnings.append(f"{record.dropped} lines of the records were lost (disk full?)")
-    adapter = told(result.get("adapter"), ADAPTER) if reason is Reason.COMPLETED else {}
+    adapter = valid_fields(result.get("adapter"), ADAPTER) if reason is Reason.COMPLETED else {}
     predicted = read_prediction(folder.prediction)
     return Outcome(
         reason=reason,
@@ -119,15 +119,15 @@ def _all_steps(trainings: list[Training]) -> int | None:
     return sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
-def _log_reason(folder: RunFolder, plan: PlanBase, start: int) -> str | None:
+def _log_reason(folder: RunFolder, plan: Plan, start: int) -> str | None:
     """What the log says of the end, without secrets; of the toolkit's runs, in which stage."""
     names = plan.container.secrets if plan.container else []
     found = log_reason(folder.train_log, start)
-    told = [] if found is None else [without_secrets(found, secret_values(os.environ, names))]
+    parts = [] if found is None else [without_secrets(found, secret_values(os.environ, names))]
     stage = engine_of(plan).stage(folder)
     if stage is not None and stage.name is not None:
-        told.insert(0, f"in stage {clean_line(stage.name)}")
-    return ": ".join(told) or None
+        parts.insert(0, f"in stage {clean_line(stage.name)}")
+    return ": ".join(parts) or None
 
 
 def _offer_torch(peak: Peak, metrics: dict[str, Any]) -> None:

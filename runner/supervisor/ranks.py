@@ -13,14 +13,14 @@ from runner.common.processes import host_pid
 from runner.common.units import MIB
 from runner.machine.nvml_sampler import Reported
 from runner.runs.folder import RunFolder
-from runner.runs.records import STATUS, told
+from runner.runs.records import STATUS, valid_fields
 from runner.supervisor.execute import Tree
 
 FRESH_SECONDS = 30.0  # an older figure of the trainer's says nothing about now
 OVERHEAD_BYTES = 512 * MIB  # CUDA context and libraries, where the trainer did not measure them
 
 
-class Engines:
+class RankStatuses:
     """What the training processes have said of themselves (engine/rank-N.json)."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -35,7 +35,7 @@ class Engines:
             with contextlib.suppress(OSError):
                 changed = path.stat().st_mtime_ns
                 if self._known.get(path, (0, {}))[0] != changed:
-                    self._known[path] = (changed, told(durable.read_json(path), STATUS))
+                    self._known[path] = (changed, valid_fields(durable.read_json(path), STATUS))
                 status = self._known[path][1]
                 pid = self._pid_here(status)
                 if pid is not None:

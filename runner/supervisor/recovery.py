@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from runner.engines.render import render
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder, numbers
 from runner.runs.outcome import Outcome
 
 
-def put_in_place(folder: RunFolder, plan: PlanBase, before: PlanBase, outcome: Outcome) -> int:
+def put_in_place(folder: RunFolder, plan: Plan, before: Plan, outcome: Outcome) -> int:
     """Keep what the attempt was, and render the new plan in its place; the attempt's number.
 
     The plan is written last: a kill in between leaves the old plan whole, by which the next start

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from runner.common import durable
 from runner.engines.render import MAX_PLAN_BYTES, render
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder
 
 
-def render_anew(folder: RunFolder, plan: PlanBase) -> list[str]:
+def render_anew(folder: RunFolder, plan: Plan) -> list[str]:
     """Write what differs from the plan's rendering; in words, what was found to be another.
 
     The plan itself is left as it is: it was verified. Raises OSError.

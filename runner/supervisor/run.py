@@ -14,8 +14,8 @@ from runner.common.errors import RefusedError
 from runner.common.process_times import boot_id, start_ticks
 from runner.engines.registry import engine_of
 from runner.machine.process_tree import become_subreaper
-from runner.plans.base import PlanBase
-from runner.provenance.recorder import Keeper
+from runner.plans.base import Plan
+from runner.provenance.recorder import ManifestRecorder
 from runner.runs import recover as unfinished
 from runner.runs.folder import RunFolder
 from runner.runs.orphans import living_processes
@@ -23,14 +23,14 @@ from runner.runs.outcome import Outcome, Reason
 from runner.supervisor import recovery
 from runner.supervisor.advice import advise
 from runner.supervisor.attempt import attempt
-from runner.supervisor.event_log import Record
-from runner.supervisor.gpu_lease import Cards
+from runner.supervisor.event_log import EventLog
+from runner.supervisor.gpu_lease import GpuLease
 from runner.supervisor.stop_signals import StopRequests
 
 RESERVE_BYTES = 64 * 1024  # given back before the outcome, so that a full disk can't hide it
 
 
-def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) -> Outcome:
+def supervise(folder: RunFolder, plan: Plan, *, resume: bool, cards: GpuLease) -> Outcome:
     """Run one plan from start to outcome; returns what termination.json says.
 
     Raises RefusedError where a training process of an earlier start still lives in the folder, or
@@ -62,9 +62,9 @@ def supervise(folder: RunFolder, plan: PlanBase, *, resume: bool, cards: Cards) 
 
 def _supervised(
     folder: RunFolder,
-    plan: PlanBase,
+    plan: Plan,
     stop: StopRequests,
-    cards: Cards,
+    cards: GpuLease,
     started: float,
     *,
     resume: bool,
@@ -83,10 +83,10 @@ def _supervised(
             "resume": resume,
         },
     )
-    record = Record(folder)
+    record = EventLog(folder)
     folder = replace(folder, told=record.warn)
     never_began = cards.await_turn(stop, record)
-    keeper = Keeper(folder, record.warn)
+    keeper = ManifestRecorder(folder, record.warn)
     if never_began is not None:
         keeper.never_began(plan, never_began)
         return never_began
@@ -111,13 +111,13 @@ def _supervised(
 
 def _attempts(
     folder: RunFolder,
-    plan: PlanBase,
+    plan: Plan,
     stop: StopRequests,
-    record: Record,
+    record: EventLog,
     *,
     resume: bool,
     reserve: Path,
-) -> tuple[Outcome, PlanBase]:
+) -> tuple[Outcome, Plan]:
     """Attempts until one is the last: it ended otherwise than by memory, or no step down is left.
 
     Gives its outcome and its plan.

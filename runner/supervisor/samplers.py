@@ -14,12 +14,12 @@ from runner.engines.registry import engine_of
 from runner.machine.host_sampler import HostSampler
 from runner.machine.nvml import NvmlFailed, NvmlUnavailable, unified_cgroup
 from runner.machine.nvml_sampler import NvmlSampler, take_baseline
-from runner.machine.nvml_timeout import PatientNvml
+from runner.machine.nvml_timeout import NvmlWithTimeout
 from runner.machine.process_tree import confirm_left_device
 from runner.machine.readings import DeviceReading, DeviceSource, Sample
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder
-from runner.supervisor.event_log import HIGH_WATER, Peak, Record
+from runner.supervisor.event_log import HIGH_WATER, EventLog, Peak
 from runner.supervisor.execute import Executor
 from runner.supervisor.guard import policy
 from runner.supervisor.ranks import reported_bytes
@@ -36,12 +36,12 @@ class Sampler(Protocol):
 
 
 def choose_sampler(
-    plan: PlanBase,
+    plan: Plan,
     executor: Executor,
     folder: RunFolder,
-    record: Record,
+    record: EventLog,
     stack: contextlib.ExitStack,
-) -> tuple[Sampler, PatientNvml | None, str]:
+) -> tuple[Sampler, NvmlWithTimeout | None, str]:
     """What measures this run, and the level of enforcement in words.
 
     Raises RefusedError where there is a driver that does not work: training would not, either.
@@ -51,10 +51,10 @@ def choose_sampler(
     if plan.launch.device == "cpu":
         return HostSampler(executor.tree.watched), None, f"host memory of the process tree, {limit}"
     capped = engine_of(plan).caps_memory and budget.limit_bytes is not None
-    nvml: PatientNvml | None = None
+    nvml: NvmlWithTimeout | None = None
     source: DeviceSource
     try:
-        source = nvml = stack.enter_context(PatientNvml())
+        source = nvml = stack.enter_context(NvmlWithTimeout())
         enforcement = ("torch's cap and the" if capped else "the") + f" NVML watchdog, {limit}"
     except NvmlUnavailable as error:
         if error.fatal:
@@ -109,7 +109,7 @@ class NoNvml:
 
 
 def with_driver_limit(
-    enforcement: str, plan: PlanBase, nvml: PatientNvml | None, executor: Executor
+    enforcement: str, plan: Plan, nvml: NvmlWithTimeout | None, executor: Executor
 ) -> str:
     """The level of enforcement; the driver's own limit counts only where it is read back."""
     members = executor.tree.members()
@@ -131,7 +131,7 @@ def with_blindness(enforcement: str, state: policy.State) -> str:
 
 
 def say_unseen_peak(
-    peak: Peak, limit_bytes: int | None, cause: policy.Cause | None, record: Record
+    peak: Peak, limit_bytes: int | None, cause: policy.Cause | None, record: EventLog
 ) -> None:
     """Warn of a peak over the budget that no sample saw, so that nobody was stopped for it."""
     unseen = peak.source is not None and peak.source.endswith(f":{HIGH_WATER}")
@@ -147,10 +147,10 @@ def say_unseen_peak(
 
 def take_leave(
     sampler: Sampler,
-    nvml: PatientNvml | None,
+    nvml: NvmlWithTimeout | None,
     indices: Iterable[int],
     peak: Peak,
-    record: Record,
+    record: EventLog,
 ) -> None:
     """Once the run's processes are gone: see that the GPUs know it, and what the driver has kept.
 

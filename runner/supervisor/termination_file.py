@@ -17,12 +17,12 @@ from typing import IO, Any, Self
 from runner.common import shared_folder, terminal
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
-from runner.supervisor.event_log import Record
+from runner.supervisor.event_log import EventLog
 
 PLACE_BYTES = 32 * 1024
 
 
-class LastWord:
+class TerminationFile:
     """The place of the outcome. A context manager: left, what was not used of it is gone."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -54,7 +54,7 @@ class LastWord:
         """
         self._write(outcome.to_record())
         try:
-            record = Record(self._folder) if self._moved_aside else None
+            record = EventLog(self._folder) if self._moved_aside else None
         except OSError:
             record = None
         for text in self._moved_aside:

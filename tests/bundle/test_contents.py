@@ -17,9 +17,9 @@ from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
 from runner.engines.sft.facts import gather
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.rows import PlannedData
 from runner.provenance.bundle import unpack
 from runner.provenance.bundle.contents import contents
@@ -30,7 +30,7 @@ from runner.provenance.bundle.write import write
 from runner.provenance.compare import Side, differences, first_of
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest, read_manifest
-from runner.provenance.recorder import Keeper
+from runner.provenance.recorder import ManifestRecorder
 from runner.provenance.replay import plan_of, wrong_inputs
 from runner.runs.create import create_run
 from runner.runs.folder import RunFolder
@@ -43,11 +43,11 @@ from tests.test_render import on_cpu
 END = Outcome(Reason.FAILED, 1, "it was only begun", started_unix_seconds=1, ended_unix_seconds=2)
 
 
-def begun(root: Path, plan: PlanBase) -> tuple[RunFolder, Manifest]:
+def begun(root: Path, plan: Plan) -> tuple[RunFolder, Manifest]:
     """A run that has ended, and its manifest."""
     folder = create_run(root, plan.job, plan.short_hash, plan.variant, render(plan))
     warned: list[str] = []
-    keeper = Keeper(folder, warned.append)
+    keeper = ManifestRecorder(folder, warned.append)
     keeper.begin(plan, resume=False)
     keeper.complete(plan, END, lambda: False)
     assert warned == []
@@ -72,20 +72,20 @@ def there_and_back(
     return RunFolder(place / "there"), packed.index
 
 
-def wrongs(manifest: Manifest, plan: PlanBase, place: Path) -> list[str]:
+def wrongs(manifest: Manifest, plan: Plan, place: Path) -> list[str]:
     return [each.text for each in wrong_inputs(manifest, plan, Hasher(place / "hashes"))]
 
 
 @settings(max_examples=examples(8, 200), deadline=None)
 @given(plan=any_plan())
 def test_any_plan_finds_its_rows_where_they_are_unpacked(
-    tmp_path_factory: pytest.TempPathFactory, plan: PlanBase
+    tmp_path_factory: pytest.TempPathFactory, plan: Plan
 ) -> None:
     place = tmp_path_factory.mktemp("any")
     folder, manifest = begun(place / "runs", plan)
     here = all(part.path is None or Path(part.path).exists() for part in parts(plan))
     rows = [each for each in manifest.files if "data." in each.what and each.sha256]
-    asked: list[Asked] = ["data"] if isinstance(plan, Plan) and rows else []
+    asked: list[Asked] = ["data"] if isinstance(plan, SftPlan) and rows else []
     try:
         run, index = there_and_back(folder, manifest, place, asked)
     except RefusedError as error:
@@ -100,7 +100,7 @@ def test_any_plan_finds_its_rows_where_they_are_unpacked(
 
 
 @pytest.fixture(scope="module")
-def vision_plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def vision_plan(tmp_path_factory: pytest.TempPathFactory) -> SftPlan:
     """Two trainings on rows with images, beside the rows and in a folder above them."""
     folder = tmp_path_factory.mktemp("vision")
     sample = REPOSITORY / "jobs" / "data" / "llava_sample"
@@ -117,11 +117,11 @@ def vision_plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     (model / "model.safetensors").write_bytes(b"weights")
     (model / "README.md").write_text("not read by anything")
     record["model"]["folder"] = record["vision"]["model"]["folder"] = str(model)
-    return Plan.model_validate(record)
+    return SftPlan.model_validate(record)
 
 
 def test_images_that_rows_name_come_along_and_are_known_by_content(
-    vision_plan: Plan, tmp_path: Path
+    vision_plan: SftPlan, tmp_path: Path
 ) -> None:
     folder, manifest = begun(tmp_path / "runs", vision_plan)
     assert manifest.notes == []
@@ -141,13 +141,13 @@ def test_images_that_rows_name_come_along_and_are_known_by_content(
     assert first_of(found) is None, first_of(found)
     assert any(each.what == "places" for each in found)
     # and another picture is another input, whatever its name
-    assert isinstance(moved, Plan) and moved.data.image_folder
+    assert isinstance(moved, SftPlan) and moved.data.image_folder
     picture = next(path for path in Path(moved.data.image_folder).rglob("*") if path.is_file())
     picture.write_bytes(picture.read_bytes() + b" ")
     assert any("holds other images" in text for text in wrongs(manifest, moved, tmp_path))
 
 
-def test_images_by_a_path_of_this_machine_are_refused(vision_plan: Plan, tmp_path: Path) -> None:
+def test_images_by_a_path_of_this_machine_are_refused(vision_plan: SftPlan, tmp_path: Path) -> None:
     image = tmp_path / "one.png"
     image.write_bytes(b"png")
     rows = tmp_path / "rows.jsonl"

@@ -22,7 +22,7 @@ from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.train import best
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.launch.follow import Progress, seconds_a_step
 from runner.report import run_table as standing
@@ -39,7 +39,7 @@ NOW = time.time()
 
 
 @pytest.fixture(scope="session")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> SftPlan:
     place = tmp_path_factory.mktemp("job")
     (place / "rows.jsonl").write_text("{}\n")
     (place / "demo.yaml").write_text(
@@ -53,7 +53,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 class Runs:
     """Makes runs in ./runs of the current folder."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SftPlan) -> None:
         self._plan, self._second = plan, 0
 
     def make(self, variant: str = "train", **end: Any) -> RunFolder:
@@ -93,7 +93,7 @@ class Runs:
 
 
 @pytest.fixture
-def runs(cli: Cli, plan: Plan) -> Runs:
+def runs(cli: Cli, plan: SftPlan) -> Runs:
     return Runs(plan)
 
 
@@ -214,7 +214,7 @@ def test_a_verdict_under_a_jumping_clock_has_a_sane_duration() -> None:
     assert "elapsed_seconds" not in measured.to_record()
 
 
-def test_a_scripts_own_lines_are_followed_whatever_they_hold(runs: Runs, plan: Plan) -> None:
+def test_a_scripts_own_lines_are_followed_whatever_they_hold(runs: Runs, plan: SftPlan) -> None:
     folder = runs.make()
     lines: list[dict[str, Any]] = [
         {"loss": 1.5},

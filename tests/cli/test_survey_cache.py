@@ -13,7 +13,7 @@ import pytest
 from runner.common.caches import cache_folder
 from runner.common.output import Output
 from runner.data.cache import seal
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.launch import survey as asked
 from runner.launch import survey_cache
 from tests.engine.in_process import make_rows, plan_of
@@ -39,10 +39,10 @@ class Case:
         monkeypatch.setattr(asked, "ask_engine", self._answer)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> SftPlan:
         return plan_of(self.model, self.rows)
 
-    def survey(self, plan: Plan | None = None, samples: int = 0) -> dict[str, Any]:
+    def survey(self, plan: SftPlan | None = None, samples: int = 0) -> dict[str, Any]:
         return asked.survey(plan or self.plan, Output(as_json=False), samples)
 
     def asks(self, *given: Any) -> bool:

@@ -21,8 +21,8 @@ from typing import Any
 
 from runner.common import durable
 from runner.engines.sft.inside.control import Control
-from runner.engines.sft.job import Job
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.job import SftJob
+from runner.engines.sft.plan import SftPlan
 from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
 
@@ -58,7 +58,7 @@ def make_rows(path: Path, rows: int = ROWS) -> Path:
     return path
 
 
-def plan_of(model: Path, rows: Path, **changes: Any) -> Plan:
+def plan_of(model: Path, rows: Path, **changes: Any) -> SftPlan:
     """A plan of 20 steps of 4 accumulated batches; `training` among the changes is merged."""
     training = {
         "max_steps": 20,
@@ -72,7 +72,7 @@ def plan_of(model: Path, rows: Path, **changes: Any) -> Plan:
         **changes.pop("training", {}),
     }
     precision = changes.pop("precision", "fp32")
-    job = Job.model_validate(
+    job = SftJob.model_validate(
         {
             "model": str(model),
             "lora": {"r": 4, "lora_dropout": 0.1, **changes.pop("lora", {})},
@@ -88,7 +88,7 @@ def plan_of(model: Path, rows: Path, **changes: Any) -> Plan:
     )
     parts = ("lora", "quantization", "prefix", "data", "training", "evaluation", "tracking")
     source = {"kind": "file", "path": str(rows), "size_bytes": rows.stat().st_size}
-    return Plan.model_validate(
+    return SftPlan.model_validate(
         {
             **{part: getattr(job, part).model_dump() for part in parts},
             "job": "exact",
@@ -155,7 +155,7 @@ class Ended:
 
 
 def run(
-    plan: Plan, path: Path, *, resume: bool = False, meanwhile: Interruptions | None = None
+    plan: SftPlan, path: Path, *, resume: bool = False, meanwhile: Interruptions | None = None
 ) -> Ended:
     """Train `plan` in the run folder `path`, as `python -m runner.engines.sft.inside` does in a
     process.
@@ -171,7 +171,7 @@ def run(
     return Ended(code, folder, batches)
 
 
-def ready(plan: Plan, path: Path) -> RunFolder:
+def ready(plan: SftPlan, path: Path) -> RunFolder:
     """The run folder as a start finds it."""
     folder = RunFolder(path)
     for inner in (folder.path, folder.logs, folder.checkpoints, folder.engine):
@@ -206,7 +206,7 @@ def _watched(meanwhile: Interruptions, batches: list[tuple[int, ...]]) -> Iterat
             os.kill(os.getpid(), number)
         return step(self, model, inputs, *rest, **more)
 
-    def load_model(plan: Plan) -> Any:
+    def load_model(plan: SftPlan) -> Any:
         loaded = load(plan)
         if meanwhile.after_weights is not None:
             meanwhile.after_weights()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable
-from runner.engines.sft.job import Job
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.job import SftJob
+from runner.engines.sft.plan import SftPlan
 from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
 
@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
 class Trained:
     """A training that ended, its result saved, and the trainer that did it."""
 
-    plan: Plan
+    plan: SftPlan
     folder: RunFolder
     trainer: Any
     tokenizer: Any
@@ -50,10 +50,10 @@ class Trained:
         return [line["loss"] for line in self.trainer.state.log_history if "loss" in line]
 
 
-def plan_of(model: Path, rows: Path, **settings: Any) -> Plan:
+def plan_of(model: Path, rows: Path, **settings: Any) -> SftPlan:
     """A plan of three steps on the CPU."""
     precision = settings.pop("precision", "fp32")
-    job = Job.model_validate(
+    job = SftJob.model_validate(
         {
             "model": str(model),
             "data": {"train": str(rows), "format": "conversations"},
@@ -70,7 +70,7 @@ def plan_of(model: Path, rows: Path, **settings: Any) -> Plan:
         }
     )
     source = {"kind": "file", "path": str(rows), "size_bytes": rows.stat().st_size}
-    return Plan.model_validate(
+    return SftPlan.model_validate(
         {
             "job": "tiny",
             "description": "",
@@ -102,7 +102,7 @@ def plan_of(model: Path, rows: Path, **settings: Any) -> Plan:
     )
 
 
-def make_trainer(plan: Plan, folder: RunFolder) -> tuple[Any, Any]:
+def make_trainer(plan: SftPlan, folder: RunFolder) -> tuple[Any, Any]:
     """The engine's trainer for a plan, on four rows, and the tokenizer."""
     from datasets import Dataset
     from transformers import set_seed
@@ -147,7 +147,7 @@ def make_trainer(plan: Plan, folder: RunFolder) -> tuple[Any, Any]:
     return trainer, tokenizer
 
 
-def train(plan: Plan, path: Path) -> Trained:
+def train(plan: SftPlan, path: Path) -> Trained:
     """Train a plan in `path` and save its result."""
     from runner.engines.sft.inside.train.result import ready_to_train, save_result
 

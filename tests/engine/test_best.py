@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runner.common.errors import RunnerError
 from runner.engines.sft.inside.train import best
-from runner.engines.sft.inside.train.best import Evaluation, Standing
+from runner.engines.sft.inside.train.best import EarlyStoppingState, Evaluation
 from runner.runs import checkpoints
 
 losses = st.lists(st.one_of(st.none(), st.floats(0, 20, allow_nan=False)), max_size=20)
@@ -58,15 +58,17 @@ def test_a_run_stops_after_so_many_evaluations_without_a_fall() -> None:
         "stopped early: eval_loss did not fall in 2 evaluations in a row; the lowest is 2, "
         "at step 20"
     )
-    assert best.stop_sentence(Standing(None, 1), 1, 0.5) == (
+    assert best.stop_sentence(EarlyStoppingState(None, 1), 1, 0.5) == (
         "stopped early: eval_loss did not fall by more than 0.5 in 1 evaluation; none was a number"
     )
-    assert best.stop_sentence(Standing(None, 99), None, 0.0) is None
+    assert best.stop_sentence(EarlyStoppingState(None, 99), None, 0.0) is None
 
 
 def test_trainings_of_one_run_are_not_compared() -> None:
     both = evaluations([1.0], "projector") + evaluations([5.0, 4.0], "adapter")
-    assert best.standing(both, "adapter", 0.0) == Standing(Evaluation(20, 4.0, "adapter"), 0)
+    assert best.standing(both, "adapter", 0.0) == EarlyStoppingState(
+        Evaluation(20, 4.0, "adapter"), 0
+    )
     assert best.best_saved(both, "projector", {10, 20}) == Evaluation(10, 1.0, "projector")
 
 

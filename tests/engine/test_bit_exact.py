@@ -18,7 +18,7 @@ import pytest
 
 from runner.common import durable
 from runner.common.errors import RefusedError, RunnerError
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from tests.engine import in_process
@@ -36,7 +36,7 @@ STOP = (signal.SIGTERM,)
 SAVE_AND_STOP = (signal.SIGUSR1, signal.SIGTERM)  # as the guard asks
 
 
-def plan_of(model: Path, rows: Path, **changes: Any) -> Plan:
+def plan_of(model: Path, rows: Path, **changes: Any) -> SftPlan:
     """A plan of 10 steps of 2 accumulated batches; `training` among the changes is merged."""
     short = {"max_steps": 10, "gradient_accumulation_steps": 2, "eval_steps": 2}
     training = {**short, **changes.pop("training", {})}

@@ -28,7 +28,7 @@ from runner.engines.sft.inside.model.limits import (
 )
 from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 from runner.engines.sft.inside.rows import prepare_rows
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 
 Cli = Callable[..., Any]
@@ -71,7 +71,7 @@ def model(place: Path, name: str, kind: str, **config: Any) -> Path:
     return out
 
 
-def plan_for(place: Path, folder: Path, **more: Any) -> Plan:
+def plan_for(place: Path, folder: Path, **more: Any) -> SftPlan:
     training = {"max_length": 256, **more.pop("training", {})}
     job = {
         "model": str(folder),

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engines.sft.inside.train.throughput import Pace, percentile
+from runner.engines.sft.inside.train.throughput import Throughput, percentile
 
 
 def test_a_second_is_counted_where_it_was_spent_and_once() -> None:
-    pace = Pace()
+    pace = Throughput()
     pace.evaluated(5.0)  # before training: nothing
     pace.start(10.0)
     pace.step(12.0)
@@ -33,7 +33,7 @@ def test_a_second_is_counted_where_it_was_spent_and_once() -> None:
 
 
 def test_a_training_without_steps_has_no_figures() -> None:
-    empty = Pace().statistics()
+    empty = Throughput().statistics()
     assert empty["seconds_per_step_median"] is None
     assert empty["tokens_per_second"] is None
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing as processes
 
-from runner.engines.sft.inside.train.metrics_callback import Records, _fullest
+from runner.engines.sft.inside.train.metrics_callback import MetricsCallback, _fullest
 from runner.runs.folder import RunFolder
 
 
@@ -28,9 +28,9 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return held
 
 
-def records(tmp_path: Path, device: str, **more: Any) -> Records:
+def records(tmp_path: Path, device: str, **more: Any) -> MetricsCallback:
     plan: Any = SimpleNamespace(launch=SimpleNamespace(device=device), phase="")
-    return Records(plan, RunFolder(tmp_path), None, **more)
+    return MetricsCallback(plan, RunFolder(tmp_path), None, **more)
 
 
 def test_each_line_has_the_most_of_its_own_window(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runner.engines.sft.inside.train.metrics_callback import Records
+from runner.engines.sft.inside.train.metrics_callback import MetricsCallback
 from runner.engines.sft.inside.train.schedule import learning_rate_at
 from tests.engine.tiny import plan_of, run_folder
 
@@ -21,7 +21,7 @@ def test_a_schedule_that_steps_within_the_backward_pass_is_not_a_step_ahead(
     """DeepSpeed's engine steps optimizer and schedule before transformers calls its step's."""
     plan = plan_of({"max_steps": 4, "warmup_ratio": 0.5, "learning_rate": 1e-3})
     folder = run_folder(tmp_path / "run")
-    told = Records(plan, folder, None)
+    told = MetricsCallback(plan, folder, None)
     arguments: Any = SimpleNamespace()
     state: Any = SimpleNamespace(is_world_process_zero=True, global_step=0)
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])

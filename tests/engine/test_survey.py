@@ -12,13 +12,13 @@ from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.survey import checkpoint_bytes, contradictions
 from runner.engines.sft.inside.train.length import length_of
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.training import Stage
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> SftPlan:
     folder = tmp_path_factory.mktemp("job")
     (folder / "rows.jsonl").write_text("{}\n")
     (folder / "job.yaml").write_text("model: a/b\ndata: {train: rows.jsonl, split: {eval: 0.1}}\n")
@@ -26,7 +26,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return make_plan(loaded, gather(loaded))
 
 
-def trained(plan: Plan, **training: Any) -> Plan:
+def trained(plan: SftPlan, **training: Any) -> SftPlan:
     return plan.model_copy(update={"training": plan.training.model_copy(update=training)})
 
 
@@ -38,7 +38,7 @@ def trained(plan: Plan, **training: Any) -> Plan:
     epochs=st.integers(1, 7),
 )
 def test_steps_are_those_of_the_trainers_own_arithmetic(
-    plan: Plan, rows: int, batch: int, accumulation: int, epochs: int
+    plan: SftPlan, rows: int, batch: int, accumulation: int, epochs: int
 ) -> None:
     """As Trainer.set_initial_training_values: batches rounded up, then updates rounded up."""
     length = length_of(
@@ -58,7 +58,7 @@ def test_steps_are_those_of_the_trainers_own_arithmetic(
     assert length.passes == pytest.approx(epochs)
 
 
-def test_checkpoints_are_counted_by_the_policy_of_each_stage(plan: Plan) -> None:
+def test_checkpoints_are_counted_by_the_policy_of_each_stage(plan: SftPlan) -> None:
     stages = [
         Stage(max_steps=75, learning_rate=1e-4, save="never"),
         Stage(max_steps=50, learning_rate=1e-5, save="every_step"),
@@ -69,12 +69,12 @@ def test_checkpoints_are_counted_by_the_policy_of_each_stage(plan: Plan) -> None
     assert (kept.saves, kept.kept) == (50, 4)  # three, and the one being written
 
 
-def test_a_window_keeps_early_steps_unsaved(plan: Plan) -> None:
+def test_a_window_keeps_early_steps_unsaved(plan: SftPlan) -> None:
     length = length_of(trained(plan, max_steps=100, save_steps=10, save_from_step=50), 1000, 0)
     assert length.saves == 6  # 50, 60 ... 100
 
 
-def test_an_adapters_checkpoint_is_its_weights_and_two_moments(plan: Plan) -> None:
+def test_an_adapters_checkpoint_is_its_weights_and_two_moments(plan: SftPlan) -> None:
     size = checkpoint_bytes(plan, 8_798_208, 494_000_000, 7_000_000)
     assert size == pytest.approx(8_798_208 * 12 + 7_000_000, rel=0.01)
     whole = plan.model_copy(update={"method": "full", "precision": "bf16"})
@@ -83,7 +83,7 @@ def test_an_adapters_checkpoint_is_its_weights_and_two_moments(plan: Plan) -> No
     )
 
 
-def test_an_evaluation_that_never_comes_can_have_no_best(plan: Plan) -> None:
+def test_an_evaluation_that_never_comes_can_have_no_best(plan: SftPlan) -> None:
     training = {"eval_steps": 100, "save_steps": 100, "num_train_epochs": 1.0}
     best = trained(plan, **training, load_best_model_at_end=True)
     problems, _ = contradictions(best.training, length_of(best, 80, 8))
@@ -97,7 +97,7 @@ def test_an_evaluation_that_never_comes_can_have_no_best(plan: Plan) -> None:
     ]
 
 
-def test_many_passes_over_few_rows_are_told(plan: Plan) -> None:
+def test_many_passes_over_few_rows_are_told(plan: SftPlan) -> None:
     many = trained(plan, max_steps=200)
     _, warnings = contradictions(many.training, length_of(many, 20, 2))
     assert warnings == ["200 steps x 4 rows are 40 passes over the 20 training rows"]
@@ -106,7 +106,7 @@ def test_many_passes_over_few_rows_are_told(plan: Plan) -> None:
     assert warnings[0].startswith("one step takes 256 rows, there are 20")
 
 
-def test_a_training_that_is_all_warm_up_is_refused_with_its_arithmetic(plan: Plan) -> None:
+def test_a_training_that_is_all_warm_up_is_refused_with_its_arithmetic(plan: SftPlan) -> None:
     """Few rows, or max_steps 1: the one step would be made with a learning rate of 0."""
     few = trained(plan, warmup_ratio=0.03, gradient_accumulation_steps=2)
     problems, _ = contradictions(few.training, length_of(few, 8, 2))
@@ -130,14 +130,14 @@ def test_a_training_that_is_all_warm_up_is_refused_with_its_arithmetic(plan: Pla
         assert contradictions(fine.training, length_of(fine, 4, 2))[0] == []
 
 
-def test_a_warm_up_that_never_reaches_its_peak_is_told(plan: Plan) -> None:
+def test_a_warm_up_that_never_reaches_its_peak_is_told(plan: SftPlan) -> None:
     slow = trained(plan, max_steps=3, warmup_ratio=0.99)
     problems, warnings = contradictions(slow.training, length_of(slow, 80, 8))
     assert problems == []
     assert "never reaches its peak: the warm-up takes 3" in warnings[0]
 
 
-def test_a_hundred_million_steps_are_surveyed_at_once(plan: Plan) -> None:
+def test_a_hundred_million_steps_are_surveyed_at_once(plan: SftPlan) -> None:
     many = trained(plan, max_steps=99_999_999, save_steps=3, save_total_limit=2)
     length = length_of(many, 1000, 10)
     assert (length.steps, length.saves, length.kept) == (99_999_999, 33_333_333, 3)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from runner.common.own_python import code_argv
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.unused_packages import SPARED, used_packages
 from tests.engine.in_process import make_rows, plan_of
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> SftPlan:
     folder = tmp_path_factory.mktemp("unused")
     model = folder / "model"
     model.mkdir()
@@ -23,13 +23,13 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return plan_of(model, make_rows(folder / "rows.jsonl"))
 
 
-def changed(plan: Plan, part: str = "", **fields: Any) -> Plan:
+def changed(plan: SftPlan, part: str = "", **fields: Any) -> SftPlan:
     if not part:
         return plan.model_copy(update=fields)
     return plan.model_copy(update={part: getattr(plan, part).model_copy(update=fields)})
 
 
-def test_a_plan_uses_what_its_method_optimizer_launch_and_trackers_need(plan: Plan) -> None:
+def test_a_plan_uses_what_its_method_optimizer_launch_and_trackers_need(plan: SftPlan) -> None:
     assert used_packages(plan) == set()
     assert used_packages(changed(plan, method="qlora")) == {"bitsandbytes"}
     assert used_packages(changed(plan, "training", optim="adamw_8bit")) == {"bitsandbytes"}

@@ -44,7 +44,7 @@ from runner.engines.sft.inside.model.vision.projector import (
     ready_projector,
     save_projector,
 )
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 
 PATCHES = 16
@@ -99,7 +99,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan_of(place: Path, text: str = "gemma", tower: str = "clip", **vision: Any) -> Plan:
+def plan_of(place: Path, text: str = "gemma", tower: str = "clip", **vision: Any) -> SftPlan:
     """A plan whose weights are the folders `text` and `tower` of `place`."""
     job = {
         "model": str(place / text),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner.engines.sft.job import Job
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.job import SftJob
+from runner.engines.sft.plan import SftPlan
 from runner.runs.folder import RunFolder
 
 
@@ -16,9 +16,9 @@ def plan_of(
     phase: str = "",
     tracking: dict[str, Any] | None = None,
     variant: str = "train",
-) -> Plan:
+) -> SftPlan:
     """A plan of one CPU training, with every default of a job but these settings."""
-    job = Job.model_validate(
+    job = SftJob.model_validate(
         {
             "model": "someone/tiny",
             "data": {"train": "rows.jsonl", "split": {"eval": 0.1, "seed": 1}},
@@ -35,7 +35,7 @@ def plan_of(
         total = sum(stage.max_steps for stage in settings.stages)
         settings = settings.model_copy(update={"max_steps": total})
     rows = {"kind": "file", "path": "rows.jsonl", "sha256": "0" * 64, "size_bytes": 1}
-    return Plan.model_validate(
+    return SftPlan.model_validate(
         {
             "job": "tiny",
             "description": "",
@@ -77,7 +77,7 @@ def run_folder(path: Path) -> RunFolder:
 
 
 def make_trainer(
-    plan: Plan,
+    plan: SftPlan,
     folder: RunFolder,
     *,
     resumed_step: int | None = None,
@@ -92,8 +92,8 @@ def make_trainer(
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
     from runner.engines.sft.inside.train.arguments import training_arguments
-    from runner.engines.sft.inside.train.metrics_callback import Records
-    from runner.engines.sft.inside.train.signals import Requests
+    from runner.engines.sft.inside.train.metrics_callback import MetricsCallback
+    from runner.engines.sft.inside.train.signals import SignalCallback
     from runner.engines.sft.inside.train.trainer import RunTrainer
 
     vocabulary = {f"t{number}": number for number in range(30)} | {"<pad>": 30, "<eos>": 31}
@@ -117,8 +117,10 @@ def make_trainer(
         {"input_ids": ids, "labels": ids, "attention_mask": [1] * len(ids)}
         for ids in ([(7 * row + 3 * place) % 30 for place in range(8)] for row in range(16))
     ]
-    records = Records(plan, folder, resumed_step, step_offset=step_offset, trackers=trackers)
-    callbacks = [records] if control is None else [records, Requests(control)]
+    records = MetricsCallback(
+        plan, folder, resumed_step, step_offset=step_offset, trackers=trackers
+    )
+    callbacks = [records] if control is None else [records, SignalCallback(control)]
     trainer = RunTrainer(
         model=model,
         args=training_arguments(plan, folder, has_eval=True),

@@ -18,9 +18,9 @@ import pytest
 from pydantic import Field
 
 from runner.engines.base import Engine
-from runner.jobs.base import JobBase, JobHead
+from runner.jobs.base import Job, JobHead
 from runner.jobs.load import LoadedJob
-from runner.plans.base import PlanBase, PlanHead, Variant
+from runner.plans.base import Plan, PlanHead, Variant
 from runner.plans.facts import HostFacts
 from runner.plans.resolve import planned_budget, planned_container, planned_launch
 from runner.runs.folder import RunFolder
@@ -32,7 +32,7 @@ class ToySettings(JobHead):
     steps: int = Field(3, ge=1, description="Lines that it writes.")
 
 
-class ToyJob(JobBase, ToySettings):
+class ToyJob(Job, ToySettings):
     pass
 
 
@@ -41,7 +41,7 @@ class ToyPlanned(PlanHead):
     steps: int
 
 
-class ToyPlan(PlanBase, ToyPlanned):
+class ToyPlan(Plan, ToyPlanned):
     @property
     def planned_steps(self) -> int:
         return self.steps

@@ -26,10 +26,10 @@ from runner.engines.render import render
 from runner.engines.script.job import ScriptJob
 from runner.engines.script.resolve import gather_script, make_script_plan
 from runner.engines.sft.facts import gather
-from runner.engines.sft.job import Job
+from runner.engines.sft.job import SftJob
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.fields import _members, all_fields, annotation_at, model_at
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.facts import HostFacts, gather_host
 from tests.conftest import REPOSITORY, Answer, run_cli
 from tests.test_render import BLOCKS, CHANGES, CHANGES_NOTHING, WITH_OTHERS, on_gpus
@@ -72,7 +72,7 @@ UNENFORCED = {"budget.gpu_memory": "cpu", "budget.host_memory": "cuda"}
 OF_THE_SUPERVISOR = ("budget", "container", "timeout_minutes", "on_end")
 
 
-def rendered(plan: PlanBase) -> dict[str, Any]:
+def rendered(plan: Plan) -> dict[str, Any]:
     """What is executed and what is read of the plan, without names for people."""
     files = {name: re.sub(r"(?m)^#.*$", "", text) for name, text in render(plan).items()}
     record = yaml.safe_load(files.pop("plan.yaml"))
@@ -84,7 +84,7 @@ def rendered(plan: PlanBase) -> dict[str, Any]:
     return {**files, "plan": record}
 
 
-def planned(job: str, sets: list[str], device: str) -> PlanBase:
+def planned(job: str, sets: list[str], device: str) -> Plan:
     loaded = load_job(job, [*sets, f"launch.device={device}"])
     on = on_gpus if device == "cuda" else _same
     if isinstance(loaded.job, ScriptJob):
@@ -252,7 +252,7 @@ def test_each_field_of_sft_is_read_by_somebody() -> None:
             continue
         for found in READ.finditer(path.read_text(encoding="utf-8")):
             read.add(found[1] or found[2])
-    unread = [field for field in all_fields(Job) if field.rsplit(".", 1)[-1] not in read]
+    unread = [field for field in all_fields(SftJob) if field.rsplit(".", 1)[-1] not in read]
     assert unread == []
 
 

@@ -17,7 +17,7 @@ from runner.machine.host_sampler import HostSampler
 from runner.machine.proc import high_water_bytes
 from runner.machine.readings import Attribution, Sample
 from runner.runs.folder import RunFolder
-from runner.supervisor.event_log import Peak, Record
+from runner.supervisor.event_log import EventLog, Peak
 from runner.supervisor.guard.policy import Cause
 from runner.supervisor.samplers import say_unseen_peak
 
@@ -115,7 +115,7 @@ def test_the_mark_is_the_peak_by_a_name_of_its_own() -> None:
 def test_a_peak_over_the_budget_that_nobody_was_stopped_for_is_said(
     high_water: int | None, cause: Cause | None, warned: bool, tmp_path: Path
 ) -> None:
-    peak, record = Peak(), Record(RunFolder(tmp_path))
+    peak, record = Peak(), EventLog(RunFolder(tmp_path))
     peak.see(replace(HOST, high_water_bytes=high_water))
     say_unseen_peak(peak, 400, cause, record)
     assert len(record.warnings) == warned

@@ -13,7 +13,7 @@ PRELUDE = """
 import os, time
 from pathlib import Path
 from runner.machine import nvml_timeout as patient
-from runner.machine.nvml_timeout import PatientNvml
+from runner.machine.nvml_timeout import NvmlWithTimeout
 patient.ANSWER_SECONDS = 0.3
 state = Path(os.environ["NVML_STUB"])
 text = state.read_text()
@@ -40,7 +40,7 @@ def test_it_answers_as_nvml_does(fake_nvml: FakeNvml) -> None:
     fake_nvml.set("driver 580.1", GPU0, "compute 0 71 100", "accounting 0 71 4096")
     told = fake_nvml.probe(
         PRELUDE + "with Nvml() as n:\n    plain = [n.devices(), asdict(n.read(0))]\n"
-        "with PatientNvml() as n:\n"
+        "with NvmlWithTimeout() as n:\n"
         "    peak = n.accounting_peak(0, 71)\n"
         "    same = plain == [n.devices(), asdict(n.read(0))]\n"
         "    tell([same, peak, n.limit_in_force([0], Path('/sys/fs/cgroup/x')),\n"
@@ -52,7 +52,7 @@ def test_it_answers_as_nvml_does(fake_nvml: FakeNvml) -> None:
 def test_a_hang_is_a_failure_and_the_questions_after_it_fail_at_once(fake_nvml: FakeNvml) -> None:
     fake_nvml.set(GPU0)
     told = fake_nvml.probe(
-        PRELUDE + "with PatientNvml() as n:\n"
+        PRELUDE + "with NvmlWithTimeout() as n:\n"
         "    n.read(0)\n"
         "    hang()\n"
         "    found = [failed(lambda: n.read(0)), failed(lambda: n.read(0)),\n"
@@ -74,7 +74,7 @@ def test_an_nvml_that_hangs_while_it_is_opened_is_one_that_does_not_work(
     fake_nvml.set(GPU0)
     told = fake_nvml.probe(
         PRELUDE + "patient.OPEN_SECONDS = 0.3\nhang()\n"
-        "try:\n    PatientNvml().__enter__()\n"
+        "try:\n    NvmlWithTimeout().__enter__()\n"
         "except NvmlUnavailable as error:\n    tell([error.reason, error.fatal])\n"
     )
     assert told == ["nvmlInit: NVML has not answered for 0 s", True]
@@ -83,7 +83,7 @@ def test_an_nvml_that_hangs_while_it_is_opened_is_one_that_does_not_work(
 def test_a_process_ends_although_its_driver_hangs(fake_nvml: FakeNvml) -> None:
     fake_nvml.set(GPU0)
     told = fake_nvml.probe(
-        PRELUDE + "with PatientNvml() as n:\n"
+        PRELUDE + "with NvmlWithTimeout() as n:\n"
         "    n.read(0)\n    hang()\n    failed(lambda: n.read(0))\n"
         "tell('left')\n"  # and the interpreter ends, or probe() would time out
     )
@@ -95,7 +95,7 @@ def test_why_nvml_cannot_be_opened_is_told_through(fake_nvml: FakeNvml) -> None:
     for line in ("init 18", "init 9"):
         fake_nvml.set(line)
         body = (
-            "try:\n    PatientNvml().__enter__()\n"
+            "try:\n    NvmlWithTimeout().__enter__()\n"
             "except NvmlUnavailable as error:\n    tell(error.fatal)\n"
         )
         told.append(fake_nvml.probe(PRELUDE + body))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.common import file_systems
-from runner.machine.leases.store import PARENTS, Book, LeasesUnusable, leases_folder
+from runner.machine.leases.store import PARENTS, LeaseStore, LeasesUnusable, leases_folder
 from runner.plans.container.overlays import run_overlays
 from runner.runs.folder import RunFolder
 from tests.locks.conftest import NFS
@@ -104,14 +104,17 @@ def test_gpu_leases_are_refused_where_two_could_have_the_same(
 ) -> None:
     monkeypatch.setenv("RUNNER_LEASES", str(tmp_path / "leases"))
     monkeypatch.setattr(file_systems, "type_number", lambda _: NFS)
-    with pytest.raises(LeasesUnusable, match="is on NFS") as refused, Book().alone():
+    with pytest.raises(LeasesUnusable, match="is on NFS") as refused, LeaseStore().alone():
         pass
     assert refused.value.own and refused.value.exit_code == 3
     assert "RUNNER_LEASES names another folder" in "\n".join(refused.value.lines())
 
 
 def test_gpu_leases_are_refused_on_a_real_one(machines: tuple[Path, Path]) -> None:
-    with pytest.raises(LeasesUnusable, match="is on FUSE"), Book(machines[0] / "leases").alone():
+    with (
+        pytest.raises(LeasesUnusable, match="is on FUSE"),
+        LeaseStore(machines[0] / "leases").alone(),
+    ):
         pass
 
 

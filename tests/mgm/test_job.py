@@ -19,7 +19,7 @@ from runner.engines.render import read_any_plan, render
 from runner.engines.resolve import make_any_plan
 from runner.launch.resume import latest_of
 from runner.launch.train import ready_smoke
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.create import create_run
 from runner.runs.folder import RunFolder
 from tests.conftest import Answer
@@ -115,7 +115,7 @@ def test_the_smoke_without_the_toolkit_says_what_it_did_instead(
     # the commands have the modules' names
     smoke, train = (sys.modules[each.__module__] for each in (smoke_jobs, ready_smoke))
 
-    def ended(folder: RunFolder, plan: PlanBase, *_: object, **__: object) -> int:
+    def ended(folder: RunFolder, plan: Plan, *_: object, **__: object) -> int:
         end = {"schema_version": 1, "reason": "completed", "exit_code": 0, "message": "all done"}
         folder.write_json(folder.termination, {**end, "steps": plan.planned_steps})
         folder.write_json(folder.engine_result, {"checks": {"reload": {"loaded": True}}})
@@ -172,12 +172,12 @@ def test_the_toolkit_of_the_image_serves_where_there_is_no_other(tmp_path: Path)
     from runner.containers.images import Image, ImageFacts
     from runner.engines.mgm.resolve import IMAGE_TOOLKIT, absent, make_mgm_plan
     from runner.plans.facts import gather_host
-    from runner.plans.placement import Container, Place
+    from runner.plans.placement import Container, Placement
 
     loaded = load_job(JOB)
     image = Image("runner-mgm:1", "sha256:" + "1" * 64, {"dev.runner.kind": "mgm"}, 1, "")
     box = Container(ContainerCli("/usr/bin/docker"), image, ImageFacts("3.10", {}, None))
-    facts = replace(gather_host(loaded.job), place=Place(box, ""))
+    facts = replace(gather_host(loaded.job), place=Placement(box, ""))
     plan = make_mgm_plan(loaded, facts, "smoke")
     assert plan.mgm.toolkit == IMAGE_TOOLKIT
     assert plan.python == "/opt/runner/bin/python"

@@ -23,7 +23,7 @@ from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from runner.runs.trainings import trainings_of
 from runner.supervisor.advice import advise
-from runner.supervisor.event_log import Peak, Record
+from runner.supervisor.event_log import EventLog, Peak
 from runner.supervisor.guard import policy
 from runner.supervisor.outcome import reach_verdict
 from tests.conftest import Answer
@@ -62,7 +62,7 @@ class Run:
             interrupted=False,
             oom_kills=0,
             peak=Peak(),
-            record=Record(self.folder),
+            record=EventLog(self.folder),
         )
 
 
@@ -194,7 +194,7 @@ def test_commands_on_the_model_name_the_merged_folder(
 
 def advice_for(run: Run, reason: Reason, peak: int | None = None) -> tuple[str, ...]:
     return advise(
-        run.folder, run.plan, Outcome(reason, 76, "", peak_bytes=peak), Record(run.folder)
+        run.folder, run.plan, Outcome(reason, 76, "", peak_bytes=peak), EventLog(run.folder)
     )
 
 

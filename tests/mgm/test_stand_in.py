@@ -10,7 +10,7 @@ import pytest
 from runner.engines.load import load_job
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.smoke import smoke_plan, stand_in
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from tests.mgm.cases import write_rows
 from tests.mgm.test_job import JOB
 
@@ -21,7 +21,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def made(*sets: str, steps: int = 5) -> Plan:
+def made(*sets: str, steps: int = 5) -> SftPlan:
     loaded = load_job(JOB, ["launch.device=cpu", *sets])
     plan, _, why = smoke_plan(loaded, steps)
     assert isinstance(plan, MgmPlan) and why is not None

@@ -15,11 +15,11 @@ from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
 from runner.engines.sft.facts import gather
 from runner.engines.sft.resolve import make_plan
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.provenance.compare import Side, differences, first_of, settings_of
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import read_manifest
-from runner.provenance.recorder import Keeper
+from runner.provenance.recorder import ManifestRecorder
 from runner.provenance.replay import plan_of, wrong_inputs
 from runner.runs.create import create_run
 from runner.runs.outcome import Outcome, Reason
@@ -32,7 +32,7 @@ END = Outcome(Reason.FAILED, 1, "it was only begun", started_unix_seconds=1, end
 
 
 @st.composite
-def any_plan(draw: st.DrawFn) -> PlanBase:
+def any_plan(draw: st.DrawFn) -> Plan:
     name = draw(st.sampled_from([*JOBS, "mgm-10k-lora"]))
     path = str(REPOSITORY / "jobs" / f"{name}.yaml")
     if name == "mgm-10k-lora":
@@ -53,12 +53,12 @@ def any_plan(draw: st.DrawFn) -> PlanBase:
 @settings(max_examples=examples(15, 200), deadline=None)
 @given(plan=any_plan())
 def test_a_manifest_of_any_plan_validates_and_gives_it_again(
-    tmp_path_factory: pytest.TempPathFactory, plan: PlanBase
+    tmp_path_factory: pytest.TempPathFactory, plan: Plan
 ) -> None:
     root = tmp_path_factory.mktemp("runs")
     folder = create_run(root, plan.job, plan.short_hash, plan.variant, render(plan))
     warned: list[str] = []
-    keeper = Keeper(folder, warned.append)
+    keeper = ManifestRecorder(folder, warned.append)
     keeper.begin(plan, resume=False)
     keeper.complete(plan, END, lambda: False)
     assert warned == []

@@ -11,11 +11,11 @@ import pytest
 from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.sft.facts import gather
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.launch.reproduce import _recovered
 from runner.provenance.manifest import read_manifest, sha256_of
-from runner.provenance.recorder import Keeper
+from runner.provenance.recorder import ManifestRecorder
 from runner.provenance.replay import plan_of
 from runner.runs.create import create_run
 from runner.runs.folder import RunFolder
@@ -33,7 +33,7 @@ on_oom: recover
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SftPlan:
     monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "demo.yaml").write_text(JOB)
@@ -52,7 +52,7 @@ def over_budget(steps: int) -> Outcome:
     )
 
 
-def recovered(folder: RunFolder, plan: Plan, outcome: Outcome) -> Plan:
+def recovered(folder: RunFolder, plan: SftPlan, outcome: Outcome) -> SftPlan:
     found = recovery.next_plan(plan, outcome, folder)
     assert found is not None
     recovery.put_in_place(folder, found[0], plan, outcome)
@@ -60,11 +60,11 @@ def recovered(folder: RunFolder, plan: Plan, outcome: Outcome) -> Plan:
 
 
 def test_a_recovered_run_is_of_its_last_plan_and_tells_the_earlier(
-    plan: Plan, tmp_path: Path
+    plan: SftPlan, tmp_path: Path
 ) -> None:
     folder = create_run(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan))
     said: list[str] = []
-    keeper = Keeper(folder, said.append)
+    keeper = ManifestRecorder(folder, said.append)
     keeper.begin(plan, resume=False)
     second = recovered(folder, plan, over_budget(7))
     third = recovered(folder, second, over_budget(9))
@@ -85,9 +85,9 @@ def test_a_recovered_run_is_of_its_last_plan_and_tells_the_earlier(
     assert "recovered at step 9" in line and rows in line
 
 
-def test_an_attempt_that_can_not_be_read_is_a_note(plan: Plan, tmp_path: Path) -> None:
+def test_an_attempt_that_can_not_be_read_is_a_note(plan: SftPlan, tmp_path: Path) -> None:
     folder = create_run(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan))
-    keeper = Keeper(folder, pytest.fail)
+    keeper = ManifestRecorder(folder, pytest.fail)
     keeper.begin(plan, resume=False)
     second = recovered(folder, plan, over_budget(7))
     (folder.attempt(1) / "plan.yaml").write_bytes(b"\xff")
@@ -98,11 +98,11 @@ def test_an_attempt_that_can_not_be_read_is_a_note(plan: Plan, tmp_path: Path) -
 
 
 def test_a_run_that_was_ended_in_the_queue_has_a_manifest_that_says_so(
-    plan: Plan, tmp_path: Path
+    plan: SftPlan, tmp_path: Path
 ) -> None:
     folder = create_run(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan))
     why = "stopped on request while it waited; nothing was started"
-    Keeper(folder, pytest.fail).never_began(plan, Outcome(Reason.STOPPED, 143, why))
+    ManifestRecorder(folder, pytest.fail).never_began(plan, Outcome(Reason.STOPPED, 143, why))
     manifest = read_manifest(folder.manifest)
     assert (manifest.complete, manifest.results) == (False, None)
     assert manifest.never_began is not None

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from runner.engines.load import load_job
 from runner.engines.render import render
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.plans.inputs import FileRecord, ImageNames
 from runner.provenance.compare import differences, first_of
 from runner.provenance.hashes import GaveUp, Hasher
 from runner.provenance.image_list import ImageList, _line, first_other, hash_images, read_hashes
 from runner.provenance.inputs import moving
 from runner.provenance.manifest import Manifest, read_manifest
-from runner.provenance.recorder import Keeper
+from runner.provenance.recorder import ManifestRecorder
 from runner.provenance.replay import wrong_inputs
 from runner.provenance.verify import changed_since, read_side
 from runner.runs.folder import RunFolder
@@ -100,7 +100,7 @@ def test_the_first_other_image_is_named() -> None:
     assert first_other(ours, {**ours, "aa.png": "9" * 64}) == ("aa.png", "", "9" * 64)
 
 
-def vision_plan(root: Path) -> Plan:
+def vision_plan(root: Path) -> SftPlan:
     """Two trainings on rows that name images below `root`: all of them, and two."""
     from runner.engines.sft.facts import gather
     from runner.engines.sft.resolve import make_plan
@@ -123,19 +123,19 @@ def vision_plan(root: Path) -> Plan:
         path.write_text(json.dumps(rows))
         phase["rows"]["train"]["path"] = str(path)
         phase["data"]["image_folder"] = str(root)
-    return Plan.model_validate(record)
+    return SftPlan.model_validate(record)
 
 
 END = Outcome(Reason.COMPLETED, 0, "done", started_unix_seconds=1, ended_unix_seconds=2)
 
 
-def kept_run(root: Path, plan: Plan) -> RunFolder:
+def kept_run(root: Path, plan: SftPlan) -> RunFolder:
     """A run folder with its manifest."""
     folder = RunFolder(root / "llava" / "20260101-000000-0000000")
     folder.engine.mkdir(parents=True)
     folder.write_rendered(render(plan))
     warned: list[str] = []
-    keeper = Keeper(folder, warned.append)
+    keeper = ManifestRecorder(folder, warned.append)
     keeper.begin(plan, resume=False)
     keeper.complete(plan, END, lambda: False)
     assert warned == []

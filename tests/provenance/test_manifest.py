@@ -24,7 +24,7 @@ from runner.engines.resolve import make_any_plan
 from runner.launch.train import prepare_folder
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import json_schema
-from runner.provenance.recorder import Keeper
+from runner.provenance.recorder import ManifestRecorder
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
@@ -153,7 +153,7 @@ def test_a_defect_of_the_manifest_is_a_warning_of_the_run(
     shutil.copytree(first[1], folder)
     before = (folder / "manifest.json").read_bytes()
     warned: list[str] = []
-    keeper = Keeper(RunFolder(folder), warned.append)
+    keeper = ManifestRecorder(RunFolder(folder), warned.append)
     monkeypatch.setattr("runner.provenance.software.code", lambda: 1 / 0)
     plan = read_any_plan(folder / "plan.yaml")
     keeper.begin(plan, resume=False)
@@ -247,7 +247,7 @@ def test_manifests_of_any_job_validate_and_hold_no_secret(
     loaded = load_job(str(bench.place.folder / "job.yaml"), ["launch.on=local"])
     plan = make_any_plan(loaded, "train")[0]
     run = prepare_folder(loaded, plan, bench.place.folder / "runs")
-    keeper = Keeper(run, pytest.fail)
+    keeper = ManifestRecorder(run, pytest.fail)
     keeper.begin(plan, resume=False)
     end = Outcome(Reason.COMPLETED, 0, "done", started_unix_seconds=1, ended_unix_seconds=2)
     keeper.complete(plan, end, lambda: False)
@@ -268,13 +268,13 @@ def test_what_was_begun_of_a_refused_start_does_not_come_back(
         time.sleep(0.5)
         return read(hasher, path)
 
-    keeper = Keeper(run, pytest.fail)
+    keeper = ManifestRecorder(run, pytest.fail)
     plan = read_any_plan(run.plan)
     keeper.begin(plan, resume=False)
     assert run.manifest.is_file()
     keeper.abandon()
     monkeypatch.setattr(Hasher, "file", slowly)
-    keeper = Keeper(run, pytest.fail)
+    keeper = ManifestRecorder(run, pytest.fail)
     keeper.begin(plan, resume=False)
     keeper.abandon()
     time.sleep(1.0)

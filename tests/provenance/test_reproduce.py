@@ -13,9 +13,9 @@ import pytest
 
 from runner.engines.inputs import relocated
 from runner.engines.render import read_any_plan, render
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.provenance.manifest import sha256_of
-from runner.provenance.recorder import Keeper
+from runner.provenance.recorder import ManifestRecorder
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import Answer
@@ -158,7 +158,7 @@ def test_one_byte_of_a_trainings_rows_is_named(
     rows.write_text(text.replace("MiniMind", "MiniMine", 1))
     was = read_any_plan(finished_run / "plan.yaml")
     plan = relocated(was, {"data.train": str(rows)})
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, SftPlan)
     known = plan.rows.train.model_copy(update={"sha256": sha256_of(rows)})
     plan = plan.model_copy(update={"rows": plan.rows.model_copy(update={"train": known})})
     folder = RunFolder(tmp_path / "runs" / "demo-identity" / finished_run.name)
@@ -168,7 +168,7 @@ def test_one_byte_of_a_trainings_rows_is_named(
     report = json.loads(folder.data_report.read_text())
     report["split_sha256"] = prepare(plan, say=lambda _: None).split_hashes()
     folder.data_report.write_text(json.dumps(report))
-    keeper = Keeper(folder, pytest.fail)
+    keeper = ManifestRecorder(folder, pytest.fail)
     keeper.begin(plan, resume=False)
     end = termination(finished_run)
     times = {name: end[name] for name in ("started_unix_seconds", "ended_unix_seconds")}

@@ -38,7 +38,7 @@ from runner.common import durable
 from runner.common.process_times import start_ticks
 from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.launch.train import prepare_folder
 from runner.runs import checkpoints
@@ -135,7 +135,7 @@ class Ground:
         """A new run folder, as `runner train --fresh` makes it."""
         facts = replace(gather(self._loaded), python=self.python)
         plan = make_plan(self._loaded, facts, "train", None)
-        assert isinstance(plan, Plan)
+        assert isinstance(plan, SftPlan)
         self._number += 1
         return prepare_folder(self._loaded, plan, self.place / f"runs {self._number}")
 

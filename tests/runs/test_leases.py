@@ -29,10 +29,10 @@ from hypothesis import strategies as st
 from runner.common.errors import RefusedError
 from runner.common.units import GIB
 from runner.common.yaml_text import to_yaml
-from runner.machine.leases.models import Card, CardProcess, Claim, foreign_bytes
-from runner.machine.leases.schedule import Blocked, Chosen, Never, decide
-from runner.machine.leases.store import Book
-from runner.machine.leases.turn import Turn, Wish
+from runner.machine.leases.models import Card, CardProcess, Lease, foreign_bytes
+from runner.machine.leases.schedule import Granted, Queued, Unsatisfiable, decide
+from runner.machine.leases.store import LeaseStore
+from runner.machine.leases.turn import GpuRequest, LeaseRequest
 from runner.machine.readings import DeviceReading
 from runner.plans.base import PlannedBudget
 from runner.report.preflight import Preflight, preflight_line
@@ -52,17 +52,17 @@ def card(index: int = 0, *, free: int = 80, processes: tuple[CardProcess, ...] =
     return Card(index, f"GPU-{index}", "NVIDIA H100", 80 * GIB, free * GIB, 0, processes)
 
 
-def claim(number: int, *, budget: int | None = 12, count: int = 1, **more: Any) -> Claim:
+def claim(number: int, *, budget: int | None = 12, count: int = 1, **more: Any) -> Lease:
     told = {"run": f"run-{number}", "folder": "/f", "user": "alice", "share": False, "uid": 7}
     told |= more
     size = None if budget is None else budget * GIB
-    return Claim(
+    return Lease(
         number=number, pid=100 + number, start_ticks=1, count=count, budget_bytes=size, **told
     )
 
 
 def taken(answer: object) -> list[int]:
-    assert isinstance(answer, Chosen), answer
+    assert isinstance(answer, Granted), answer
     return [each.index for each in answer.cards]
 
 
@@ -75,7 +75,7 @@ def test_a_card_of_one_run_is_not_anothers_unless_both_share_and_fit() -> None:
         (sharing, claim(2, share=True, budget=69)),
     ):
         answer = decide(wish, [holder], [card()])
-        assert isinstance(answer, Blocked)
+        assert isinstance(answer, Queued)
         assert "GPU 0 is held by run-1 (alice, pid 101, budget 12.00 GiB)" in answer.line()
     assert taken(decide(claim(2, share=True, budget=68), [sharing], [card()])) == [0]
 
@@ -83,26 +83,26 @@ def test_a_card_of_one_run_is_not_anothers_unless_both_share_and_fit() -> None:
 def test_who_is_on_a_card_is_named_and_a_desktop_is_no_reason() -> None:
     neighbour = CardProcess(4242, 30 * GIB, "bob", "python")
     answer = decide(claim(1), [], [card(free=50, processes=(neighbour,))])
-    assert isinstance(answer, Blocked)
+    assert isinstance(answer, Queued)
     assert answer.reasons == ("GPU 0 is used by pid 4242 python (bob, 30.00 GiB)",)
     shared = decide(claim(1, share=True), [], [card(free=50, processes=(neighbour,))])
     assert taken(shared) == [0]
     tight = decide(claim(1, share=True, budget=51), [], [card(free=50, processes=(neighbour,))])
-    assert isinstance(tight, Blocked) and "50.00 GiB is left of 80.00 GiB" in tight.line()
+    assert isinstance(tight, Queued) and "50.00 GiB is left of 80.00 GiB" in tight.line()
     screen = CardProcess(7, GIB // 2, "alice", "Xorg", desktop=True)
     assert taken(decide(claim(1), [], [card(free=79, processes=(screen,))])) == [0]
     games = replace(screen, used_bytes=2 * GIB)
-    assert isinstance(decide(claim(1), [], [card(free=78, processes=(games,))]), Blocked)
+    assert isinstance(decide(claim(1), [], [card(free=78, processes=(games,))]), Queued)
 
 
 def test_memory_has_to_be_free_and_a_budget_to_fit_the_card() -> None:
     for budget, free, needed in ((12, 11, "12.00 GiB"), (None, 71, "72.00 GiB")):
         answer = decide(claim(1, budget=budget), [], [card(free=free)])
-        assert isinstance(answer, Blocked), budget
+        assert isinstance(answer, Queued), budget
         assert f"{free}.00 GiB free of 80.00 GiB, and {needed} is needed" in answer.line()
     assert taken(decide(claim(1, budget=None), [], [card(free=72)])) == [0]
     never = decide(claim(1, budget=81), [], [card(), card(1)])
-    assert isinstance(never, Never)
+    assert isinstance(never, Unsatisfiable)
     assert "budget.gpu_memory is 81.00 GiB, but GPU 0 (NVIDIA H100) has 80.00 GiB" in never.why
 
 
@@ -115,7 +115,7 @@ def test_several_cards_are_taken_together_and_the_planned_and_emptiest_first() -
     assert taken(decide(claim(2, share=True), [promised], cards)) == [2]
     only = claim(3, allowed=("GPU-0",))
     assert taken(decide(only, [], cards)) == [0]
-    assert isinstance(decide(claim(1, count=4), [], cards), Never)
+    assert isinstance(decide(claim(1, count=4), [], cards), Unsatisfiable)
 
 
 def test_a_later_one_overtakes_nobody_who_waits_for_the_same_card() -> None:
@@ -123,7 +123,7 @@ def test_a_later_one_overtakes_nobody_who_waits_for_the_same_card() -> None:
     holder = claim(1, cards=("GPU-1",))
     two = claim(2, count=2)
     answer = decide(claim(3), [holder, two], cards)
-    assert isinstance(answer, Blocked) and (answer.place, answer.of) == (2, 2)
+    assert isinstance(answer, Queued) and (answer.place, answer.of) == (2, 2)
     assert "GPU 0 is not given yet: run-2 (alice, pid 102" in answer.line()
     elsewhere = claim(2, count=2, allowed=("GPU-1", "GPU-2"))
     assert taken(decide(claim(3), [holder, elsewhere], [*cards, card(2)])) == [0]
@@ -131,7 +131,7 @@ def test_a_later_one_overtakes_nobody_who_waits_for_the_same_card() -> None:
     assert taken(decide(claim(3), [soon], cards)) == [1]
     # a sharing run would keep a card from ever being empty for the one who waits for it alone
     sharing = claim(1, share=True, cards=("GPU-0",))
-    assert isinstance(decide(claim(3, share=True), [sharing, claim(2)], [card()]), Blocked)
+    assert isinstance(decide(claim(3, share=True), [sharing, claim(2)], [card()]), Queued)
 
 
 SIZES = st.sampled_from([None, 4, 12, 30, 40, 79])
@@ -178,13 +178,13 @@ def test_whatever_the_order_of_events_no_card_is_given_twice(
             continue
         if there[number].waits:
             answer = decide(there[number], there.values(), cards)
-            if isinstance(answer, Chosen):
+            if isinstance(answer, Granted):
                 mine = tuple(each.uuid for each in answer.cards)
                 assert len(set(mine)) == there[number].count
                 for earlier in there.values():  # who came first and waits could not have had them
                     if earlier.waits and earlier.number < number:
                         before = decide(earlier, there.values(), cards)
-                        if isinstance(before, Blocked):
+                        if isinstance(before, Queued):
                             able = {c.uuid for c in cards if earlier.may_take(c)}
                             assert not able & set(mine)
                 there[number] = replace(there[number], cards=mine)
@@ -215,9 +215,14 @@ class Still:
         )
 
 
-def turn(book: Path, name: str = "run", cards: int = 1, **more: Any) -> Turn:
+def turn(book: Path, name: str = "run", cards: int = 1, **more: Any) -> LeaseRequest:
     wish = {"count": 1, "budget_bytes": 12 * GIB, "share": False, **more}
-    return Turn(Wish(run=name, folder=str(book), **wish), Still(cards), lambda *_: True, Book(book))
+    return LeaseRequest(
+        GpuRequest(run=name, folder=str(book), **wish),
+        Still(cards),
+        lambda *_: True,
+        LeaseStore(book),
+    )
 
 
 def contend(book: Path, seed: int, rounds: int, said: Any) -> None:
@@ -229,11 +234,11 @@ def contend(book: Path, seed: int, rounds: int, said: Any) -> None:
         mine = turn(book, f"run-{seed}", cards=2, count=chance.choice([1, 1, 2]))
         answer = mine.ask(wait=chance.random() < 0.5)
         for _ in range(200):
-            if not isinstance(answer, Blocked) or mine._entry is None:
+            if not isinstance(answer, Queued) or mine._entry is None:
                 break
             time.sleep(0.001)
             answer = mine.ask(wait=True)
-        if isinstance(answer, Chosen):
+        if isinstance(answer, Granted):
             got += 1
             with contextlib.ExitStack() as stack:
                 proofs = []
@@ -278,7 +283,7 @@ def test_of_many_processes_at_once_no_two_get_one_card_and_the_killed_free_their
     assert all(isinstance(one, int) for one in heard), heard
     assert sum(heard) > 16
     assert any(process.exitcode == -signal.SIGKILL for process in everyone)
-    assert isinstance(turn(book, cards=2, count=2).ask(wait=False), Chosen)  # nothing is left held
+    assert isinstance(turn(book, cards=2, count=2).ask(wait=False), Granted)  # nothing is left held
     assert stat.S_IMODE(book.stat().st_mode) == 0o1777
 
 
@@ -288,7 +293,7 @@ def test_a_killed_holder_frees_its_card_at_once(tmp_path: Path) -> None:
 
     def hold() -> None:
         kept = turn(tmp_path, "dies")
-        assert isinstance(kept.ask(wait=False), Chosen)
+        assert isinstance(kept.ask(wait=False), Granted)
         ready.set()
         time.sleep(60)
 
@@ -297,11 +302,11 @@ def test_a_killed_holder_frees_its_card_at_once(tmp_path: Path) -> None:
     assert ready.wait(20)
     second = turn(tmp_path, "second")
     answer = second.ask(wait=True)
-    assert isinstance(answer, Blocked)
+    assert isinstance(answer, Queued)
     assert f"dies (root, pid {holder.pid}" in answer.line() or "dies (" in answer.line()
     holder.kill()
     holder.join()
-    assert isinstance(second.ask(wait=True), Chosen)
+    assert isinstance(second.ask(wait=True), Granted)
     assert len(list(tmp_path.glob("*.json"))) == 1  # what the dead left is removed
     second.drop()
     assert list(tmp_path.glob("*.json")) == []
@@ -309,31 +314,31 @@ def test_a_killed_holder_frees_its_card_at_once(tmp_path: Path) -> None:
 
 def test_a_waiting_ticket_keeps_its_place_and_dies_with_its_holder(tmp_path: Path) -> None:
     first, second, third = (turn(tmp_path, name) for name in ("first", "second", "third"))
-    assert isinstance(first.ask(wait=True), Chosen)
+    assert isinstance(first.ask(wait=True), Granted)
     answers = [second.ask(wait=True), third.ask(wait=True)]
-    assert [(one.place, one.of) for one in answers if isinstance(one, Blocked)] == [(1, 1), (2, 2)]
+    assert [(one.place, one.of) for one in answers if isinstance(one, Queued)] == [(1, 1), (2, 2)]
     first.drop()
-    assert isinstance(third.ask(wait=True), Blocked)  # asked first, but came later
+    assert isinstance(third.ask(wait=True), Queued)  # asked first, but came later
     second.drop()  # as a process that ends does
-    assert isinstance(third.ask(wait=True), Chosen)
+    assert isinstance(third.ask(wait=True), Granted)
 
 
 def test_a_ticket_that_somebody_removed_is_written_again(tmp_path: Path) -> None:
     first, second = turn(tmp_path, "first"), turn(tmp_path, "second")
     first.ask(wait=True)
     second.ask(wait=True)
-    numbers = [each.number for each in Book(tmp_path).claims()]
+    numbers = [each.number for each in LeaseStore(tmp_path).claims()]
     [waiting] = {*tmp_path.glob("*.json")} - {*tmp_path.glob("*.held.json")}
     waiting.unlink()
-    assert [each.number for each in Book(tmp_path).claims()] == numbers[:1]
+    assert [each.number for each in LeaseStore(tmp_path).claims()] == numbers[:1]
     second.ask(wait=True)
-    assert [each.number for each in Book(tmp_path).claims()] == numbers
+    assert [each.number for each in LeaseStore(tmp_path).claims()] == numbers
 
 
 def test_what_others_put_into_the_folder_can_neither_mislead_nor_hold_up(tmp_path: Path) -> None:
     book = tmp_path / "leases"
     mine = turn(book)
-    assert isinstance(mine.ask(wait=False), Chosen)
+    assert isinstance(mine.ask(wait=False), Granted)
     secret = tmp_path / "secret"
     secret.write_text("x")
     os.mkfifo(book / "00000001-1-a.json")
@@ -344,9 +349,9 @@ def test_what_others_put_into_the_folder_can_neither_mislead_nor_hold_up(tmp_pat
     # a claim whose text is meant for the terminal: it counts while its lock is held
     theirs = turn(book, "evil\x1b[31m\nrun", share=True)
     mine.drop()
-    assert isinstance(theirs.ask(wait=False), Chosen)
+    assert isinstance(theirs.ask(wait=False), Granted)
     answer = turn(book).ask(wait=False)
-    assert isinstance(answer, Blocked) and "evil?[31m?run" in answer.line()
+    assert isinstance(answer, Queued) and "evil?[31m?run" in answer.line()
     assert secret.read_text() == "x"
 
 
@@ -383,11 +388,11 @@ def test_a_trainer_that_outlives_its_supervisor_keeps_the_card_before_it_has_any
     assert first._entry is not None
     os.close(first._entry._descriptor)  # as the kernel does for a killed supervisor
     answer = turn(book, "second").ask(wait=False)
-    assert isinstance(answer, Blocked)
+    assert isinstance(answer, Queued)
     assert f"its supervisor is gone; pid {sleeper.pid} saves and ends" in answer.line()
     sleeper.kill()
     sleeper.wait()
-    assert isinstance(turn(book, "second").ask(wait=False), Chosen)
+    assert isinstance(turn(book, "second").ask(wait=False), Granted)
 
 
 # The line before a start

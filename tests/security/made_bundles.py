@@ -14,14 +14,14 @@ from typing import Any
 from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.provenance.bundle import tar
 from runner.provenance.bundle.contents import contents
 from runner.provenance.bundle.index import Index
 from runner.provenance.bundle.index import Part as Asked
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest, read_manifest, sha256_of
-from runner.provenance.recorder import Keeper
+from runner.provenance.recorder import ManifestRecorder
 from runner.provenance.replay import plan_of
 from runner.runs.create import create_run
 from runner.runs.folder import RunFolder
@@ -101,12 +101,12 @@ def made_of(archive: bytes) -> Made:
     return Made(files, index, ran)
 
 
-def lay(root: Path, job: Path, end: Outcome = END) -> tuple[RunFolder, PlanBase]:
+def lay(root: Path, job: Path, end: Outcome = END) -> tuple[RunFolder, Plan]:
     """A run of that job that has ended, without anything having run."""
     plan = make_any_plan(load_job(str(job), ["launch.device=cpu", "launch.on=local"]), "train")[0]
     folder = create_run(root, plan.job, plan.short_hash, plan.variant, render(plan))
     warned: list[str] = []
-    keeper = Keeper(folder, warned.append)
+    keeper = ManifestRecorder(folder, warned.append)
     keeper.begin(plan, resume=False)
     folder.metrics.write_text(STEPS)
     folder.train_log.write_text("it trained\n")

@@ -18,7 +18,7 @@ from runner.engines.load import load_job
 from runner.engines.recorded_plan import require_code_allowed, take_plan
 from runner.engines.render import render
 from runner.engines.sft.facts import gather
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.plans.base import PlannedContainer, PlannedMount
 from runner.plans.plan_file import plan_yaml
@@ -160,7 +160,7 @@ def test_modules_beside_a_stage_script_are_moved_away(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def boxed(tmp_path: Path) -> tuple[RunFolder, Plan]:
+def boxed(tmp_path: Path) -> tuple[RunFolder, SftPlan]:
     """A sealed run of a plan with all that a container and a model's code could be given."""
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "job.yaml").write_text(
@@ -186,7 +186,7 @@ def boxed(tmp_path: Path) -> tuple[RunFolder, Plan]:
     return create_run(tmp_path / "runs", plan.job, plan.short_hash, "train", render(plan)), plan
 
 
-def test_of_a_foreign_record_nothing_opens_this_machine(boxed: tuple[RunFolder, Plan]) -> None:
+def test_of_a_foreign_record_nothing_opens_this_machine(boxed: tuple[RunFolder, SftPlan]) -> None:
     folder, plan = boxed
     folder.bundle.write_text("{}")
     origin = origin_of(folder.path)
@@ -198,7 +198,7 @@ def test_of_a_foreign_record_nothing_opens_this_machine(boxed: tuple[RunFolder, 
         assert box is not None and box.program == "/usr/bin/docker"
         assert (box.mounts, box.arguments, box.environment, box.secrets) == ([], [], [], [])
         assert box.network == "none" and taken.plan.on_end is None
-        assert isinstance(taken.plan, Plan) and not taken.plan.trust_remote_code
+        assert isinstance(taken.plan, SftPlan) and not taken.plan.trust_remote_code
         assert any("trust_remote_code" in line for line in taken.left_off)
     said = " ".join(taken.left_off if whole else ()) + " ".join(
         take_plan(plan, origin, program=None, python="", code=False, whole=True).left_off
@@ -206,13 +206,13 @@ def test_of_a_foreign_record_nothing_opens_this_machine(boxed: tuple[RunFolder, 
     for word in ("/host", "--privileged", "AWS_KEY", "HF_TOKEN", "host, it is none", "wandb"):
         assert word in said, word
     allowed = take_plan(plan, origin, program=None, python="", code=True, whole=True).plan
-    assert isinstance(allowed, Plan) and allowed.trust_remote_code
+    assert isinstance(allowed, SftPlan) and allowed.trust_remote_code
     with pytest.raises(RefusedError, match=r"came in a bundle.*Python files"):
         require_code_allowed(plan, origin, folder.name, code=False)
 
 
 def test_of_an_own_record_the_program_is_still_this_machine_s(
-    boxed: tuple[RunFolder, Plan],
+    boxed: tuple[RunFolder, SftPlan],
 ) -> None:
     folder, plan = boxed
     origin = origin_of(folder.path)
@@ -220,13 +220,13 @@ def test_of_an_own_record_the_program_is_still_this_machine_s(
     taken = take_plan(plan, origin, program="/d", python="/python", code=False, whole=True)
     assert taken.left_off == () and taken.plan.container is not None
     assert taken.plan.container.program == "/d" and taken.plan.container.mounts
-    assert isinstance(taken.plan, Plan) and taken.plan.trust_remote_code
+    assert isinstance(taken.plan, SftPlan) and taken.plan.trust_remote_code
     asked = take_plan(plan, origin, program="/d", python="/p", code=False, whole=False).plan
     assert asked.container is not None and asked.container.mounts == []
 
 
 def test_the_program_of_a_record_is_not_run_by_chat_evaluate_and_merge(
-    tmp_path: Path, boxed: tuple[RunFolder, Plan], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, boxed: tuple[RunFolder, SftPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.conftest import run_cli
 
@@ -247,7 +247,7 @@ def test_the_program_of_a_record_is_not_run_by_chat_evaluate_and_merge(
 
 
 def test_a_stand_in_is_made_in_the_cache_alone(
-    tmp_path: Path, boxed: tuple[RunFolder, Plan], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, boxed: tuple[RunFolder, SftPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, plan = boxed
     monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
@@ -256,7 +256,7 @@ def test_a_stand_in_is_made_in_the_cache_alone(
     for folder in (str(outside), "/a/..", "..", str(outside / "x" / "..")):
         model = plan.model.model_copy(update={"kind": "standin", "folder": folder})
         placed = found_here(plan.model_copy(update={"model": model}))
-        assert isinstance(placed, Plan)
+        assert isinstance(placed, SftPlan)
         assert Path(str(placed.model.folder)).parent == tmp_path / "cache" / "standins"
 
 
@@ -368,7 +368,7 @@ def test_a_link_or_pipe_is_no_plan(tmp_path: Path) -> None:
 
 
 def test_a_recovered_run_is_gone_on_with_by_its_step_down(
-    tmp_path: Path, boxed: tuple[RunFolder, Plan]
+    tmp_path: Path, boxed: tuple[RunFolder, SftPlan]
 ) -> None:
     """The settings that a recovery changes are the one thing taken from a folder."""
     from runner.engines.sft.recovery import with_steps_down
@@ -383,7 +383,7 @@ def test_a_recovered_run_is_gone_on_with_by_its_step_down(
     run = create_run(tmp_path / "more", lower.job, plan.short_hash, "train", render(lower))
     other_end = plan.model_copy(update={"on_end": "true", "recovered_from": None})
     goes_on = plan_for(other_end, run)
-    assert isinstance(goes_on, Plan) and goes_on.hash == lower.hash
+    assert isinstance(goes_on, SftPlan) and goes_on.hash == lower.hash
     assert goes_on.on_end == "true" and goes_on.recovered_from == plan.hash
     write_plan(goes_on, run, Output(as_json=False))
     assert run.plan.read_text() == plan_yaml(goes_on) and origin_of(run.path).is_own

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from runner.common.errors import SpecError
 from runner.containers.options import HARMLESS, undoing_arguments
 from runner.engines.script.job import ScriptJob
-from runner.engines.sft.job import Job
+from runner.engines.sft.job import SftJob
 from runner.jobs.risks import job_warnings, unnamed_secrets
 from runner.launch.container_risks import require_safe, seen_whole, undoing
 from runner.plans.base import PlannedMount
@@ -321,7 +321,7 @@ def test_train_and_smoke_refuse_without_the_flag_and_check_says_so(place: Workpl
 
 
 def test_a_jobs_trust_remote_code_is_named() -> None:
-    job = Job.model_validate(
+    job = SftJob.model_validate(
         {"model": "a/b", "data": {"train": "x.jsonl"}, "trust_remote_code": True}
     )
     assert any("trust_remote_code" in line and "a/b" in line for line in job_warnings(job))

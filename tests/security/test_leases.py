@@ -31,14 +31,14 @@ from runner.machine.leases import observe as look_module
 from runner.machine.leases import run_files
 from runner.machine.leases import store as book_module
 from runner.machine.leases import turn as turn_module
-from runner.machine.leases.models import Claim
-from runner.machine.leases.schedule import Blocked, Chosen, decide
-from runner.machine.leases.store import Book
-from runner.machine.leases.turn import Wish, look
+from runner.machine.leases.models import Lease
+from runner.machine.leases.schedule import Granted, Queued, decide
+from runner.machine.leases.store import LeaseStore
+from runner.machine.leases.turn import GpuRequest, look
 from runner.runs.folder import RunFolder
 from runner.supervisor import gpu_lease as cards_module
-from runner.supervisor.event_log import Record
-from runner.supervisor.gpu_lease import Cards
+from runner.supervisor.event_log import EventLog
+from runner.supervisor.gpu_lease import GpuLease
 from tests.runs.test_leases import Still, card, claim, contend, taken, turn
 from tests.security.other_user import NAME, UID, common_folder, other_user
 from tests.security.soak import examples
@@ -70,7 +70,7 @@ def is_free(place: Path) -> bool:
     asking = turn(place)
     answer = asking.ask(wait=False)
     asking.drop()
-    return isinstance(answer, Chosen)
+    return isinstance(answer, Granted)
 
 
 def record(**more: Any) -> dict[str, Any]:
@@ -157,24 +157,24 @@ def test_a_file_that_is_out_of_bounds_is_no_lease_though_its_living_writer_holds
     place: Path, kind: str
 ) -> None:
     waiting, first = turn(place, "waiting"), turn(place, "first")
-    assert isinstance(first.ask(wait=False), Chosen)
-    assert isinstance(waiting.ask(wait=True), Blocked)
+    assert isinstance(first.ask(wait=False), Granted)
+    assert isinstance(waiting.ask(wait=True), Queued)
     with other_user(lambda: put(place, HOSTILE[kind]())):
-        assert [each.run for each in Book(place).claims()] == ["first", "waiting"]
+        assert [each.run for each in LeaseStore(place).claims()] == ["first", "waiting"]
         said = waiting.ask(wait=True)
-        assert isinstance(said, Blocked)
+        assert isinstance(said, Queued)
         said.line().encode()
         first.drop()
-        assert isinstance(waiting.ask(wait=True), Chosen)
+        assert isinstance(waiting.ask(wait=True), Granted)
 
 
 def test_within_the_bounds_it_counts_while_its_writer_lives(place: Path) -> None:
     """So that the test above shows what it says."""
     with other_user(lambda: put(place, json.dumps(record()))) as other:
         answer = turn(place).ask(wait=False)
-        assert isinstance(answer, Blocked)
+        assert isinstance(answer, Queued)
         assert f"held by job/of-mallory ({NAME}, pid {other.pid}" in answer.line()
-    assert isinstance(turn(place).ask(wait=False), Chosen)
+    assert isinstance(turn(place).ask(wait=False), Granted)
 
 
 def test_a_lease_of_an_earlier_runner_counts(place: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_lease_of_an_earlier_runner_counts(place: Path) -> None:
         return {k: v for k, v in told.items() if k not in ("boot_id", "pid_namespace")}
 
     with other_user(lambda: put(place, json.dumps(old()))):
-        assert isinstance(turn(place).ask(wait=False), Blocked)
+        assert isinstance(turn(place).ask(wait=False), Queued)
 
 
 def test_who_writes_the_highest_number_breaks_no_later_arrival(place: Path) -> None:
@@ -191,22 +191,22 @@ def test_who_writes_the_highest_number_breaks_no_later_arrival(place: Path) -> N
         return json.dumps(record(number=time.clock_gettime_ns(BOOTTIME) + 10**9, cards=["GPU-1"]))
 
     with other_user(lambda: put(place, highest())):
-        assert len(Book(place).claims()) == 1
+        assert len(LeaseStore(place).claims()) == 1
         first, second = turn(place, "first"), turn(place, "second")
-        assert isinstance(first.ask(wait=True), Chosen)
-        assert isinstance(second.ask(wait=True), Blocked)
+        assert isinstance(first.ask(wait=True), Granted)
+        assert isinstance(second.ask(wait=True), Queued)
         first.drop()
-        assert isinstance(second.ask(wait=True), Chosen)
+        assert isinstance(second.ask(wait=True), Granted)
 
 
 def test_a_claim_with_my_number_is_not_mine() -> None:
     mine = claim(5, uid=1)
     copied = replace(mine, uid=2, run="copied", cards=("GPU-0",))
     answer = decide(mine, [copied], [card()])
-    assert isinstance(answer, Blocked) and "held by copied" in answer.line()
+    assert isinstance(answer, Queued) and "held by copied" in answer.line()
     waits = replace(copied, cards=())
     assert taken(decide(mine, [waits], [card()])) == [0]  # of two equal, the lower uid
-    assert isinstance(decide(waits, [mine], [card()]), Blocked)
+    assert isinstance(decide(waits, [mine], [card()]), Queued)
 
 
 # Whose process, whose lock
@@ -223,7 +223,7 @@ def test_what_a_dead_one_left_is_no_lease_though_another_user_locks_it(place: Pa
         fcntl.flock(HELD[-1], fcntl.LOCK_EX)
 
     with other_user(lock):
-        assert isinstance(turn(place).ask(wait=False), Chosen)
+        assert isinstance(turn(place).ask(wait=False), Granted)
         assert not left.exists()
 
 
@@ -237,10 +237,10 @@ def test_the_folders_owner_can_have_nothing_else_removed_or_written(
         (mine / name).write_text("{}")
     kept = turn(place)
     held = turn(place)
-    assert isinstance(held.ask(wait=False), Chosen)
+    assert isinstance(held.ask(wait=False), Granted)
     claims = kept._book.claims
 
-    def swapped(**told: Any) -> list[Claim]:
+    def swapped(**told: Any) -> list[Lease]:
         place.rename(place.parent / "aside")
         place.symlink_to(mine)
         return claims(**told)
@@ -253,14 +253,14 @@ def test_the_folders_owner_can_have_nothing_else_removed_or_written(
     place.unlink()
     (place.parent / "aside").rename(place)
     (place / "manifest.json").write_text("{}")
-    assert isinstance(turn(place).ask(wait=False), Blocked)
+    assert isinstance(turn(place).ask(wait=False), Queued)
     assert (place / "manifest.json").exists()  # nor what is no lease by its name
 
 
 def test_of_another_pid_namespace_the_lock_counts_if_its_own_user_holds_it(place: Path) -> None:
     content = json.dumps(record(pid=7, start_ticks=7, pid_namespace="pid:[1]"))
     with other_user(lambda: put(place, content)):
-        assert isinstance(turn(place).ask(wait=False), Blocked)
+        assert isinstance(turn(place).ask(wait=False), Queued)
     mine = put(place, content, name="00000002-2-0000000b.json", lock=False)
 
     def lock() -> None:
@@ -268,7 +268,7 @@ def test_of_another_pid_namespace_the_lock_counts_if_its_own_user_holds_it(place
         fcntl.flock(HELD[-1], fcntl.LOCK_EX)
 
     with other_user(lock):
-        assert isinstance(turn(place).ask(wait=False), Chosen)
+        assert isinstance(turn(place).ask(wait=False), Granted)
 
 
 def test_nobody_else_can_lock_a_lease_before_its_writer_does(
@@ -319,7 +319,7 @@ def test_trainers_keep_a_dead_claim_only_as_the_claimants_own_living_processes(
             assert is_free(place)
         with other_user(lambda: (dead(), trains())) as other:
             answer = turn(place).ask(wait=False)
-            assert isinstance(answer, Blocked)
+            assert isinstance(answer, Queued)
             assert f"supervisor is gone; pid {other.pid} saves" in answer.line()
             os.chown(run, 0, 0)
             assert is_free(place)  # somebody else's folder
@@ -391,10 +391,10 @@ def test_of_one_user_only_so_many_files_are_read_and_it_is_said(place: Path) -> 
             put(place, text, name=f"{number:08d}-1-a.json", lock=False)
 
     first = turn(place, "first")
-    assert isinstance(first.ask(wait=False), Chosen)
+    assert isinstance(first.ask(wait=False), Granted)
     with other_user(crowd):
         answer = turn(place, "second").ask(wait=False)
-        assert isinstance(answer, Blocked) and "held by first" in answer.line()
+        assert isinstance(answer, Queued) and "held by first" in answer.line()
         assert f"{NAME} has more than {book_module.MOST_CLAIMS} files in {place}" in answer.line()
 
 
@@ -403,19 +403,19 @@ def test_of_a_user_who_queues_many_runs_those_that_hold_cards_are_seen_first(
 ) -> None:
     monkeypatch.setattr(book_module, "MOST_CLAIMS", 4)
     first = turn(place, "first")
-    assert isinstance(first.ask(wait=True), Chosen)
+    assert isinstance(first.ask(wait=True), Granted)
     queued = [turn(place, f"queued-{n}") for n in range(6)]
     for each in queued:
-        assert isinstance(each.ask(wait=True), Blocked)
+        assert isinstance(each.ask(wait=True), Queued)
     first.drop()
     first = turn(place, "last")
-    assert isinstance(queued[0].ask(wait=True), Chosen)
-    assert [c.run for c in Book(place).claims()] == [f"queued-{n}" for n in range(4)]
+    assert isinstance(queued[0].ask(wait=True), Granted)
+    assert [c.run for c in LeaseStore(place).claims()] == [f"queued-{n}" for n in range(4)]
     late = turn(place, "late", cards=2)
-    assert isinstance(late.ask(wait=True), Blocked)
+    assert isinstance(late.ask(wait=True), Queued)
     for each in queued[1:5]:
         each.drop()
-    held = [c.run for c in Book(place).claims() if not c.waits]
+    held = [c.run for c in LeaseStore(place).claims() if not c.waits]
     assert held == ["queued-0"]
 
 
@@ -434,21 +434,21 @@ def test_the_folder_locked_by_another_user_is_gone_on_without(
     monkeypatch.setattr(book_module, "_POLL_SECONDS", 0.0213)  # by which its waiting is known
     with other_user(lambda: hold(place)) as other:
         first, second = turn(place, "first"), turn(place, "second")
-        assert isinstance(first.ask(wait=True), Chosen)
+        assert isinstance(first.ask(wait=True), Granted)
         [note] = first.notes
         assert note.startswith(f"{place} stays locked by pid {other.pid} ") and NAME in note
         answer = second.ask(wait=True)
-        assert isinstance(answer, Blocked) and note in answer.line()
+        assert isinstance(answer, Queued) and note in answer.line()
         naps: list[float] = []
         sleep = time.sleep
         monkeypatch.setattr(time, "sleep", lambda seconds: (naps.append(seconds), sleep(seconds)))
-        assert isinstance(second.ask(wait=True), Blocked)
+        assert isinstance(second.ask(wait=True), Queued)
         first.drop()
-        assert isinstance(second.ask(wait=True), Chosen)
+        assert isinstance(second.ask(wait=True), Granted)
         assert book_module._POLL_SECONDS not in naps  # it is not waited for again
         monkeypatch.setattr(time, "sleep", sleep)
     third = turn(place, "third")
-    assert isinstance(third.ask(wait=True), Blocked) and third.notes == ()
+    assert isinstance(third.ask(wait=True), Queued) and third.notes == ()
 
 
 def test_one_locked_by_a_process_of_ones_own_is_refused_by_its_name(
@@ -490,15 +490,15 @@ def test_who_was_held_up_between_looking_and_writing_gives_way(
     monkeypatch.setattr(book_module, "MUTEX_SECONDS", 0.0)
     monkeypatch.setattr(book_module, "has_locked", lambda *_: False)  # as another user's would be
 
-    def held_up(claim: Claim) -> Any:
+    def held_up(claim: Lease) -> Any:
         if not quick._entry:
-            assert isinstance(quick.ask(wait=False), Chosen)
+            assert isinstance(quick.ask(wait=False), Granted)
         return write(claim)
 
     monkeypatch.setattr(slow._book, "write", held_up)
     answer = slow.ask(wait=False)
-    assert isinstance(answer, Blocked) and "held by quick" in answer.line()
-    assert [each.run for each in Book(place).claims()] == ["quick"]
+    assert isinstance(answer, Queued) and "held by quick" in answer.line()
+    assert [each.run for each in LeaseStore(place).claims()] == ["quick"]
 
 
 def test_a_queued_run_waits_on_whatever_another_user_does_to_the_folder(
@@ -508,13 +508,13 @@ def test_a_queued_run_waits_on_whatever_another_user_does_to_the_folder(
     monkeypatch.setattr(cards_module, "POLL_SECONDS", 0.1)
     os.chown(place, UID, UID)
     first = turn(place, "first")
-    assert isinstance(first.ask(wait=False), Chosen)
+    assert isinstance(first.ask(wait=False), Granted)
     folder = RunFolder(place.parent / "run")
     folder.path.mkdir()
-    cards = Cards(folder, wait=True)
+    cards = GpuLease(folder, wait=True)
     cards._turn = turn(place, "second")
     blocked = cards._turn.ask(wait=True)
-    assert isinstance(blocked, Blocked)
+    assert isinstance(blocked, Queued)
     cards._blocked = blocked
     with other_user(lambda: place.chmod(0o777)):  # its owner: anybody could remove leases
 
@@ -529,7 +529,7 @@ def test_a_queued_run_waits_on_whatever_another_user_does_to_the_folder(
         class Stop:
             level, interrupted = 0, False
 
-        assert cards.await_turn(Stop(), Record(folder)) is None  # type: ignore[arg-type]
+        assert cards.await_turn(Stop(), EventLog(folder)) is None  # type: ignore[arg-type]
     said = [event["text"] for event in lines(folder.events)]
     [told] = [text for text in said if text.startswith("waits on, though")]
     assert f"{place} has mode 0777" in told and f"(as {NAME} or root)" in told
@@ -540,12 +540,12 @@ def test_a_queued_run_waits_on_whatever_another_user_does_to_the_folder(
 def test_a_lease_that_the_folders_owner_removed_is_written_anew_and_said(place: Path) -> None:
     os.chown(place, UID, UID)
     kept = turn(place, "kept")
-    assert isinstance(kept.ask(wait=False), Chosen)
+    assert isinstance(kept.ask(wait=False), Granted)
     assert kept.refresh() == ""
     [lease] = place.iterdir()
     with other_user(lease.unlink):
         assert "written anew" in kept.refresh()
-    assert [each.run for each in Book(place).claims()] == ["kept"]
+    assert [each.run for each in LeaseStore(place).claims()] == ["kept"]
     with other_user(lambda: place.rename(place.parent / "aside"), uid=0):  # the folder itself
         assert "written anew" in kept.refresh() or not place.exists()
 
@@ -648,7 +648,7 @@ def test_whatever_is_in_the_folder_a_free_card_is_had_and_nothing_is_raised(
     with common_folder() as top, contextlib.ExitStack() as stack:
         place, run = top / "leases", top / "run"
         honest = turn(place, "honest")
-        assert isinstance(honest.ask(wait=False), Chosen)
+        assert isinstance(honest.ask(wait=False), Granted)
         engine(run, boot_id="another", pid=os.getpid(), start_ticks=start_ticks(os.getpid()))
         told = {"boot_id": "another", "pid": 1, "start_ticks": start_ticks(1)}
         (run / "engine" / "rank-1.json").write_bytes(hostile(ranks, told))
@@ -668,14 +668,14 @@ def test_whatever_is_in_the_folder_a_free_card_is_had_and_nothing_is_raised(
         began = time.process_time()
         waiting = turn(place, "waiting")
         said = waiting.ask(wait=True)
-        assert isinstance(said, Blocked) and (said.place, said.of) == (1, 1)
+        assert isinstance(said, Queued) and (said.place, said.of) == (1, 1)
         said.line().encode()
-        assert [each.run for each in Book(place).claims()] == ["honest", "waiting"]
-        wish = Wish(run="r", folder="/f", count=1, budget_bytes=GIB, share=False)
-        seen = look(wish, Still(1), lambda *_: True, Book(place))
-        assert isinstance(seen.answer, Blocked) and seen.answer.of == 2
+        assert [each.run for each in LeaseStore(place).claims()] == ["honest", "waiting"]
+        wish = GpuRequest(run="r", folder="/f", count=1, budget_bytes=GIB, share=False)
+        seen = look(wish, Still(1), lambda *_: True, LeaseStore(place))
+        assert isinstance(seen.answer, Queued) and seen.answer.of == 2
         honest.drop()
-        assert isinstance(waiting.ask(wait=True), Chosen)
+        assert isinstance(waiting.ask(wait=True), Granted)
         waiting.drop()
         assert time.process_time() - began < 20
 

@@ -25,13 +25,13 @@ from runner.engines.script.plan import ScriptPlan
 from runner.engines.script.resolve import gather_script, make_script_plan
 from runner.runs import recover as unfinished
 from runner.runs.create import create_run
-from runner.runs.delete import held, remove_checkpoints, sweep
+from runner.runs.delete import locked_for_removal, remove_checkpoints, sweep
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from runner.supervisor import recovery
-from runner.supervisor.event_log import Record
+from runner.supervisor.event_log import EventLog
 from runner.supervisor.execute.local import LocalExecutor
-from runner.supervisor.termination_file import LastWord
+from runner.supervisor.termination_file import TerminationFile
 from tests.conftest import Answer
 
 RECORDS = (
@@ -168,7 +168,7 @@ def test_what_was_moved_aside_is_told_of_and_kept(
     output = {**os.environ, "RUNNER_OUTPUT": str(folder.path / "output")}
     folder.output.mkdir()
     subprocess.run(["bash", script, kind, outside, "0", name], env=output, check=True)
-    record = Record(folder)
+    record = EventLog(folder)
     with folder.open_log(folder.train_log) as log:
         log.write(b"a line\n")
     record.event("notice", "written")
@@ -232,13 +232,13 @@ def test_pruning_removes_nothing_through_a_link(tmp_path: Path, outside: Path) -
     folder.checkpoints.symlink_to(outside)
     folder.lock.unlink(missing_ok=True)
     folder.lock.symlink_to(outside / "canary")
-    with held(folder), pytest.raises(RunnerError, match="is a link"):
+    with locked_for_removal(folder), pytest.raises(RunnerError, match="is a link"):
         remove_checkpoints(folder, ("checkpoint-1",))
     sweep(tmp_path / "runs")
     folder.checkpoints.unlink()
     (folder.checkpoints / "checkpoint-1").mkdir(parents=True)
     (folder.checkpoints / ".removed-checkpoint-1").symlink_to(outside)
-    with held(folder):
+    with locked_for_removal(folder):
         remove_checkpoints(folder, ("checkpoint-1",))
     assert list(folder.checkpoints.iterdir()) == []
 
@@ -265,7 +265,7 @@ def test_the_place_of_the_verdict_is_not_another_s(
     disk = full_disk(1 << 20)
     folder = RunFolder(disk)
     outcome = Outcome(Reason.COMPLETED, 0, "done")
-    with LastWord(folder) as last_word:
+    with TerminationFile(folder) as last_word:
         (disk / ".verdict").unlink()
         (disk / ".verdict").symlink_to(outside / "canary")
         with (disk / "fill").open("wb", buffering=0) as fill, pytest.raises(OSError):
@@ -290,7 +290,7 @@ def test_a_folder_without_rights_gets_its_verdict(tmp_path: Path) -> None:
             os.setgroups([])
             os.setgid(65534)
             os.setuid(65534)
-            with LastWord(folder) as last_word:
+            with TerminationFile(folder) as last_word:
                 folder.path.chmod(0)
                 last_word.say(Outcome(Reason.COMPLETED, 0, "done"))
             os._exit(0)

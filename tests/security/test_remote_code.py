@@ -14,7 +14,7 @@ import pytest
 
 from runner.common.errors import RefusedError, RunnerError
 from runner.engines.sft.inside.model.adapter_config import require_plain_adapter
-from runner.engines.sft.plan import Plan, PlannedModel
+from runner.engines.sft.plan import PlannedModel, SftPlan
 from tests.engine.in_process import make_rows, plan_of
 
 pytest.importorskip("torch")
@@ -60,53 +60,53 @@ def model(tmp_path: Path, shared: Path, canary: Path) -> Path:
     return folder
 
 
-def planned(model: Path, tmp_path: Path, **changes: Any) -> Plan:
+def planned(model: Path, tmp_path: Path, **changes: Any) -> SftPlan:
     return plan_of(model, make_rows(tmp_path / "rows.jsonl")).model_copy(update=changes)
 
 
-def of_model(plan: Plan) -> Any:
+def of_model(plan: SftPlan) -> Any:
     from runner.engines.sft.inside.model.weights import load_model
 
     return load_model(plan)
 
 
-def of_whole(plan: Plan) -> Any:
+def of_whole(plan: SftPlan) -> Any:
     from runner.engines.sft.inside.model.weights import load_whole
 
     return load_whole(plan, Path(str(plan.model.folder)))
 
 
-def of_tokenizer(plan: Plan) -> Any:
+def of_tokenizer(plan: SftPlan) -> Any:
     from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 
     return load_tokenizer(plan)
 
 
-def of_count(plan: Plan) -> Any:
+def of_count(plan: SftPlan) -> Any:
     from runner.engines.sft.inside.model.count import count_parameters
 
     return count_parameters(plan)
 
 
-def of_config(plan: Plan) -> Any:
+def of_config(plan: SftPlan) -> Any:
     from runner.engines.sft.inside.model.configs import model_config
 
     return model_config(plan.model, trust_remote_code=plan.trust_remote_code)
 
 
-def of_merge(plan: Plan) -> Any:
+def of_merge(plan: SftPlan) -> Any:
     from runner.engines.sft.inside.merge import _own_dtype
 
     return _own_dtype(plan)
 
 
-def of_tower(plan: Plan) -> Any:
+def of_tower(plan: SftPlan) -> Any:
     from runner.engines.sft.inside.model.vision.config import load_auto_config
 
     return load_auto_config(plan, plan.model, "vision.model")
 
 
-def of_images(plan: Plan) -> Any:
+def of_images(plan: SftPlan) -> Any:
     from runner.engines.sft.inside import images
 
     return images.image_processor(plan)
@@ -126,7 +126,7 @@ def yes_to_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("yes_to_everything")
 @pytest.mark.parametrize("load", LOADS)
 def test_python_files_of_a_model_are_not_run_and_it_is_told(
-    load: Callable[[Plan], Any], model: Path, canary: Path, tmp_path: Path
+    load: Callable[[SftPlan], Any], model: Path, canary: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RefusedError) as caught:
         load(planned(model, tmp_path))

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from runner.launch.follow import Progress
-from runner.machine.leases.schedule import Blocked, Chosen
+from runner.machine.leases.schedule import Granted, Queued
 from runner.runs.folder import RunFolder
-from runner.supervisor.event_log import Record
-from runner.supervisor.gpu_lease import Cards
+from runner.supervisor.event_log import EventLog
+from runner.supervisor.gpu_lease import GpuLease
 from runner.supervisor.ranks import reported_bytes
 from tests.support.workplace import Workplace, lines, termination
 
@@ -63,19 +63,19 @@ def test_what_the_trainer_says_counts_again_from_its_next_line_on(
 
 def test_the_wait_for_a_card_is_measured_by_no_wall_clock(clock: Clock, tmp_path: Path) -> None:
     class Turn:
-        def ask(self, *, wait: bool) -> Chosen:
+        def ask(self, *, wait: bool) -> Granted:
             clock.shift = DAY
-            return Chosen(())
+            return Granted(())
 
         def drop(self) -> None: ...
 
     class Never:
         level, interrupted = 0, False
 
-    cards = Cards(RunFolder(tmp_path), wait=True)
+    cards = GpuLease(RunFolder(tmp_path), wait=True)
     cards._turn = Turn()  # type: ignore[assignment]
-    cards._blocked = Blocked(1, ("GPU 0 is held by run-1",), 1, 1)
-    assert cards.await_turn(Never(), Record(RunFolder(tmp_path))) is None  # type: ignore[arg-type]
+    cards._blocked = Queued(1, ("GPU 0 is held by run-1",), 1, 1)
+    assert cards.await_turn(Never(), EventLog(RunFolder(tmp_path))) is None  # type: ignore[arg-type]
     [event] = [e for e in lines(tmp_path / "events.jsonl") if "waited_seconds" in e]
     assert 0.5 < event["waited_seconds"] < 3600 and "waited 0:" in event["text"]
 

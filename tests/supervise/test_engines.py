@@ -16,10 +16,10 @@ from runner.common import durable
 from runner.common.process_times import pid_namespace, start_ticks
 from runner.common.units import GIB, MIB
 from runner.runs.folder import RunFolder
-from runner.supervisor.actions import Hand
-from runner.supervisor.event_log import Record
+from runner.supervisor.actions import ActionExecutor
+from runner.supervisor.event_log import EventLog
 from runner.supervisor.guard import policy
-from runner.supervisor.ranks import Engines, reported_bytes
+from runner.supervisor.ranks import RankStatuses, reported_bytes
 
 
 class Tree:
@@ -75,16 +75,16 @@ def test_a_checkpoint_is_asked_only_of_those_that_handle_the_signal(folder: RunF
     me, parent = os.getpid(), os.getppid()
     status(folder, 0, me, start_ticks(me), ["SIGUSR1", "SIGTERM"])
     status(folder, 1, parent, start_ticks(parent), ["SIGTERM"])
-    tree, engines = Tree(me, parent), Engines(folder)
+    tree, engines = Tree(me, parent), RankStatuses(folder)
     assert engines.ready(tree)
-    Hand(tree, engines, Record(folder)).act(policy.AskCheckpoint(950, 1000))
+    ActionExecutor(tree, engines, EventLog(folder)).act(policy.AskCheckpoint(950, 1000))
     assert tree.sent == [(signal.SIGUSR1, {me})]
 
 
 def test_a_pid_with_another_start_time_is_nobody(folder: RunFolder) -> None:
     me = os.getpid()
     status(folder, 0, me, (start_ticks(me) or 0) - 1, ["SIGUSR1"])
-    engines = Engines(folder)
+    engines = RankStatuses(folder)
     assert engines.pids() == engines.savers() == set()
     assert not engines.ready(Tree(me))
 

@@ -16,7 +16,7 @@ from runner.common.packages import package_version
 from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
 from runner.engines.sft.memory.ask import PACKAGES, Batch
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.launch.vram import with_assumed_gpus
 
@@ -25,7 +25,7 @@ BUDGETS_GIB = (8, 12, 24)
 FIGURES = Path(__file__).with_name("emission_figures.json")
 
 
-def emission_plan() -> Plan:
+def emission_plan() -> SftPlan:
     """The job's plan on one assumed card, of a model that is not on this machine."""
     loaded = load_job(JOB)
     plan: Any = make_plan(loaded, with_assumed_gpus(gather(loaded), 1), "train")
@@ -33,7 +33,7 @@ def emission_plan() -> Plan:
     return plan.model_copy(update={"model": plan.model.model_copy(update=model)})
 
 
-def fitted(plan: Plan, budget_gib: int, versions: dict[str, str | None]) -> dict[str, Any]:
+def fitted(plan: SftPlan, budget_gib: int, versions: dict[str, str | None]) -> dict[str, Any]:
     """What `runner fit` is told for a budget."""
     from runner.engines.sft.inside.memory.fit import fit
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.engines.sft.job import Job
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.job import SftJob
+from runner.engines.sft.plan import SftPlan
 
 
-def gpu_plan(model: str = "Qwen/Qwen2.5-0.5B", *, device: str = "cuda", **settings: Any) -> Plan:
+def gpu_plan(model: str = "Qwen/Qwen2.5-0.5B", *, device: str = "cuda", **settings: Any) -> SftPlan:
     """A plan in bf16, of a job with these settings; `launch`: more of the planned launch."""
     launch = settings.pop("launch", {})
     precision = settings.pop("precision", "bf16")
     budget = settings.pop("budget_bytes", None)
-    job = Job.model_validate(
+    job = SftJob.model_validate(
         {
             "model": model,
             "data": {"train": "rows.jsonl"},
@@ -22,7 +22,7 @@ def gpu_plan(model: str = "Qwen/Qwen2.5-0.5B", *, device: str = "cuda", **settin
         }
     )
     rows = {"kind": "file", "path": "/rows.jsonl", "sha256": "0" * 64, "size_bytes": 1}
-    return Plan.model_validate(
+    return SftPlan.model_validate(
         {
             "job": "planned",
             "description": "",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from tests.engine import methods
 from tests.engine.tiny import run_folder
 
@@ -60,7 +60,7 @@ def write_tokenizer(folder: Path, vocabulary: int) -> Path:
     return folder
 
 
-def plan_of(folder: Path, config: dict[str, Any] = LLAMA, **settings: Any) -> Plan:
+def plan_of(folder: Path, config: dict[str, Any] = LLAMA, **settings: Any) -> SftPlan:
     """A CPU plan in fp32 of 2 rows of 128 tokens, LoRA of rank 8, and these settings."""
     model = write_model(folder / config["model_type"], config)
     rows = folder / "rows.jsonl"
@@ -77,7 +77,7 @@ def plan_of(folder: Path, config: dict[str, Any] = LLAMA, **settings: Any) -> Pl
 
 
 def make_trainer(
-    plan: Plan, path: Path, *, tokens: int, rows: int, lengths: int = 1, **more: Any
+    plan: SftPlan, path: Path, *, tokens: int, rows: int, lengths: int = 1, **more: Any
 ) -> Any:
     """The engine's trainer of a plan on `rows` random rows, ready to train.
 
@@ -134,7 +134,7 @@ class Measured:
     """Alive when the step began."""
 
 
-def measure(plan: Plan, path: Path, *, tokens: int = TOKENS) -> Measured:
+def measure(plan: SftPlan, path: Path, *, tokens: int = TOKENS) -> Measured:
     """Train two real steps; the most that tensors held in the second one."""
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function

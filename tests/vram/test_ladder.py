@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runner.common.yaml_text import to_yaml
 from runner.engines.load import load_job
-from runner.engines.sft.inside.memory.fit import Rung, _merged, _worth_showing
+from runner.engines.sft.inside.memory.fit import Option, _merged, _worth_showing
 from runner.engines.sft.memory.ladder import (
     SMALL_CHUNK,
     SMALLEST_RANK,
@@ -26,7 +26,7 @@ from runner.engines.sft.memory.ladder import (
     with_base,
     with_choice,
 )
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from tests.security.soak import examples
 from tests.vram.plans import gpu_plan
 
@@ -35,7 +35,7 @@ METHODS = ("lora", "qlora", "full", "prefix")
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn) -> SftPlan:
     method = draw(st.sampled_from(METHODS))
     recompute = method != "prefix" and draw(st.booleans())
     training = {
@@ -56,7 +56,7 @@ def effective(training: Any) -> int:
 
 
 @given(plans())
-def test_steps_down_keep_the_batch_never_go_up_and_end_soon(plan: Plan) -> None:
+def test_steps_down_keep_the_batch_never_go_up_and_end_soon(plan: SftPlan) -> None:
     seen = 0
     while (step := step_down(plan)) is not None:
         seen += 1
@@ -84,7 +84,7 @@ def test_steps_down_keep_the_batch_never_go_up_and_end_soon(plan: Plan) -> None:
 
 
 @given(plans())
-def test_a_step_down_changes_nothing_else(plan: Plan) -> None:
+def test_a_step_down_changes_nothing_else(plan: SftPlan) -> None:
     step = step_down(plan)
     if step is None:
         return
@@ -251,8 +251,8 @@ def test_changes_add_up_and_what_is_beaten_is_not_shown() -> None:
     assert both.overrides == {"a": 2, "b": 3}
     choice = Choice(rows=1, accumulation=1, recompute=0, layers=2)
 
-    def rung(size: int, time: float) -> Rung:
-        return Rung(Base("", "", "", {}), choice, size, time, True)
+    def rung(size: int, time: float) -> Option:
+        return Option(Base("", "", "", {}), choice, size, time, True)
 
     good, cheap, bad = rung(10, 1.0), rung(5, 2.0), rung(11, 1.5)
     assert _worth_showing([good, bad, cheap]) == [good, cheap]

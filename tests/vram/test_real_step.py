@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from runner.engines.sft.inside.memory.step import trace
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from tests.vram.real import LLAMA, QWEN, TOKENS, make_trainer, measure, plan_of
 
 CHECKPOINTING = {"gradient_checkpointing": True}
@@ -67,7 +67,7 @@ def test_a_real_step_takes_what_was_predicted(case: str, tmp_path: Path) -> None
     assert real.peak > 1.1 * real.before, "the step itself takes too little to be tested"
 
 
-def small(folder: Path, **settings: Any) -> Plan:
+def small(folder: Path, **settings: Any) -> SftPlan:
     config = {**LLAMA, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 512}
     settings.setdefault("lora", {"r": 4})
     return plan_of(folder, {**config, "num_hidden_layers": 4}, **settings)
@@ -76,7 +76,7 @@ def small(folder: Path, **settings: Any) -> Plan:
 class _Watch:
     """What a training does in each step: forward calls of each layer, gradients, losses."""
 
-    def __init__(self, plan: Plan, path: Path, rows: int) -> None:
+    def __init__(self, plan: SftPlan, path: Path, rows: int) -> None:
         from transformers import TrainerCallback
 
         from runner.engines.sft.inside.model.saving import loss_chunks

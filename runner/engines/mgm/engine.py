@@ -19,7 +19,7 @@ from runner.engines.mgm.resolve import make_mgm_plan, require_mgm
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.mgm.smoke import smoke_plan, stand_in
 from runner.jobs.load import LoadedJob
-from runner.plans.base import PlanBase, PlannedMount, Variant
+from runner.plans.base import Plan, PlannedMount, Variant
 from runner.plans.facts import HostFacts
 from runner.plans.inputs import FileRecord, Part
 from runner.plans.render import title
@@ -67,7 +67,7 @@ class MgmEngine(Engine[MgmJob, MgmPlan]):
         *,
         fetch: Callable[[HostFacts], bool],
         load: Callable[[str, list[str]], LoadedJob],
-    ) -> tuple[PlanBase, HostFacts]:
+    ) -> tuple[Plan, HostFacts]:
         plan, facts, why = smoke_plan(loaded, max_steps)
         return (plan, facts) if why is None else stand_in(loaded, plan, why, max_steps, load)
 

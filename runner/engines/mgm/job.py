@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from runner.jobs.base import JobBase, JobHead
+from runner.jobs.base import Job, JobHead
 from runner.jobs.model import ConflictError, JobModel
 
 PRETRAIN_GLOBAL_BATCH = 256  # samples an optimizer step, all GPUs together (the baseline's check)
@@ -181,7 +181,7 @@ class MgmSettings(JobHead):
         return self
 
 
-class MgmJob(JobBase, MgmSettings):
+class MgmJob(Job, MgmSettings):
     """A job on the MGM toolkit. Anything not said has the default that `runner show` prints."""
 
     @model_validator(mode="after")

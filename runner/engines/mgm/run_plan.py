@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from runner.engines.mgm.plan import PlannedMgm
-from runner.plans.base import PlanBase, PlanHead, PlannedLaunch
+from runner.plans.base import Plan, PlanHead, PlannedLaunch
 
 
 class MgmPlanned(PlanHead):
@@ -22,7 +22,7 @@ class MgmPlanned(PlanHead):
     scripts_sha256: str = Field(description="Of the stage scripts that the run folder gets")
 
 
-class MgmPlan(PlanBase, MgmPlanned):
+class MgmPlan(Plan, MgmPlanned):
     """Everything that decides what a run of the toolkit does; files count by their paths."""
 
     def deciding(self) -> dict[str, Any]:

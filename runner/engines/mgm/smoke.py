@@ -19,7 +19,7 @@ from runner.engines.mgm.plan import PlannedMgm
 from runner.engines.mgm.resolve import absent, make_mgm_plan, mgm_job
 from runner.engines.mgm.run_plan import MgmPlan
 from runner.engines.sft.facts import Facts, gather
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.jobs.load import LoadedJob
 from runner.plans.facts import HostFacts, gather_host
@@ -73,7 +73,7 @@ def stand_in(
     why: str,
     max_steps: int,
     load: Callable[[str, list[str]], LoadedJob],
-) -> tuple[Plan, Facts]:
+) -> tuple[SftPlan, Facts]:
     """The plan of the native stand-in with the job's own settings, and what is not as the job says.
 
     Args:
@@ -147,7 +147,7 @@ def overrides(job: MgmJob, planned: PlannedMgm, *, own_rows: bool) -> list[str]:
 
 
 def differences(
-    job: MgmJob, planned: PlannedMgm, other: Plan, facts: Facts, *, own_rows: bool
+    job: MgmJob, planned: PlannedMgm, other: SftPlan, facts: Facts, *, own_rows: bool
 ) -> list[str]:
     """What of the job's own the stand-in does not do, a line each."""
     samples = [

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from runner.jobs.base import EnvironmentName, JobBase, JobHead
+from runner.jobs.base import EnvironmentName, Job, JobHead
 from runner.jobs.effects import without_device
 from runner.jobs.model import ConflictError, JobModel
 
@@ -73,7 +73,7 @@ class ScriptSettings(JobHead):
     )
 
 
-class ScriptJob(JobBase, ScriptSettings):
+class ScriptJob(Job, ScriptSettings):
     """A script of the user's own. Anything not said has the default that `runner show` prints."""
 
     def own_risks(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from runner.jobs.model import JobModel
-from runner.plans.base import PlanBase, PlanHead
+from runner.plans.base import Plan, PlanHead
 
 
 class PlannedInput(JobModel):
@@ -36,7 +36,7 @@ class ScriptPlanned(PlanHead):
     max_steps: int | None = Field(None, description="What {max_steps} stands for, in a smoke")
 
 
-class ScriptPlan(PlanBase, ScriptPlanned):
+class ScriptPlan(Plan, ScriptPlanned):
     """Everything that decides what a run of a script does, as far as can be known of one."""
 
     def deciding(self) -> dict[str, Any]:

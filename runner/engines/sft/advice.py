@@ -17,7 +17,7 @@ from runner.common.own_python import safe_environment
 from runner.common.units import format_bytes
 from runner.common.yaml_text import to_yaml
 from runner.engines.sft.memory.ask import Batch, write_request
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.plans.base import PlannedMount
 from runner.plans.container.mounts import PREPARED
 from runner.plans.engine_command import question
@@ -32,7 +32,7 @@ COUNT = 3
 
 def advise(
     folder: RunFolder,
-    plan: Plan,
+    plan: SftPlan,
     outcome: Outcome,
     limit: int | None,
     reads: Sequence[PlannedMount],
@@ -68,7 +68,7 @@ def advise(
 
 
 def _ask(
-    plan: Plan,
+    plan: SftPlan,
     batches: list[Batch] | None,
     asked: dict[str, Any],
     reads: Sequence[PlannedMount],

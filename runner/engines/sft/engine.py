@@ -11,10 +11,10 @@ from runner.engines.base import CODE_FLAG, Engine, Untrusted
 from runner.engines.sft import inputs
 from runner.engines.sft.advice import advise
 from runner.engines.sft.facts import Facts, gather, require_data
-from runner.engines.sft.job import Job
+from runner.engines.sft.job import SftJob
 from runner.engines.sft.needs import needs
 from runner.engines.sft.packages import require_training_stack
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.recovery import next_plan, with_steps_down
 from runner.engines.sft.render import (
     accelerate_config,
@@ -31,18 +31,18 @@ from runner.plans.container.mounts import run_mounts
 from runner.plans.facts import HostFacts
 from runner.plans.inputs import FileRecord, ImageNames, Part
 from runner.plans.needs import Need
-from runner.plans.placement import Place
+from runner.plans.placement import Placement
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
-from runner.runs.records import ADAPTER, object_at, status_of, told
+from runner.runs.records import ADAPTER, object_at, status_of, valid_fields
 
 
-class SftEngine(Engine[Job, Plan]):
+class SftEngine(Engine[SftJob, SftPlan]):
     """The native engine, of whose runs runner knows rows, weights, steps and memory."""
 
     name = "sft"
-    job_type = Job
-    plan_type = Plan
+    job_type = SftJob
+    plan_type = SftPlan
     is_judged_by_exit_code = False
     caps_memory = True
     prepares_rows = True
@@ -52,13 +52,13 @@ class SftEngine(Engine[Job, Plan]):
 
     def resolve(
         self, loaded: LoadedJob, facts: Facts, variant: Variant, max_steps: int | None
-    ) -> Plan:
+    ) -> SftPlan:
         return make_plan(loaded, facts, variant, max_steps)
 
-    def require_packages(self, job: Job, place: Place) -> None:
+    def require_packages(self, job: SftJob, place: Placement) -> None:
         require_training_stack(job, place)
 
-    def require_inputs(self, loaded: LoadedJob, facts: Facts, plan: Plan | None = None) -> None:
+    def require_inputs(self, loaded: LoadedJob, facts: Facts, plan: SftPlan | None = None) -> None:
         if plan is not None:
             train = plan.rows.train.path
             if train is not None and Path(train).is_file():
@@ -77,29 +77,29 @@ class SftEngine(Engine[Job, Plan]):
                 lines.append(f"{source} is not on this machine: {rows.path}")
         return lines
 
-    def predicted(self, plan: Plan, facts: HostFacts) -> tuple[Plan, Facts]:
+    def predicted(self, plan: SftPlan, facts: HostFacts) -> tuple[SftPlan, Facts]:
         return plan, cast(Facts, facts)
 
-    def render(self, plan: Plan) -> dict[str, str]:
+    def render(self, plan: SftPlan) -> dict[str, str]:
         files = {"launch.sh": launch_script(plan), "accelerate.yaml": accelerate_config(plan)}
         if plan.launch.deepspeed != "none":
             files["deepspeed.json"] = deepspeed_config(plan)
         return files
 
-    def summarize(self, plan: Plan) -> list[tuple[str, str]]:
+    def summarize(self, plan: SftPlan) -> list[tuple[str, str]]:
         return [
             ("model", model_line(plan)),
             ("method", method_line(plan)),
             ("training", steps_line(plan)),
         ]
 
-    def describe_job(self, job: Job) -> dict[str, str]:
+    def describe_job(self, job: SftJob) -> dict[str, str]:
         return {"model": job.model, "method": job.method}
 
-    def surveyed(self, plan: Plan) -> Plan:
+    def surveyed(self, plan: SftPlan) -> SftPlan:
         return plan
 
-    def mounts(self, plan: Plan, cache: Path) -> Iterable[PlannedMount]:
+    def mounts(self, plan: SftPlan, cache: Path) -> Iterable[PlannedMount]:
         for path in inputs.paths_read(plan):
             yield PlannedMount(source=str(path), target=str(path))
         for model in (plan.model, *([plan.vision.model] if plan.vision else [])):
@@ -107,22 +107,22 @@ class SftEngine(Engine[Job, Plan]):
                 yield PlannedMount(source=str(real), target=str(link))
         yield PlannedMount(source=str(cache), target=str(cache))
 
-    def input_files(self, plan: Plan) -> list[FileRecord]:
+    def input_files(self, plan: SftPlan) -> list[FileRecord]:
         return inputs.input_files(plan)
 
-    def parts(self, plan: Plan) -> list[Part]:
+    def parts(self, plan: SftPlan) -> list[Part]:
         return inputs.parts(plan)
 
-    def images(self, plan: Plan, phase: str) -> list[ImageNames]:
+    def images(self, plan: SftPlan, phase: str) -> list[ImageNames]:
         return inputs.named_images(plan, phase)
 
-    def found_here(self, plan: Plan) -> Mapping[str, str]:
+    def found_here(self, plan: SftPlan) -> Mapping[str, str]:
         return inputs.found_here(plan)
 
-    def code_of(self, plan: Plan) -> str | None:
+    def code_of(self, plan: SftPlan) -> str | None:
         return f"the Python files of its model {plan.model.id}" if plan.trust_remote_code else None
 
-    def leave_off(self, plan: Plan, *, allows_code: bool, whole: bool) -> Untrusted:
+    def leave_off(self, plan: SftPlan, *, allows_code: bool, whole: bool) -> Untrusted:
         changes: dict[str, object] = {}
         said = []
         if plan.trust_remote_code and not allows_code:
@@ -137,21 +137,21 @@ class SftEngine(Engine[Job, Plan]):
             changes["tracking"] = plan.tracking.model_copy(update={"report_to": []})
         return Untrusted(changes, said)
 
-    def explain_no_model(self, plan: Plan, folder: RunFolder) -> None:
+    def explain_no_model(self, plan: SftPlan, folder: RunFolder) -> None:
         return None
 
-    def trainings(self, plan: Plan, folder: RunFolder) -> dict[str, int | None]:
+    def trainings(self, plan: SftPlan, folder: RunFolder) -> dict[str, int | None]:
         several = plan.trainings
         if len(several) == 1:
             return {}
         return {str(one.phase): one.training.max_steps for one in several}
 
-    def explain_stop(self, plan: Plan, folder: RunFolder) -> str:
+    def explain_stop(self, plan: SftPlan, folder: RunFolder) -> str:
         if status_of(folder).get("phase") in (None, "training"):
             return "a checkpoint is saved first"
         return "it ends as soon as it can; a training saves a checkpoint first"
 
-    def adopt(self, plan: Plan, recorded: Plan, *, is_own: bool) -> Plan | None:
+    def adopt(self, plan: SftPlan, recorded: SftPlan, *, is_own: bool) -> SftPlan | None:
         """This plan on the recorded one's day, and with its steps down where it was recovered.
 
         Those are the one thing taken from a folder: they count only where they make the plan that
@@ -169,18 +169,20 @@ class SftEngine(Engine[Job, Plan]):
                 return lower
         return None
 
-    def result(self, plan: Plan, folder: RunFolder) -> str | None:
-        found: str | None = told(object_at(folder.engine_result).get("adapter"), ADAPTER).get(
-            "folder"
-        )
+    def result(self, plan: SftPlan, folder: RunFolder) -> str | None:
+        found: str | None = valid_fields(
+            object_at(folder.engine_result).get("adapter"), ADAPTER
+        ).get("folder")
         return found
 
-    def step_down(self, plan: Plan, outcome: Outcome, folder: RunFolder) -> tuple[Plan, str] | None:
+    def step_down(
+        self, plan: SftPlan, outcome: Outcome, folder: RunFolder
+    ) -> tuple[SftPlan, str] | None:
         return next_plan(plan, outcome, folder)
 
     def advise(
         self,
-        plan: Plan,
+        plan: SftPlan,
         outcome: Outcome,
         folder: RunFolder,
         limit_bytes: int | None,

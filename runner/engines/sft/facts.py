@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from runner.engines.sft.job import Job, resolved_phases, sft_job
+from runner.engines.sft.job import SftJob, resolved_phases, sft_job
 from runner.jobs.load import LoadedJob
 from runner.plans.facts import HostFacts, gather_host
 from runner.plans.sources import DataSource, ModelSource, find_data, find_model, missing_data
@@ -89,7 +89,7 @@ def gather(loaded: LoadedJob) -> Facts:
     )
 
 
-def row_fields(job: Job) -> dict[str, str]:
+def row_fields(job: SftJob) -> dict[str, str]:
     """Dotted field -> text of every field that names rows, each phase's own under its prefix."""
     fields: dict[str, str] = {}
     for phase in resolved_phases(job):
@@ -108,7 +108,7 @@ def row_fields(job: Job) -> dict[str, str]:
     return fields
 
 
-def hub_parts(job: Job) -> dict[str, tuple[str | None, str]]:
+def hub_parts(job: SftJob) -> dict[str, tuple[str | None, str]]:
     """Dotted field of row_fields -> configuration and split, where its rows are on a hub.
 
     data.hub.name belongs to data.train's data set: sources that are mixed in take their default.

@@ -17,7 +17,7 @@ from runner.common.errors import SpecError
 from runner.data.read import read_rows
 from runner.data.row_images import image_names
 from runner.data.sources import image_root, reading_of, sources_of
-from runner.engines.sft.plan import Plan, PlannedModel
+from runner.engines.sft.plan import PlannedModel, SftPlan
 from runner.plans.inputs import IMAGES, FileRecord, ImageNames, Key, Part, is_here, model_files
 from runner.plans.rows import PlannedData
 from runner.plans.sources import find_data, find_model
@@ -25,17 +25,17 @@ from runner.plans.sources import find_data, find_model
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-def input_files(plan: Plan) -> list[FileRecord]:
+def input_files(plan: SftPlan) -> list[FileRecord]:
     """Rows, images and weights of a plan; what the plan does not know by hash has none yet."""
     return [*_row_files(plan), *_model_records(plan)]
 
 
-def parts(plan: Plan) -> list[Part]:
+def parts(plan: SftPlan) -> list[Part]:
     """Everything that a plan reads by a path, each part once."""
     return [*_row_parts(plan), *_model_parts(plan)]
 
 
-def named_images(plan: Plan, phase: str) -> list[ImageNames]:
+def named_images(plan: SftPlan, phase: str) -> list[ImageNames]:
     """The images of a training, source by source. Raises RunnerError as read_rows."""
     (training,) = (each for each in plan.trainings if each.phase == phase)
     found = []
@@ -54,13 +54,13 @@ def named_images(plan: Plan, phase: str) -> list[ImageNames]:
     return found
 
 
-def first_root(training: Plan) -> Path | None:
+def first_root(training: SftPlan) -> Path | None:
     """The folder that the names in a training's own rows start from; None of rows on a hub."""
     own = sources_of(training)[0]
     return image_root(training, own) if own.planned.path is not None else None
 
 
-def found_here(plan: Plan) -> dict[str, str]:
+def found_here(plan: SftPlan) -> dict[str, str]:
     """Part -> path, of what comes from a hub and does not lie where it lay."""
     places = {}
     for part in parts(plan):
@@ -77,7 +77,7 @@ def found_here(plan: Plan) -> dict[str, str]:
     return places
 
 
-def paths_read(plan: Plan) -> list[Path]:
+def paths_read(plan: SftPlan) -> list[Path]:
     """The paths that a run reads: weights, rows, images."""
     models = [plan.model, *([plan.vision.model] if plan.vision else [])]
     paths = [place for model in models if (place := _weights_path(model)) is not None]
@@ -118,7 +118,7 @@ def _weights_path(model: PlannedModel) -> Path | None:
     return folder
 
 
-def _row_files(plan: Plan) -> Iterator[FileRecord]:
+def _row_files(plan: SftPlan) -> Iterator[FileRecord]:
     for training in plan.trainings:
         prefix = f"{training.phase}: " if training.phase else ""
         rows = training.rows
@@ -147,7 +147,7 @@ def _row_files(plan: Plan) -> Iterator[FileRecord]:
             yield FileRecord(what=prefix + IMAGES, path=str(root), kind="images")
 
 
-def _model_records(plan: Plan) -> Iterator[FileRecord]:
+def _model_records(plan: SftPlan) -> Iterator[FileRecord]:
     yield from _model_record("model", plan.model)
     if plan.vision is not None and plan.vision.model.folder != plan.model.folder:
         yield from _model_record("vision.model", plan.vision.model)
@@ -161,7 +161,7 @@ def _model_record(what: str, model: PlannedModel) -> Iterator[FileRecord]:
         yield from model_files(what, Path(model.folder))
 
 
-def _row_parts(plan: Plan) -> Iterator[Part]:
+def _row_parts(plan: SftPlan) -> Iterator[Part]:
     for number, training in enumerate(plan.trainings):
         prefix = f"{training.phase}: " if training.phase else ""
         place: Key = ("earlier", number) if number < len(plan.earlier) else ()
@@ -182,7 +182,7 @@ def _row_parts(plan: Plan) -> Iterator[Part]:
             yield Part(f"{prefix}{IMAGES}", "data", training.data.image_folder, (folder,))
 
 
-def _model_parts(plan: Plan) -> Iterator[Part]:
+def _model_parts(plan: SftPlan) -> Iterator[Part]:
     vision = plan.vision.model if plan.vision is not None else None
     keys = _model_keys(plan.model, ("model",))
     if vision is not None and vision.folder == plan.model.folder:  # one stand-in for both
@@ -218,7 +218,7 @@ def _weights_here(part: Part) -> Path | None:
     return None
 
 
-def _rows_here(plan: Plan, part: Part) -> Path | None:
+def _rows_here(plan: SftPlan, part: Part) -> Path | None:
     """A hub's rows in this machine's cache, by what the job asked for."""
     if part.id is None:
         return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from runner.common.errors import UsageError
-from runner.jobs.base import JobBase, JobHead
+from runner.jobs.base import Job, JobHead
 from runner.jobs.data import DataSettings
 from runner.jobs.effects import (
     without_bits,
@@ -154,7 +154,7 @@ class SftSettings(JobHead):
     smoke: SmokeSettings = Field(SmokeSettings(), description="Stand-ins for a smoke.")
 
 
-class Job(JobBase, SftSettings):
+class SftJob(Job, SftSettings):
     """One fine-tuning job, whole. Anything not said has the default that `runner show` prints."""
 
     def shown_values(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class Job(JobBase, SftSettings):
         return [f"trust_remote_code runs the Python that comes with the model {self.model!r}"]
 
     @model_validator(mode="after")
-    def _possible(self) -> Job:
+    def _possible(self) -> SftJob:
         cpu = self.launch.device == "cpu"
         if self.lora.dtype == "bf16" and self.training.precision in ("fp16", "fp32"):
             raise ConflictError("lora.dtype", f"bf16 in {self.training.precision} arithmetic")
@@ -242,7 +242,7 @@ class ResolvedPhase(NamedTuple):
     """What its fields' dotted names start with: "" or "phases.0."."""
 
 
-def resolved_phases(job: Job) -> list[ResolvedPhase]:
+def resolved_phases(job: SftJob) -> list[ResolvedPhase]:
     """The trainings of a job, in order, each with whole settings.
 
     Raises:
@@ -358,13 +358,13 @@ def _require_possible(phase: ResolvedPhase, *, cpu: bool, num_processes: int) ->
         )
 
 
-def sft_job(loaded: LoadedJob) -> Job:
+def sft_job(loaded: LoadedJob) -> SftJob:
     """The job, which has to be one of the native engine.
 
     Raises:
         UsageError: another engine trains it, of which rows and weights are not known.
     """
-    if not isinstance(loaded.job, Job):  # for commands that are of this engine alone
+    if not isinstance(loaded.job, SftJob):  # for commands that are of this engine alone
         raise UsageError(
             f"{loaded.name} is a job of another engine than sft, which this is for",
             "runner train and runner smoke take jobs of any engine",

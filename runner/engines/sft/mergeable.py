@@ -5,10 +5,10 @@ Pure; imports runner.engines.sft.plan only.
 
 from __future__ import annotations
 
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
-def nothing_to_merge(plan: Plan) -> str | None:
+def nothing_to_merge(plan: SftPlan) -> str | None:
     """What a run of the plan trains, where that can't be merged: a predicate after "it"; else None.
 
     Taken by `runner merge`, which refuses such a run, and by the check before the start, which says

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 from runner.common.errors import RefusedError
 from runner.engines.sft.inside.train.trackers import missing_trackers
-from runner.engines.sft.job import Job
-from runner.plans.placement import HERE, Place
+from runner.engines.sft.job import SftJob
+from runner.plans.placement import HERE, Placement
 
 
-def require_training_stack(job: Job | None = None, place: Place = HERE) -> None:
+def require_training_stack(job: SftJob | None = None, place: Placement = HERE) -> None:
     """Refuse early where the packages that train, or those that `job` asks for, are not there."""
     names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
     if job is not None:
@@ -26,7 +26,7 @@ def require_training_stack(job: Job | None = None, place: Place = HERE) -> None:
         )
 
 
-def require_packages(names: Iterable[str], place: Place = HERE) -> None:
+def require_packages(names: Iterable[str], place: Placement = HERE) -> None:
     """Refuse where what trains lacks one of runner's packages for it, by their names."""
     missing = [name for name in names if place.version(name) is None]
     if missing and place.container is not None:

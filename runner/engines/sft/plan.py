@@ -17,7 +17,7 @@ from runner.jobs.data import CleanSettings, DataSettings, TableSettings
 from runner.jobs.method import LoraSettings, Method, PrefixSettings, QuantizationSettings
 from runner.jobs.model import JobModel
 from runner.jobs.training import EvaluationSettings, TrackingSettings, TrainingSettings
-from runner.plans.base import PlanBase, PlanHead
+from runner.plans.base import Plan, PlanHead
 from runner.plans.rows import PlannedRows
 
 
@@ -88,7 +88,7 @@ class SftPlanned(PlanHead):
     )
 
 
-class Plan(PlanBase, SftPlanned):
+class SftPlan(Plan, SftPlanned):
     """Everything that decides what a run of the native engine does."""
 
     def deciding(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Plan(PlanBase, SftPlanned):
         return record
 
     @property
-    def trainings(self) -> list[Plan]:
+    def trainings(self) -> list[SftPlan]:
         """A plan for each training of the run, in order, that knows no other."""
         views = [
             self.model_copy(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.engines.sft.memory.ladder import STEPPED_DOWN, step_down
-from runner.engines.sft.plan import Plan, PlannedPhase
+from runner.engines.sft.plan import PlannedPhase, SftPlan
 from runner.jobs.training import TrainingSettings
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
@@ -16,7 +16,7 @@ from runner.runs.outcome import Outcome, Reason
 RECOVERABLE = (Reason.CUDA_OOM, Reason.OVER_BUDGET)
 
 
-def next_plan(plan: Plan, outcome: Outcome, folder: RunFolder) -> tuple[Plan, str] | None:
+def next_plan(plan: SftPlan, outcome: Outcome, folder: RunFolder) -> tuple[SftPlan, str] | None:
     """The plan one step down, and the step in words; None where the run is over.
 
     It is over unless the job says on_oom: recover, memory was the reason, and a step is left.
@@ -41,8 +41,8 @@ def next_plan(plan: Plan, outcome: Outcome, folder: RunFolder) -> tuple[Plan, st
 
 
 def with_steps_down(
-    plan: Plan, settings: Sequence[TrainingSettings], substitutions: Sequence[str]
-) -> Plan:
+    plan: SftPlan, settings: Sequence[TrainingSettings], substitutions: Sequence[str]
+) -> SftPlan:
     """The plan with what a step down changes, of these settings of each of its trainings."""
     trainings = [
         part.training.model_copy(update={name: getattr(given, name) for name in STEPPED_DOWN})

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from runner import __version__
-from runner.engines.sft.plan import Plan, PlannedModel
+from runner.engines.sft.plan import PlannedModel, SftPlan
 from runner.jobs.training import TrainingSettings
 from runner.plans.base import PlannedLaunch
 from runner.plans.render import BlockDumper, budget_line, templates, title
@@ -21,7 +21,7 @@ from runner.vram.sharding import BUCKET_VALUES
 _ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
-def launch_script(plan: Plan) -> str:
+def launch_script(plan: SftPlan) -> str:
     """launch.sh: what runs, for people to read and for bash to run."""
     rows = [source for training in plan.trainings for source in training.rows.each]
     models = [plan.model, *([plan.vision.model] if plan.vision else [])]
@@ -43,7 +43,7 @@ def launch_script(plan: Plan) -> str:
     )
 
 
-def model_line(plan: Plan) -> str:
+def model_line(plan: SftPlan) -> str:
     line = _model_text(plan.model)
     if plan.vision is not None and plan.model.kind != "standin":
         line += f" behind {_model_text(plan.vision.model)}"
@@ -59,7 +59,7 @@ def _model_text(model: PlannedModel) -> str:
     return f"{name} (built in)" if model.kind == "builtin" else name
 
 
-def method_line(plan: Plan) -> str:
+def method_line(plan: SftPlan) -> str:
     if plan.method == "full":
         return "full: every weight is trained"
     if plan.method == "prefix":
@@ -75,7 +75,7 @@ def method_line(plan: Plan) -> str:
     )
 
 
-def data_line(plan: Plan) -> str:
+def data_line(plan: SftPlan) -> str:
     return "; ".join(
         (f"{each.phase}: " if each.phase else "")
         + " + ".join(map(source_text, (each.rows.train, *each.rows.mixed)))
@@ -87,7 +87,7 @@ def source_text(rows: PlannedData) -> str:
     return str(rows.path) if rows.kind == "file" else f"{rows.kind}:{rows.id}"
 
 
-def steps_line(plan: Plan) -> str:
+def steps_line(plan: SftPlan) -> str:
     shown = "; ".join(
         (f"{each.phase}: " if each.phase else "") + _training_text(each.training, plan.launch)
         for each in plan.trainings
@@ -119,7 +119,7 @@ def _training_text(training: TrainingSettings, launch: PlannedLaunch) -> str:
     )
 
 
-def accelerate_config(plan: Plan) -> str:
+def accelerate_config(plan: SftPlan) -> str:
     """accelerate's config file for this plan (the keys of accelerate 1.x)."""
     launch = plan.launch
     kind = "NO"
@@ -150,7 +150,7 @@ def accelerate_config(plan: Plan) -> str:
     return yaml.dump(record, Dumper=BlockDumper, sort_keys=False)
 
 
-def deepspeed_config(plan: Plan) -> str:
+def deepspeed_config(plan: SftPlan) -> str:
     """DeepSpeed's config: "auto" values are filled in by transformers from the plan.
 
     There is no "optimizer" block: torch's AdamW is wrapped, so that nothing has to be compiled.

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from runner.common.errors import RefusedError
 from runner.engines.sft.facts import Facts
-from runner.engines.sft.job import Job, ResolvedPhase, resolved_phases, sft_job
-from runner.engines.sft.plan import Plan, PlannedModel, PlannedPhase, PlannedVision
+from runner.engines.sft.job import ResolvedPhase, SftJob, resolved_phases, sft_job
+from runner.engines.sft.plan import PlannedModel, PlannedPhase, PlannedVision, SftPlan
 from runner.jobs.data import DataSettings, SplitSettings
 from runner.jobs.load import LoadedJob
 from runner.jobs.method import Method
@@ -38,7 +38,7 @@ LlamaFactory#7263, and Gemma's model cards."""
 
 def make_plan(
     loaded: LoadedJob, facts: Facts, variant: Variant = "train", max_steps: int | None = None
-) -> Plan:
+) -> SftPlan:
     """Decide everything a run of this job does on this host.
 
     Raises:
@@ -76,7 +76,7 @@ def make_plan(
     substitutions += absent
     precision = _precision(job.training.precision, device, facts, substitutions)
     last = phases[-1]
-    return Plan(
+    return SftPlan(
         job=loaded.name,
         description=job.description,
         variant=variant,
@@ -114,7 +114,7 @@ def make_plan(
     )
 
 
-def _method(job: Job, facts: Facts, substitutions: list[str]) -> Method:
+def _method(job: SftJob, facts: Facts, substitutions: list[str]) -> Method:
     if job.method != "qlora" or facts.quantizes is None:
         return job.method
     if not job.quantization.or_lora:
@@ -168,7 +168,7 @@ def _training(training: TrainingSettings, variant: Variant, steps: int | None) -
     return training if steps is None else training.model_copy(update={"max_steps": steps})
 
 
-def _lost_warm_ups(job: Job, phases: list[PlannedPhase]) -> list[str]:
+def _lost_warm_ups(job: SftJob, phases: list[PlannedPhase]) -> list[str]:
     """A substitution line for each warm-up that a smoke is too short for."""
     lines = []
     for asked, taken in zip(resolved_phases(job), phases, strict=True):
@@ -219,7 +219,7 @@ def shrunk(lengths: list[int], total: int) -> list[int]:
     return out
 
 
-def _absent_rows(job: Job, facts: Facts) -> list[str]:
+def _absent_rows(job: SftJob, facts: Facts) -> list[str]:
     """A substitution line for each source of rows that is not here; empty where all are.
 
     A smoke takes the samples of all sources or of none, so that they fit together.
@@ -280,7 +280,7 @@ def _planned_rows(phase: ResolvedPhase, facts: Facts, *, samples: bool) -> Plann
 
 
 def _warnings(
-    job: Job, facts: Facts, phases: list[PlannedPhase], precision: str, model: PlannedModel
+    job: SftJob, facts: Facts, phases: list[PlannedPhase], precision: str, model: PlannedModel
 ) -> list[str]:
     """What is allowed and still likely to disappoint; said before the start."""
     lines = []
@@ -338,7 +338,7 @@ def _rows(source: DataSource) -> PlannedData:
 
 
 def _stand_in(
-    job: Job, facts: Facts, rows: PlannedData, substitutions: list[str]
+    job: SftJob, facts: Facts, rows: PlannedData, substitutions: list[str]
 ) -> PlannedModel | None:
     """A tiny random model for a smoke whose weights, or image tower, are not on this machine."""
     absent = [source.id for source in (facts.model, facts.vision) if source and not source.present]

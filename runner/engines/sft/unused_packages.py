@@ -11,14 +11,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 SPARED = ("bitsandbytes", "comet_ml", "deepspeed", "mlflow", "scipy", "sklearn", "wandb")
 """Module names of packages that the stack imports wherever they are installed."""
 _TRACKERS = {"comet_ml", "mlflow", "wandb"}
 
 
-def used_packages(plan: Plan) -> set[str]:
+def used_packages(plan: SftPlan) -> set[str]:
     """Those of SPARED that training a plan uses.
 
     Python files of a model's own may import anything, so that such a plan uses all.
@@ -37,7 +37,7 @@ def used_packages(plan: Plan) -> set[str]:
     return used
 
 
-def leave_out_unused(plan: Plan) -> None:
+def leave_out_unused(plan: SftPlan) -> None:
     """Leave out what a plan does not use, for the rest of this process."""
     leave_out(set(SPARED) - used_packages(plan))
 

@@ -16,7 +16,7 @@ from runner.common import file_systems
 from runner.common.packaged import templates_folder
 from runner.machine.doctor.check import Check
 from runner.machine.doctor.gpus import Gpus
-from runner.machine.leases.store import FOLDER_VARIABLE, Book, user_name
+from runner.machine.leases.store import FOLDER_VARIABLE, LeaseStore, user_name
 
 TMPFILES = "runner.tmpfiles.conf"
 
@@ -48,7 +48,7 @@ class Leases:
 
 def read_leases() -> Leases:
     """Look at the folder; nothing is made."""
-    book = Book()
+    book = LeaseStore()
     given = FOLDER_VARIABLE in os.environ
     trusted = file_systems.has_trusted_flock(book.folder)
     disk = None if trusted else file_systems.name_type(book.folder)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from runner.machine.leases.kernel import LARGEST_PID
-from runner.machine.leases.models import Claim
+from runner.machine.leases.models import Lease
 
 LARGEST_BYTES = 16 * 1024
 _AHEAD_NANOSECONDS = 1_000_000_000
@@ -26,13 +26,13 @@ _OUR_OWN = ("uid", "user", "orphans")
 """Not taken from a file, and not written."""
 
 
-def encode_claim(claim: Claim) -> bytes:
+def encode_claim(claim: Lease) -> bytes:
     """The file's content."""
     record = {name: value for name, value in asdict(claim).items() if name not in _OUR_OWN}
     return json.dumps({"schema_version": 1, **record}).encode() + b"\n"
 
 
-def decode_claim(content: bytes, uid: int, user: str, now: int) -> Claim | None:
+def decode_claim(content: bytes, uid: int, user: str, now: int) -> Lease | None:
     """The claim in a file, or None where it is none.
 
     Args:
@@ -43,7 +43,7 @@ def decode_claim(content: bytes, uid: int, user: str, now: int) -> Claim | None:
     if record is None:
         return None
     try:
-        return Claim(
+        return Lease(
             number=_whole(record["number"], 1, now + _AHEAD_NANOSECONDS),
             run=plain(_text(record["run"])),
             folder=_path(record["folder"]),

@@ -62,7 +62,7 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class Lease:
     """What a run has of the GPUs (a lease), or waits for (a place in the queue)."""
 
     number: int
@@ -109,7 +109,7 @@ class Claim:
         return self.budget_bytes is None or capacity is None or self.budget_bytes <= capacity
 
 
-def foreign(card: Card, holders: Iterable[Claim]) -> list[CardProcess]:
+def foreign(card: Card, holders: Iterable[Lease]) -> list[CardProcess]:
     """The processes on a GPU that are of none of its holders, desktops left out."""
     known = {claim.identity for claim in holders}
     others = [each for each in card.processes or () if each.claim not in known]
@@ -119,7 +119,7 @@ def foreign(card: Card, holders: Iterable[Claim]) -> list[CardProcess]:
     return others
 
 
-def foreign_bytes(card: Card, holders: Iterable[Claim]) -> int:
+def foreign_bytes(card: Card, holders: Iterable[Lease]) -> int:
     """What is in use on a GPU and not known to be its holders'; what can't be told is counted."""
     known = {claim.identity for claim in holders}
     listed = card.processes or ()

@@ -16,7 +16,7 @@ from runner.common.processes import real_uid
 from runner.machine.container_cgroup import in_container
 from runner.machine.leases.kernel import is_process
 from runner.machine.leases.lease_file import plain
-from runner.machine.leases.models import Card, CardProcess, Claim, Identity
+from runner.machine.leases.models import Card, CardProcess, Identity, Lease
 from runner.machine.leases.run_files import container_of
 from runner.machine.nvml import NvmlFailed
 from runner.machine.readings import DeviceProcess, DeviceReading, DeviceSource
@@ -31,7 +31,7 @@ DESKTOP_COMMANDS = frozenset(
 """Names of what draws a desktop (as in /proc/PID/comm, 15 letters at most)."""
 
 
-def read_cards(nvml: DeviceSource, claims: Iterable[Claim]) -> tuple[Card, ...]:
+def read_cards(nvml: DeviceSource, claims: Iterable[Lease]) -> tuple[Card, ...]:
     """Every GPU that NVML lists; one that can't be read counts as lost.
 
     Raises NvmlFailed where NVML answers nothing at all.
@@ -84,7 +84,7 @@ class _Owners:
     run's only where it is the claimant's own process.
     """
 
-    def __init__(self, claims: Iterable[Claim]) -> None:
+    def __init__(self, claims: Iterable[Lease]) -> None:
         holding = [claim for claim in claims if not claim.waits]
         here = (None, pid_namespace())
         self._roots = {

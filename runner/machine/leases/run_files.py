@@ -18,7 +18,7 @@ from typing import TypeVar
 from runner.common.process_times import boot_id
 from runner.machine.leases.kernel import LARGEST_PID, Inner, is_process
 from runner.machine.leases.lease_file import decode_record
-from runner.machine.leases.models import Claim
+from runner.machine.leases.models import Lease
 from runner.machine.leases.small_file import read_small
 from runner.runs.folder import RunFolder
 
@@ -32,7 +32,7 @@ _slow: dict[int, float] = {}
 """Users whose folders were slow to answer, and until when (monotonic) they are not asked."""
 
 
-def find_orphans(claim: Claim, inner: Inner) -> tuple[int, ...]:
+def find_orphans(claim: Lease, inner: Inner) -> tuple[int, ...]:
     """pids of the claimant's processes that train in its folder still, loading weights maybe.
 
     A pid in the folder's records counts only where such a process of the claim's user lives that
@@ -41,14 +41,14 @@ def find_orphans(claim: Claim, inner: Inner) -> tuple[int, ...]:
     return _ask(claim, lambda: tuple(_living(claim, inner)), ())
 
 
-def container_of(claim: Claim) -> str | None:
+def container_of(claim: Lease) -> str | None:
     """The id of the container that the run says it has; whose its processes are is to be asked."""
     found = _ask(claim, lambda: read_small(RunFolder(Path(claim.folder)).container_id), None)
     text = "" if found is None else found.content.decode("ascii", "replace").strip()
     return text if len(text) == 64 else None
 
 
-def _living(claim: Claim, inner: Inner) -> Iterator[int]:
+def _living(claim: Lease, inner: Inner) -> Iterator[int]:
     boot = boot_id()
     for record in _ranks(claim):
         pid, ticks = record.get("pid"), record.get("start_ticks")
@@ -62,7 +62,7 @@ def _living(claim: Claim, inner: Inner) -> Iterator[int]:
             yield found
 
 
-def _ranks(claim: Claim) -> Iterator[dict[str, object]]:
+def _ranks(claim: Lease) -> Iterator[dict[str, object]]:
     """The records engine/rank-N.json, of a folder that is the claimant's own."""
     with contextlib.ExitStack() as stack, contextlib.suppress(OSError, ValueError):
         flags = os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -84,7 +84,7 @@ def _ranks(claim: Claim) -> Iterator[dict[str, object]]:
                     yield record
 
 
-def _ask(claim: Claim, question: Callable[[], _T], nothing: _T) -> _T:
+def _ask(claim: Lease, question: Callable[[], _T], nothing: _T) -> _T:
     """The answer, or `nothing` where another user's folder gives none in time."""
     if claim.uid == os.geteuid():
         return question()

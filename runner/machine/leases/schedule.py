@@ -13,7 +13,7 @@ from runner.machine.leases.models import (
     WHOLE_CARD_FRACTION,
     Card,
     CardProcess,
-    Claim,
+    Lease,
     foreign,
     foreign_bytes,
 )
@@ -25,14 +25,14 @@ _MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Granted:
     """The GPUs are there to be taken."""
 
     cards: tuple[Card, ...]
 
 
 @dataclass(frozen=True)
-class Blocked:
+class Queued:
     """Not now, and why: a text for each GPU that it may take."""
 
     count: int
@@ -51,18 +51,18 @@ class Blocked:
 
 
 @dataclass(frozen=True)
-class Never:
+class Unsatisfiable:
     """This machine can't, whoever ends: why, and the way out."""
 
     why: str
     hint: str
 
 
-Answer = Chosen | Blocked | Never
+Answer = Granted | Queued | Unsatisfiable
 
 
 def decide(
-    wish: Claim, claims: Iterable[Claim], cards: Sequence[Card], prefer: Sequence[str] = ()
+    wish: Lease, claims: Iterable[Lease], cards: Sequence[Card], prefer: Sequence[str] = ()
 ) -> Answer:
     """What `wish` gets. `claims` may hold the wish itself.
 
@@ -75,7 +75,7 @@ def decide(
     others = [claim for claim in claims if claim.identity != wish.identity]
     waiting = sorted((claim for claim in others if claim.waits), key=lambda claim: claim.identity)
     holders = {card.uuid: [c for c in others if card.uuid in c.cards] for card in cards}
-    kept: dict[str, Claim] = {}  # what an earlier one waits for
+    kept: dict[str, Lease] = {}  # what an earlier one waits for
     for earlier in waiting:
         if earlier.identity > wish.identity:
             break
@@ -86,9 +86,9 @@ def decide(
             if earlier.may_take(card):
                 kept.setdefault(card.uuid, earlier)
     if picked := _pick(wish, cards, holders, kept, prefer):
-        return Chosen(tuple(picked))
+        return Granted(tuple(picked))
     rivals = [claim for claim in waiting if any(map(claim.may_take, able))]
-    return Blocked(
+    return Queued(
         count=wish.count,
         reasons=tuple(
             _reason(wish, card, holders[card.uuid], kept.get(card.uuid)) for card in able
@@ -98,7 +98,7 @@ def decide(
     )
 
 
-def collides(taken: Claim, claims: Iterable[Claim], cards: Sequence[Card]) -> bool:
+def collides(taken: Lease, claims: Iterable[Lease], cards: Sequence[Card]) -> bool:
     """Whether a claim just written can't be kept beside what others hold of its GPUs by now."""
     others = [c for c in claims if not c.waits and c.identity != taken.identity]
     return any(
@@ -109,10 +109,10 @@ def collides(taken: Claim, claims: Iterable[Claim], cards: Sequence[Card]) -> bo
 
 
 def _pick(
-    claim: Claim,
+    claim: Lease,
     cards: Sequence[Card],
-    holders: Mapping[str, list[Claim]],
-    kept: Mapping[str, Claim],
+    holders: Mapping[str, list[Lease]],
+    kept: Mapping[str, Lease],
     prefer: Sequence[str] = (),
 ) -> list[Card]:
     """The GPUs that it can have now, as many as it wants, or none."""
@@ -133,7 +133,7 @@ def _pick(
     return sorted(free, key=order)[: claim.count] if len(free) >= claim.count else []
 
 
-def obstacle(claim: Claim, card: Card, holders: Sequence[Claim]) -> str:
+def obstacle(claim: Lease, card: Card, holders: Sequence[Lease]) -> str:
     """Why a claim can't have a GPU beside its holders, as words after its name; empty if it can.
 
     Alone, it needs a GPU without leases and without foreign processes, and its budget (without
@@ -169,7 +169,7 @@ def obstacle(claim: Claim, card: Card, holders: Sequence[Claim]) -> str:
     return ""
 
 
-def _occupied(holders: Sequence[Claim], others: Sequence[CardProcess]) -> str:
+def _occupied(holders: Sequence[Lease], others: Sequence[CardProcess]) -> str:
     parts = [
         ("is held by", [name_claim(each) for each in holders if not each.waits]),
         ("is about to be taken by", [name_claim(each) for each in holders if each.waits]),
@@ -184,7 +184,7 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join([*names[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
-def _reason(wish: Claim, card: Card, holders: Sequence[Claim], earlier: Claim | None) -> str:
+def _reason(wish: Lease, card: Card, holders: Sequence[Lease], earlier: Lease | None) -> str:
     """Why a GPU is not among those it gets now."""
     why = obstacle(wish, card, holders)
     if earlier is not None:
@@ -193,17 +193,17 @@ def _reason(wish: Claim, card: Card, holders: Sequence[Claim], earlier: Claim | 
     return f"GPU {card.index} {why or 'is free'}"
 
 
-def _never(wish: Claim, cards: Sequence[Card]) -> Never:
+def _never(wish: Lease, cards: Sequence[Card]) -> Unsatisfiable:
     allowed = [card for card in cards if wish.allowed is None or card.uuid in wish.allowed]
     small = [card for card in allowed if not card.lost and not wish.may_take(card)]
     if small and wish.budget_bytes is not None:
         sizes = listed([f"{name_card(card)} has {_size(card)}" for card in small])
-        return Never(
+        return Unsatisfiable(
             f"budget.gpu_memory is {format_bytes(wish.budget_bytes)}, but {sizes}",
             "give a budget that the GPU has, with budget.gpu_memory",
         )
     usable = sum(not card.lost for card in allowed)
-    return Never(
+    return Unsatisfiable(
         f"{gpus(wish.count)} asked for, but there {'is' if usable == 1 else 'are'} {usable} that "
         "can be used here",
         "one training process takes one GPU: give fewer; runner doctor says what is wrong with a "

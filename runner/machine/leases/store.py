@@ -29,7 +29,7 @@ from runner.common.process_times import boot_id, pid_namespace
 from runner.common.processes import real_uid
 from runner.machine.leases.kernel import Inner, has_locked, is_process, lock_holders
 from runner.machine.leases.lease_file import LARGEST_BYTES, decode_claim, encode_claim, plain
-from runner.machine.leases.models import Claim, Identity
+from runner.machine.leases.models import Identity, Lease
 from runner.machine.leases.run_files import find_orphans
 from runner.machine.leases.small_file import SmallFile, read_small
 
@@ -89,7 +89,7 @@ def leases_folder() -> Path:
 class Entry:
     """A claim of this process, written down; it counts until it is dropped or the process ends."""
 
-    def __init__(self, claim: Claim, path: Path, descriptor: int) -> None:
+    def __init__(self, claim: Lease, path: Path, descriptor: int) -> None:
         self.claim, self.path, self._descriptor = claim, path, descriptor
         self._closing = threading.Lock()  # a number that is closed is another file's a moment later
         self._dropped = False
@@ -120,7 +120,7 @@ class Entry:
                 os.close(self._descriptor)
 
 
-class Book:
+class LeaseStore:
     """The claims of all runs on this machine."""
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -164,13 +164,13 @@ class Book:
                 os.close(descriptor)
             time.sleep(_POLL_SECONDS)
 
-    def claims(self, *, tidy: bool = False) -> list[Claim]:
+    def claims(self, *, tidy: bool = False) -> list[Lease]:
         """Those that count, in the order of arrival.
 
         Args:
             tidy: remove what is left of the dead, where this user may. Only within `alone`.
         """
-        found: dict[Identity, Claim] = {}
+        found: dict[Identity, Lease] = {}
         now, inner = now_number(), Inner()
         try:
             # all by the descriptor: its owner could put a link to other files in the folder's place
@@ -187,7 +187,7 @@ class Book:
             os.close(folder)
         return sorted(found.values(), key=lambda claim: claim.identity)
 
-    def write(self, claim: Claim) -> Entry:
+    def write(self, claim: Lease) -> Entry:
         """Write a claim down. Only within `alone`.
 
         Raises LeasesUnusable where the folder can't be written.
@@ -325,7 +325,7 @@ class Book:
         )
 
 
-def _read(folder: int, name: str, now: int, inner: Inner, *, tidy: bool) -> Claim | None:
+def _read(folder: int, name: str, now: int, inner: Inner, *, tidy: bool) -> Lease | None:
     """The claim of a file, if it still counts."""
     found = read_small(name, LARGEST_BYTES, folder=folder)
     if found is None:
@@ -351,14 +351,14 @@ def _read(folder: int, name: str, now: int, inner: Inner, *, tidy: bool) -> Clai
     return None
 
 
-def _lives(claim: Claim) -> bool | None:
+def _lives(claim: Lease) -> bool | None:
     """Whether its supervisor does; None where it can't be told from here."""
     if claim.pid_namespace not in (None, pid_namespace()):
         return None
     return is_process(claim.pid, claim.start_ticks, claim.uid)
 
 
-def _is_own_lock(claim: Claim, found: SmallFile) -> bool:
+def _is_own_lock(claim: Lease, found: SmallFile) -> bool:
     """Whether a claim of another pid namespace is locked by its own user, as far as can be told.
 
     Anybody who can read a file can lock it.

@@ -15,10 +15,10 @@ from typing import Protocol
 
 from runner.common.errors import RefusedError
 from runner.common.process_times import boot_id, pid_namespace, start_ticks
-from runner.machine.leases.models import Card, Claim
+from runner.machine.leases.models import Card, Lease
 from runner.machine.leases.observe import read_cards
-from runner.machine.leases.schedule import Answer, Blocked, Chosen, collides, decide
-from runner.machine.leases.store import Book, Entry, now_number, user_name
+from runner.machine.leases.schedule import Answer, Granted, Queued, collides, decide
+from runner.machine.leases.store import Entry, LeaseStore, now_number, user_name
 from runner.machine.readings import DeviceSource
 
 TOUCH_SECONDS = 30.0
@@ -34,7 +34,7 @@ class Caller(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class GpuRequest:
     """What a run wants."""
 
     run: str
@@ -51,30 +51,32 @@ class Look:
     """GPUs and claims at one moment, and what a wish would get."""
 
     cards: tuple[Card, ...]
-    claims: tuple[Claim, ...]
+    claims: tuple[Lease, ...]
     answer: Answer
 
 
-def look(wish: Wish, nvml: DeviceSource, allows: Caller, book: Book | None = None) -> Look:
+def look(
+    wish: GpuRequest, nvml: DeviceSource, allows: Caller, book: LeaseStore | None = None
+) -> Look:
     """What the wish would get now, behind everybody who waits. Writes nothing.
 
     Raises NvmlFailed.
     """
-    book = book or Book()
+    book = book or LeaseStore()
     claims = book.claims()
     cards = read_cards(nvml, claims)
     answer = decide(_claim(wish, cards, allows), claims, cards, wish.prefer)
     return Look(cards, tuple(claims), _with_notes(answer, book))
 
 
-class Turn:
+class LeaseRequest:
     """A place among those who want GPUs, from the question on until it is dropped."""
 
     def __init__(
-        self, wish: Wish, nvml: DeviceSource, allows: Caller, book: Book | None = None
+        self, wish: GpuRequest, nvml: DeviceSource, allows: Caller, book: LeaseStore | None = None
     ) -> None:
         self._wish, self._nvml, self._allows = wish, nvml, allows
-        self._book = book or Book()
+        self._book = book or LeaseStore()
         self._entry: Entry | None = None
         self._changing = threading.Lock()
         self._ends = threading.Event()
@@ -97,7 +99,7 @@ class Turn:
             if answer is not None:
                 return _with_notes(answer, self._book)
         reason = "others were about to take the same GPUs at the same moment"
-        return Blocked(self._wish.count, (reason,), 1, 1, self._book.notes)
+        return Queued(self._wish.count, (reason,), 1, 1, self._book.notes)
 
     def keep(self, say: Callable[[str], None]) -> None:
         """From now on show that the holder lives; write the lease anew where somebody removed it.
@@ -145,16 +147,16 @@ class Turn:
         held = self._entry.claim if self._entry is not None else None
         claim = held or _claim(self._wish, cards, self._allows)
         answer = decide(claim, claims, cards, self._wish.prefer)
-        if isinstance(answer, Chosen):
+        if isinstance(answer, Granted):
             taken = replace(claim, cards=tuple(card.uuid for card in answer.cards))
             entry = self._book.write(taken)
             if not collides(taken, self._book.claims(), cards):
                 self._put(entry)
                 return answer
             entry.drop()
-        if isinstance(answer, Chosen | Blocked) and wait and not self._stands():
+        if isinstance(answer, Granted | Queued) and wait and not self._stands():
             self._put(self._book.write(claim))
-        return None if isinstance(answer, Chosen) else answer
+        return None if isinstance(answer, Granted) else answer
 
     def _stands(self) -> bool:
         return self._entry is not None and self._entry.there
@@ -174,13 +176,13 @@ class Turn:
                 told = text
 
 
-def _with_notes(answer: Answer, book: Book) -> Answer:
-    return replace(answer, notes=book.notes) if isinstance(answer, Blocked) else answer
+def _with_notes(answer: Answer, book: LeaseStore) -> Answer:
+    return replace(answer, notes=book.notes) if isinstance(answer, Queued) else answer
 
 
-def _claim(wish: Wish, cards: Sequence[Card], allows: Caller) -> Claim:
+def _claim(wish: GpuRequest, cards: Sequence[Card], allows: Caller) -> Lease:
     allowed = tuple(card.uuid for card in cards if allows(card.index, card.uuid))
-    return Claim(
+    return Lease(
         number=now_number(),
         run=wish.run,
         folder=wish.folder,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runner.common.units import format_bytes
-from runner.machine.leases.models import Card, CardProcess, Claim
+from runner.machine.leases.models import Card, CardProcess, Lease
 
 
-def name_claim(claim: Claim) -> str:
+def name_claim(claim: Lease) -> str:
     """demo-identity/2026… (alice, pid 123, budget 12.00 GiB)"""
     budget = (
         "no budget" if claim.budget_bytes is None else f"budget {format_bytes(claim.budget_bytes)}"

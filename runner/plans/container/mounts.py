@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from runner.plans.base import PlanBase, PlannedMount
+from runner.plans.base import Plan, PlannedMount
 from runner.plans.container.argv import HOME
 
 TAKEN = ("/", "/tmp", "/opt", "/usr/bin", "/usr/local/bin", "/bin", HOME)  # noqa: S108
@@ -20,7 +20,7 @@ PREPARED = "prepared"
 
 
 def run_mounts(
-    plan: PlanBase,
+    plan: Plan,
     read: Iterable[PlannedMount],
     run_folder: Path | None,
     cache: Path,

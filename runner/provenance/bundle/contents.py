@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from runner.engines.inputs import parts
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.provenance.bundle.gather_inputs import gather_part
 from runner.provenance.bundle.gather_records import gather_records
 from runner.provenance.bundle.gather_result import gather_result
@@ -40,7 +40,7 @@ class Contents:
 def contents(
     folder: RunFolder,
     manifest: Manifest,
-    plan: PlanBase,
+    plan: Plan,
     asked: Collection[Asked],
     hasher: Hasher,
     *,

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 
 from runner.common.errors import RefusedError
 from runner.engines.registry import engine_of
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.plans.inputs import FileRecord, Part
 from runner.provenance.bundle import members
-from runner.provenance.bundle.index import Known, Lacking, Member, Placed, name_problem
+from runner.provenance.bundle.index import Known, Member, MissingInput, Placed, name_problem
 from runner.provenance.hashes import Hasher
 from runner.provenance.manifest import Manifest
 
@@ -38,13 +38,13 @@ class Gathering:
     """All that goes into a bundle, as it is gathered."""
 
     manifest: Manifest
-    plan: PlanBase
+    plan: Plan
     hasher: Hasher
     foreign: Path | None = None
     """The folder of a run that came in a bundle: who made that chose where its inputs lie."""
     items: dict[str, Item] = field(default_factory=dict)
     places: dict[str, Placed] = field(default_factory=dict)
-    lacks: list[Lacking] = field(default_factory=list)
+    lacks: list[MissingInput] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     known: dict[tuple[str, str], Placed] = field(default_factory=dict)
     """(path here, kind) to where it already lies in the bundle."""
@@ -119,7 +119,7 @@ class Gathering:
             if each.what.startswith(part.what + "/")
         ]
         self.lacks.append(
-            Lacking(
+            MissingInput(
                 what=part.what,
                 group=part.group,
                 id=part.id,

@@ -58,7 +58,7 @@ class Known(JobModel):
     size_bytes: int | None = Field(None, ge=0, le=_MAX_SIZE)
 
 
-class Lacking(JobModel):
+class MissingInput(JobModel):
     """An input that the bundle lacks."""
 
     what: str = Field(description="The plan's field, by which --at names it")
@@ -81,7 +81,7 @@ class Index(JobModel):
         None, max_length=_MAX_WORDS, description="Of a run in a container: NAME sha256:ID"
     )
     places: dict[str, Placed] = Field({}, description="Input to where it is in the bundle")
-    lacks: list[Lacking] = Field([])
+    lacks: list[MissingInput] = Field([])
     notes: list[str] = Field([], description="What could not be taken along, and why")
     members: list[Member]
     index_sha256: str = Field(

@@ -13,13 +13,13 @@ from runner.common.errors import UsageError
 from runner.engines.inputs import found_here, parts, relocated
 from runner.engines.registry import engine_of
 from runner.engines.render import read_plan
-from runner.engines.sft.plan import Plan
-from runner.plans.base import PlanBase
+from runner.engines.sft.plan import SftPlan
+from runner.plans.base import Plan
 from runner.provenance.bundle.index import read_beside
 from runner.runs.folder import RunFolder
 
 
-def plan_here(folder: RunFolder) -> Plan:
+def plan_here(folder: RunFolder) -> SftPlan:
     """The plan of a native run, for what loads its model or rows again.
 
     Raises RunnerError where it can't be read.
@@ -28,12 +28,12 @@ def plan_here(folder: RunFolder) -> Plan:
     if not durable.is_there(folder.bundle):
         return plan
     moved = placed_inputs(folder, plan, {})
-    native: Plan | None = engine_of(moved).surveyed(moved)
+    native: SftPlan | None = engine_of(moved).surveyed(moved)
     assert native is not None  # noqa: S101 - moved is of the plan's own engine
     return native
 
 
-def placed_inputs(original: RunFolder, plan: PlanBase, given: Mapping[str, str]) -> PlanBase:
+def placed_inputs(original: RunFolder, plan: Plan, given: Mapping[str, str]) -> Plan:
     """The plan with its inputs where `given` says, else in the run's own folder, else in caches.
 
     Raises UsageError where bundle.json is damaged or names what is no part of the plan.

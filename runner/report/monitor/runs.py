@@ -23,7 +23,7 @@ from runner.common.terminal import clean_line
 from runner.report.monitor.snapshot import RunView, largest
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import time_of
-from runner.runs.records import MEMORY, STATUS, told
+from runner.runs.records import MEMORY, STATUS, valid_fields
 
 # The guard writes a sample each second; what is older than this says nothing of the present.
 FRESH_SECONDS = 15.0
@@ -91,7 +91,7 @@ class FollowedRun:
 
     def update(self) -> list[dict[str, Any]]:
         """Take in the guard's new samples; returns them."""
-        records = [told(record, MEMORY) for record in self._tail.read(_LOOK_BYTES)]
+        records = [valid_fields(record, MEMORY) for record in self._tail.read(_LOOK_BYTES)]
         if records:
             self._last = records[-1]
         return records
@@ -208,7 +208,7 @@ class HostPids:
 
     def of(self, record: Any) -> int | None:
         """As liveness.host_pid, of what a record file held; None for a damaged one."""
-        record = told(record, STATUS)
+        record = valid_fields(record, STATUS)
         if not record:
             return None
         key = (record.get("pid"), record.get("start_ticks"), record.get("pid_namespace"))

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import psutil
 
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder
 
 
@@ -44,7 +44,7 @@ class Executor(Protocol):
     def clear(self) -> list[str]: ...
 
 
-def executor_for(folder: RunFolder, plan: PlanBase, *, resume: bool) -> Executor:
+def executor_for(folder: RunFolder, plan: Plan, *, resume: bool) -> Executor:
     """The executor that the plan names."""
     if plan.container is None:
         from runner.supervisor.execute.local import LocalExecutor

@@ -28,7 +28,7 @@ from runner.containers.secrets import have_secrets, write_secrets
 from runner.engines.mounts import plan_mounts
 from runner.engines.registry import engine_of
 from runner.machine.container_tree import ContainerTree, first_process
-from runner.plans.base import PlanBase, PlannedMount
+from runner.plans.base import Plan, PlannedMount
 from runner.plans.container.argv import launch_command, run_argv, secret_names
 from runner.plans.container.caller import this_caller
 from runner.plans.container.mounts import PREPARED
@@ -50,7 +50,7 @@ _UNSAFE = re.compile(r"[^a-zA-Z0-9_.-]+")
 class DockerExecutor:
     """Starts launch.sh in a container; runner.supervisor.execute says what executors have."""
 
-    def __init__(self, folder: RunFolder, plan: PlanBase, *, resume: bool) -> None:
+    def __init__(self, folder: RunFolder, plan: Plan, *, resume: bool) -> None:
         assert plan.container is not None  # noqa: S101 - the caller has looked
         self._folder, self._plan, self._container = folder, plan, plan.container
         self._cli = require_cli()
@@ -309,7 +309,7 @@ class DockerExecutor:
 
 def docker_argv(
     folder: RunFolder,
-    plan: PlanBase,
+    plan: Plan,
     cli: ContainerCli | None = None,
     *,
     resume: bool = False,
@@ -346,7 +346,7 @@ def docker_argv(
     )
 
 
-def by_hand_argv(folder: RunFolder, plan: PlanBase, cli: ContainerCli) -> list[str]:
+def by_hand_argv(folder: RunFolder, plan: Plan, cli: ContainerCli) -> list[str]:
     """The command by which a person runs the launch script again, without runner on the host.
 
     Nothing is laid over the run folder: the script sets its earlier results aside by itself.
@@ -365,13 +365,13 @@ def by_hand_argv(folder: RunFolder, plan: PlanBase, cli: ContainerCli) -> list[s
     )
 
 
-def _mounts(folder: RunFolder, plan: PlanBase, *, expected: bool) -> list[PlannedMount]:
+def _mounts(folder: RunFolder, plan: Plan, *, expected: bool) -> list[PlannedMount]:
     mounts = plan_mounts(plan, folder.path, cache_folder())
     mounts = over(fixed_above(folder.path, mounts), mounts)
     return over(mounts, run_overlays(folder, earlier=_host_alone(plan), expected=expected))
 
 
-def _host_alone(plan: PlanBase) -> bool:
+def _host_alone(plan: Plan) -> bool:
     """Whether earlier/ is the host's alone, and not moved into by the run itself."""
     return not engine_of(plan).moves_earlier_results
 

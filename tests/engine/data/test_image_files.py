@@ -16,7 +16,7 @@ from runner.data import image_files
 from runner.data.image_files import NAMED
 from runner.data.prepare import prepare
 from runner.data.summary import cleaning_lines
-from runner.engines.sft.plan import Plan, PlannedModel, PlannedVision
+from runner.engines.sft.plan import PlannedModel, PlannedVision, SftPlan
 from tests.engine.tiny import plan_of
 
 
@@ -25,7 +25,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
 
 
-def plan_with(folder: Path, images: list[str], **data: Any) -> Plan:
+def plan_with(folder: Path, images: list[str], **data: Any) -> SftPlan:
     """A plan for rows of one image each."""
     rows = folder / "rows.jsonl"
     rows.write_text(

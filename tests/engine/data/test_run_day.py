@@ -12,7 +12,7 @@ import pytest
 from runner.data.template import settings_for
 from runner.engines.load import load_job
 from runner.engines.render import read_plan
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.launch.resume import plan_for
 from runner.plans import facts
@@ -38,7 +38,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def planned(job: Path, day: datetime.date, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def planned(job: Path, day: datetime.date, monkeypatch: pytest.MonkeyPatch) -> SftPlan:
     monkeypatch.setattr(facts, "today", lambda: day)
     loaded = load_job(str(job), [])
     return make_plan(loaded, facts.gather(loaded))
@@ -51,7 +51,7 @@ def test_the_plan_keeps_its_day(job: Path, tmp_path: Path, monkeypatch: pytest.M
     folder.path.mkdir()
     folder.plan.write_text(plan_yaml(first), encoding="utf-8")
     # read the next day, for evaluate and chat, and from the manifest that reproduce reads
-    for plan in (read_plan(folder.plan), Plan.model_validate(first.model_dump(mode="json"))):
+    for plan in (read_plan(folder.plan), SftPlan.model_validate(first.model_dump(mode="json"))):
         assert plan.template_date == "2026-03-05"
         assert settings_for(plan).date == DAY
         assert all(settings_for(part).date == DAY for part in plan.trainings)
@@ -70,7 +70,7 @@ def test_a_run_of_before_takes_the_day_of_its_resume(
     old = first.model_dump(mode="json")
     old.pop("template_date")
     old["data"].pop("special_tokens")
-    opened = Plan.model_validate(old)
+    opened = SftPlan.model_validate(old)
     assert opened.template_date is None
     assert opened.hash == first.hash
     folder = RunFolder(tmp_path / "run")
@@ -97,4 +97,4 @@ def test_a_day_that_is_none_is_no_plan(
 ) -> None:
     record: dict[str, Any] = planned(job, DAY, monkeypatch).model_dump(mode="json")
     with pytest.raises(ValueError, match="template_date"):
-        Plan.model_validate({**record, "template_date": value})
+        SftPlan.model_validate({**record, "template_date": value})

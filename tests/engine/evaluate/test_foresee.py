@@ -16,7 +16,7 @@ from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.evaluate import foresee
 from runner.engines.sft.inside.evaluate.foresee import foresee_evaluation, foresee_merge
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 
 
@@ -25,7 +25,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
 
 
-def plan_for(folder: Path, rows: list[dict[str, Any]], data: Any = None, **more: Any) -> Plan:
+def plan_for(folder: Path, rows: list[dict[str, Any]], data: Any = None, **more: Any) -> SftPlan:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     job = {
         "model": "a/b",
@@ -42,7 +42,7 @@ def asked(number: int, answer: str) -> dict[str, Any]:
     return {"instruction": f"Question {number}?", "output": answer}
 
 
-def seen(plan: Plan) -> list[str]:
+def seen(plan: SftPlan) -> list[str]:
     def quiet(_: str) -> None: ...
 
     tokenizer = PreTrainedTokenizerFast(

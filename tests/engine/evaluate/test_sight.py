@@ -16,18 +16,18 @@ from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
 from runner.engines.sft.inside.evaluate.generate import Greedy
 from runner.engines.sft.inside.evaluate.measure import Answer, measure, tokenize
-from runner.engines.sft.inside.evaluate.sight import Sight, load_sight
+from runner.engines.sft.inside.evaluate.sight import ImageInputs, load_sight
 from runner.engines.sft.inside.evaluate.tasks import ExactMatch, Row
 from runner.engines.sft.inside.images import IMAGES, ImageTextCollator
 from runner.engines.sft.inside.model import standin
 from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 from runner.engines.sft.inside.subjects import load_subjects
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> SftPlan:
     """A plan of a LLaVA stand-in with eight rows of one image each."""
     from PIL import Image
 
@@ -55,7 +55,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def rows(plan: Plan) -> list[Row]:
+def rows(plan: SftPlan) -> list[Row]:
     told = json.loads(Path(plan.rows.train.path or "").read_text())
     folder = Path(plan.rows.train.path or "").parent
     return [
@@ -71,7 +71,7 @@ def rows(plan: Plan) -> list[Row]:
     ]
 
 
-def measured(plan: Plan, rows: list[Row], size: int, max_length: int = 512) -> dict[int, Answer]:
+def measured(plan: SftPlan, rows: list[Row], size: int, max_length: int = 512) -> dict[int, Answer]:
     tokenizer, _ = load_tokenizer(plan)
     told: dict[int, Answer] = {}
     measure(
@@ -85,7 +85,7 @@ def measured(plan: Plan, rows: list[Row], size: int, max_length: int = 512) -> d
     return told
 
 
-def test_answers_follow_the_image_and_not_the_batch(plan: Plan, rows: list[Row]) -> None:
+def test_answers_follow_the_image_and_not_the_batch(plan: SftPlan, rows: list[Row]) -> None:
     alone, together = measured(plan, rows, 1), measured(plan, rows, 8)
     for index in range(len(rows)):
         assert alone[index].generated == together[index].generated
@@ -100,12 +100,12 @@ def test_answers_follow_the_image_and_not_the_batch(plan: Plan, rows: list[Row])
     )
 
 
-def test_the_loss_is_that_of_the_training_batch(plan: Plan, rows: list[Row]) -> None:
+def test_the_loss_is_that_of_the_training_batch(plan: SftPlan, rows: list[Row]) -> None:
     import torch
 
     tokenizer, _ = load_tokenizer(plan)
     sight = load_sight(plan, tokenizer)
-    assert isinstance(sight, Sight)
+    assert isinstance(sight, ImageInputs)
     material = tokenize(tokenizer, rows, 512, sight, generates=False)
     model: Any = load_subjects(plan, None, with_base=False)[0].model
     collate = ImageTextCollator(tokenizer, sight.processor)
@@ -118,13 +118,13 @@ def test_the_loss_is_that_of_the_training_batch(plan: Plan, rows: list[Row]) -> 
 
 
 def test_a_row_whose_image_is_cut_has_no_loss_and_still_an_answer(
-    plan: Plan, rows: list[Row]
+    plan: SftPlan, rows: list[Row]
 ) -> None:
     told = measured(plan, rows[:2], 2, max_length=9)
     assert all(answer.tokens == 0 and answer.generated is not None for answer in told.values())
 
 
-def test_an_image_that_went_away_is_named(plan: Plan, rows: list[Row]) -> None:
+def test_an_image_that_went_away_is_named(plan: SftPlan, rows: list[Row]) -> None:
     lost = Row(0, "rows", 1, rows[0].prompt, rows[0].expected, images=("/no/such.png",))
     with pytest.raises(RunnerError, match=r"/no/such\.png"):
         measured(plan, [lost], 1)

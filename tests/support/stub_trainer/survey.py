@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.engines.render import read_plan
 from runner.engines.sft.inside.train.schedule import count_saves, kept_at_once
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 CHECKPOINT_BYTES = 1 << 16
 
@@ -25,7 +25,7 @@ def survey(plan_path: Path) -> None:
     print(json.dumps({**record, "disk_bytes": disk}))
 
 
-def steps_of(part: Plan) -> int:
+def steps_of(part: SftPlan) -> int:
     """Optimizer steps of one training: as its plan says, else by its rows."""
     training = part.training
     if training.max_steps is not None:
@@ -33,18 +33,18 @@ def steps_of(part: Plan) -> int:
     return math.ceil(training.num_train_epochs * math.ceil(_rows(part) / _global_batch(part)))
 
 
-def _global_batch(part: Plan) -> int:
+def _global_batch(part: SftPlan) -> int:
     training = part.training
     at_once = training.per_device_train_batch_size * training.gradient_accumulation_steps
     return at_once * part.launch.num_processes
 
 
-def _rows(part: Plan) -> int:
+def _rows(part: SftPlan) -> int:
     path = part.rows.train.path
     return 1 if path is None else max(1, len(Path(path).read_text().splitlines()))
 
 
-def _training(part: Plan) -> dict[str, Any]:
+def _training(part: SftPlan) -> dict[str, Any]:
     rows, batch, steps = _rows(part), _global_batch(part), steps_of(part)
     an_epoch = math.ceil(rows / batch)
     return {

@@ -37,7 +37,7 @@ from runner.common import durable, terminal
 from runner.engines.sft.inside.control import STOPPED_EXIT_CODE, Control
 from runner.engines.sft.inside.train.loss_check import NonFiniteLoss
 from runner.engines.sft.inside.train.schedule import learning_rate_at, saves_at
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from runner.runs.recover import replaced_of, staging_of
@@ -66,7 +66,7 @@ class OutOfMemoryError(RuntimeError):
     """Named as torch's own is."""
 
 
-def train(plan: Plan, folder: RunFolder, control: Control, *, resume: bool) -> int:
+def train(plan: SftPlan, folder: RunFolder, control: Control, *, resume: bool) -> int:
     """Train `plan` in `folder`; the process's exit code, as runner.engines.sft.inside.train.train
     does.
     """
@@ -109,7 +109,7 @@ class _Training:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SftPlan,
         folder: RunFolder,
         control: Control,
         before: int,
@@ -265,7 +265,7 @@ class _Training:
         self.folder.write_json(self.folder.engine_result, record)
 
 
-def _begun(plan: Plan) -> State:
+def _begun(plan: SftPlan) -> State:
     drawn = random.Random(plan.training.seed)  # noqa: S311 - weights, no secrets
     return State([_fp32(drawn.uniform(-4, 4)) for _ in range(WEIGHTS)], drawn)
 

@@ -26,7 +26,7 @@ from runner.engines.sft.inside.evaluate.generate import Generated, Greedy
 from runner.engines.sft.inside.evaluate.thinking import ThinkMarks, part_thinking, thinking_line
 from runner.engines.sft.inside.quiet import silence_libraries
 from runner.engines.sft.inside.subjects import Active, load_subjects, placed
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs.folder import RunFolder
 
 
@@ -43,7 +43,9 @@ class Speaker:
 class Talker:
     """A run's model, and its base beside it where asked for, with their tokenizer."""
 
-    def __init__(self, folder: RunFolder, plan: Plan, *, base: bool, max_new_tokens: int) -> None:
+    def __init__(
+        self, folder: RunFolder, plan: SftPlan, *, base: bool, max_new_tokens: int
+    ) -> None:
         from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 
         self._limit = max_new_tokens

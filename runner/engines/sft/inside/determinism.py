@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from runner.common.errors import RefusedError, RunnerError
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 WORKSPACE_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")
@@ -21,7 +21,7 @@ _CUBLAS = "not deterministic because it uses CuBLAS"
 _HINT = "deterministic: false trains it; two runs may then differ in their last bits"
 
 
-def make_deterministic(plan: Plan) -> None:
+def make_deterministic(plan: SftPlan) -> None:
     """Let torch take deterministic kernels only, in this process; before its first tensor.
 
     What comes of the one switch, by torch's own sources: index_add, scatter_add, gather's backward

@@ -5,10 +5,10 @@ Imports the image tower's code only for a model that has one.
 
 from __future__ import annotations
 
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
-def image_tokens(plan: Plan) -> int:
+def image_tokens(plan: SftPlan) -> int:
     """Tokens that one image takes; 0 for a text model."""
     if plan.vision is None:
         return 0

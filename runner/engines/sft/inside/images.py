@@ -22,7 +22,7 @@ from runner.engines.sft.inside.model.vision.config import (
     vision_config,
     whole_or_tower,
 )
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 IMAGES = "image_paths"
 """The column of a row's image files. Not "images": at that name SFTTrainer takes its own way with
@@ -48,7 +48,7 @@ class ImageProcessor:
         return self.prepare(images=list(images), return_tensors="pt")["pixel_values"]
 
 
-def image_processor(plan: Plan) -> ImageProcessor:
+def image_processor(plan: SftPlan) -> ImageProcessor:
     """The tower's own preparation of images, on Pillow, which needs no torchvision.
 
     Raises RefusedError where its preprocessor_config.json can't be had or gives another image size

@@ -35,7 +35,7 @@ from runner.engines.sft.inside.model.trained import (
 )
 from runner.engines.sft.inside.quiet import silence_libraries
 from runner.engines.sft.inside.train.result import sums
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs.folder import RunFolder
 
 SCHEMA_VERSION = 1
@@ -51,7 +51,7 @@ _SENTENCES = (
 )
 
 
-def merge(folder: RunFolder, plan: Plan, out: Path, dtype: str | None) -> dict[str, Any]:
+def merge(folder: RunFolder, plan: SftPlan, out: Path, dtype: str | None) -> dict[str, Any]:
     """Merge the adapter of a run into its base, in `out`; the record that is its merge.json.
 
     Args:
@@ -124,7 +124,7 @@ def merge(folder: RunFolder, plan: Plan, out: Path, dtype: str | None) -> dict[s
     return record
 
 
-def _own_dtype(plan: Plan) -> str:
+def _own_dtype(plan: SftPlan) -> str:
     """The number format in which the base is published; bf16 where its config says none."""
     from transformers import AutoConfig
 
@@ -138,7 +138,7 @@ def _own_dtype(plan: Plan) -> str:
     return _NAMES.get(str(config.dtype).removeprefix("torch."), "bf16")
 
 
-def _base_weights(plan: Plan) -> int:
+def _base_weights(plan: SftPlan) -> int:
     from runner.engines.sft.inside.model.count import count_parameters
 
     count = count_parameters(plan.model_copy(update={"trains": ["adapter"]}))
@@ -175,7 +175,7 @@ def _working_precision(kept: str, weights: int) -> str:
     )
 
 
-def _batches(plan: Plan, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
+def _batches(plan: SftPlan, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
     """What the models are compared on, and in words what it is: rows that the run trained on."""
     from runner.engines.sft.inside.image_tokens import image_tokens
     from runner.engines.sft.inside.images import for_trainer
@@ -215,7 +215,7 @@ def _require_same(found: Difference, precision: str, what: str) -> None:
         )
 
 
-def _write(model: Any, tokenizer: Any, plan: Plan, staging: Path, dtype: str) -> None:
+def _write(model: Any, tokenizer: Any, plan: SftPlan, staging: Path, dtype: str) -> None:
     from runner.engines.sft.inside.model.weights import precision_dtype
 
     model = model.to(precision_dtype(dtype))
@@ -228,14 +228,14 @@ def _write(model: Any, tokenizer: Any, plan: Plan, staging: Path, dtype: str) ->
         image_processor(plan).prepare.save_pretrained(str(staging))
 
 
-def _reload(plan: Plan, folder: Path) -> Any:
+def _reload(plan: SftPlan, folder: Path) -> Any:
     from runner.engines.sft.inside.model.weights import load_whole
 
     return load_whole(plan, folder).eval()
 
 
 def _quantized(
-    plan: Plan, folder: RunFolder, batches: list[dict[str, Any]], wanted: list[Any]
+    plan: SftPlan, folder: RunFolder, batches: list[dict[str, Any]], wanted: list[Any]
 ) -> dict[str, Any] | None:
     """For qlora: how far the quantized model that was trained lies from the merged one.
 

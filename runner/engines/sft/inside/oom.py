@@ -10,14 +10,14 @@ import os
 from pathlib import Path
 
 from runner.common import durable, terminal
-from runner.plans.base import PlanBase
+from runner.plans.base import Plan
 from runner.runs.folder import RunFolder
 
 ENTRIES = 100_000
 """Newest allocations and frees that are kept, with their stacks; some tens of MB."""
 
 
-def start_record(plan: PlanBase) -> None:
+def start_record(plan: Plan) -> None:
     """Let torch keep its record, where the job asks for it (budget.oom_snapshot)."""
     if not plan.budget.oom_snapshot or plan.launch.device != "cuda":
         return
@@ -26,7 +26,7 @@ def start_record(plan: PlanBase) -> None:
     torch.cuda.memory._record_memory_history(max_entries=ENTRIES)
 
 
-def keep_snapshot(plan: PlanBase, folder: RunFolder) -> Path | None:
+def keep_snapshot(plan: Plan, folder: RunFolder) -> Path | None:
     """Write the record whole into the run's folder; where, or None where there is none.
 
     Never raises: the failure that it is about is told all the same.

@@ -21,10 +21,10 @@ from runner.common.tensors_only import load_tensors_only
 from runner.data.prepare import prepare
 from runner.data.prepared import SPLITS, Prepared, Split
 from runner.engines.render import read_plan
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
-def prepare_all(plan: Plan, out: Path | None) -> list[dict[str, Any]]:
+def prepare_all(plan: SftPlan, out: Path | None) -> list[dict[str, Any]]:
     """A record for each training of the plan; with `out`, its splits are written there as well.
 
     Raises RunnerError as `prepare` does, and where a file of `out` is there already.

@@ -9,10 +9,10 @@ import logging
 import os
 import warnings
 
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
-def silence_libraries(plan: Plan) -> None:
+def silence_libraries(plan: SftPlan) -> None:
     """Silence the libraries' warnings and progress bars; allow the network for hub models only."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if plan.model.kind != "hub":

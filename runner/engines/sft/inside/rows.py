@@ -28,7 +28,7 @@ from runner.data.prepared import Prepared, PreparedRow, Split
 from runner.data.summary import cleaning_lines, name_of, named
 from runner.data.template import keep_special_token, template_key, tokenizer_name
 from runner.data.token_stats import TokenStats
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 ENCODING_VERSION = 3
 """Raised with every change that gives other ids or labels, so that no cache of before is reused."""
@@ -110,7 +110,7 @@ class PreparedRows:
 
 
 def prepare_rows(
-    plan: Plan,
+    plan: SftPlan,
     tokenizer: Any,
     samples: int = 2,
     image_tokens: int = 0,

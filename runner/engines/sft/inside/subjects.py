@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs.folder import RunFolder
 
 Active = Callable[[], AbstractContextManager[Any]]
@@ -26,7 +26,7 @@ class Subject:
     active: Active = nullcontext
 
 
-def placed(plan: Plan) -> Plan:
+def placed(plan: SftPlan) -> SftPlan:
     """The plan on the device that there is: itself, or one on the CPU where no GPU is to be had."""
     import torch
 
@@ -36,7 +36,7 @@ def placed(plan: Plan) -> Plan:
     return plan.model_copy(update={"launch": launch})
 
 
-def load_subjects(plan: Plan, run: RunFolder | None, *, with_base: bool) -> list[Subject]:
+def load_subjects(plan: SftPlan, run: RunFolder | None, *, with_base: bool) -> list[Subject]:
     """The run's model, and its base if asked for; or, without a run, the plan's model as it is.
 
     An adapter is switched off for the base, so that both share the weights, quantized ones too; a
@@ -63,7 +63,7 @@ def load_subjects(plan: Plan, run: RunFolder | None, *, with_base: bool) -> list
     return [replace(subject, active=_mixed(plan, subject.active)) for subject in subjects]
 
 
-def _mixed(plan: Plan, active: Active) -> Active:
+def _mixed(plan: SftPlan, active: Active) -> Active:
     """Autocast around a model with an image tower: its trained projector is kept in fp32."""
     if plan.vision is None or plan.precision == "fp32":
         return active
@@ -80,7 +80,7 @@ def _mixed(plan: Plan, active: Active) -> Active:
     return both
 
 
-def _ready(model: Any, plan: Plan) -> Any:
+def _ready(model: Any, plan: SftPlan) -> Any:
     if not getattr(model, "is_quantized", False):  # quantized weights were loaded in their place
         model = model.to(plan.launch.device)
     return model.eval()

@@ -28,7 +28,7 @@ from runner.engines.sft.inside.train.schedule import (
     warm_up_steps,
 )
 from runner.engines.sft.memory.ask import Batch
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.unused_packages import leave_out_unused
 from runner.jobs.training import TrainingSettings, beyond_the_end
 
@@ -97,7 +97,7 @@ def contradictions(training: TrainingSettings, length: Length) -> tuple[list[Pro
     return problems, warnings
 
 
-def checkpoint_bytes(plan: Plan, trainable: int, total: int, tokenizer_bytes: int) -> int:
+def checkpoint_bytes(plan: SftPlan, trainable: int, total: int, tokenizer_bytes: int) -> int:
     """About what one checkpoint takes on disk, in bytes.
 
     Adapters are saved in fp32 (a quantized base's in bf16 at the least; fp32 is taken), all weights
@@ -112,7 +112,7 @@ def checkpoint_bytes(plan: Plan, trainable: int, total: int, tokenizer_bytes: in
     return int(weights + trainable * state) + tokenizer_bytes + RECORDS_BYTES
 
 
-def survey(plan: Plan, samples: int) -> dict[str, Any]:
+def survey(plan: SftPlan, samples: int) -> dict[str, Any]:
     """The document that `main` prints.
 
     Raises RunnerError as the run itself would, before it starts.
@@ -174,7 +174,7 @@ def survey(plan: Plan, samples: int) -> dict[str, Any]:
     return record
 
 
-def _memory(plan: Plan, batches: list[Batch], notes: list[str]) -> dict[str, Any] | None:
+def _memory(plan: SftPlan, batches: list[Batch], notes: list[str]) -> dict[str, Any] | None:
     """The plan's predicted memory (runner.vram.prediction), or None and a note."""
     from runner.common.packages import package_version
     from runner.engines.sft.inside.memory.predict import predict
@@ -192,7 +192,7 @@ def _say(line: str) -> None:
     terminal.say(f"runner: {line}")
 
 
-def _tokenizer_bytes(plan: Plan) -> int:
+def _tokenizer_bytes(plan: SftPlan) -> int:
     folder = Path(plan.model.folder) if plan.model.folder else None
     files = [folder / name for name in TOKENIZER_FILES] if folder else []
     return sum(path.stat().st_size for path in files if path.is_file())

@@ -15,7 +15,7 @@ from typing import Any
 
 from runner.common import durable
 from runner.common.caches import cache_folder
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.plans.plan_file import plan_yaml
 from runner.vram.calibration import (
     Correction,
@@ -45,7 +45,7 @@ class Batch:
     because: str
 
 
-def key(plan: Plan, batches: Sequence[Batch], versions: dict[str, str | None]) -> str:
+def key(plan: SftPlan, batches: Sequence[Batch], versions: dict[str, str | None]) -> str:
     """Equal for plans that take the same memory."""
     parts: list[Any] = [VERSION, versions, _configs(plan)]
     fields = {"model", "vision", "trust_remote_code", "method", "lora", "quantization", "prefix"}
@@ -63,7 +63,7 @@ def key(plan: Plan, batches: Sequence[Batch], versions: dict[str, str | None]) -
     return _hash(parts)
 
 
-def plan_key(plan: Plan, versions: dict[str, str | None]) -> str:
+def plan_key(plan: SftPlan, versions: dict[str, str | None]) -> str:
     """Equal for the same plan, its rows included, whose longest batch has to be looked for first.
 
     By its hash, and by what of it is on this machine: without a tokenizer the batch is another.
@@ -76,7 +76,7 @@ def _hash(parts: list[Any]) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
-def _configs(plan: Plan) -> list[str | None]:
+def _configs(plan: SftPlan) -> list[str | None]:
     folders = [plan.model.folder, plan.vision.model.folder if plan.vision else None]
     return [_config(folder) for folder in folders]
 
@@ -97,10 +97,10 @@ def kept(name: str) -> Prediction | None:
 
 
 def predicted(
-    plan: Plan,
+    plan: SftPlan,
     batches: Sequence[Batch],
     versions: dict[str, str | None],
-    predict: Callable[[Plan, Sequence[Batch], dict[str, str | None]], Prediction],
+    predict: Callable[[SftPlan, Sequence[Batch], dict[str, str | None]], Prediction],
 ) -> Prediction:
     """The prediction of a plan, uncorrected, from the cache or made and kept there."""
     name = key(plan, batches, versions)
@@ -165,7 +165,7 @@ def corrected(
 
 
 def write_request(
-    folder: Path, plan: Plan, batches: Sequence[Batch] | None = None, **asked: Any
+    folder: Path, plan: SftPlan, batches: Sequence[Batch] | None = None, **asked: Any
 ) -> list[str]:
     """Module and argument that put a question to the predicting process; written into `folder`.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.jobs.method import LoraSettings
 from runner.jobs.training import TrainingSettings
 
@@ -70,7 +70,7 @@ class Choice:
         return "rounds Adam's states to 8 bits" if self.optim != "adamw_torch" else ""
 
 
-def current(plan: Plan, layers: int) -> Choice:
+def current(plan: SftPlan, layers: int) -> Choice:
     """What a plan of one training says."""
     training = plan.training
     recompute = 0
@@ -88,7 +88,7 @@ def current(plan: Plan, layers: int) -> Choice:
     )
 
 
-def with_choice(plan: Plan, choice: Choice) -> Plan:
+def with_choice(plan: SftPlan, choice: Choice) -> SftPlan:
     """The plan of one training with these settings."""
     partial = 0 < choice.recompute < choice.layers
     training = plan.training.model_copy(
@@ -132,7 +132,7 @@ def batch_splits(effective: int) -> list[int]:
     return [rows for rows in range(effective, 0, -1) if effective % rows == 0]
 
 
-def step_down(plan: Plan) -> tuple[TrainingSettings, str] | None:
+def step_down(plan: SftPlan) -> tuple[TrainingSettings, str] | None:
     """One step down for a plan of one training that ran out of memory: its settings, and in words.
 
     Only what keeps the mathematics and lets a checkpoint be resumed from: half the rows a pass
@@ -176,7 +176,7 @@ class Base:
     overrides: dict[str, Any]
 
 
-def bases(plan: Plan, models: list[str]) -> list[Base]:
+def bases(plan: SftPlan, models: list[str]) -> list[Base]:
     """The changes that there are for a plan, in the order of how much they change.
 
     `models`: smaller ones that the job names.
@@ -222,7 +222,7 @@ def bases(plan: Plan, models: list[str]) -> list[Base]:
     return out
 
 
-def with_base(plan: Plan, base: Base) -> Plan:
+def with_base(plan: SftPlan, base: Base) -> SftPlan:
     """The plan with a base's changes but a smaller model, which has to be planned anew."""
     changes: dict[str, Any] = {}
     lora, quantization = plan.lora, plan.quantization

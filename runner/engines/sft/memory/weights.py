@@ -9,13 +9,13 @@ import json
 import struct
 from pathlib import Path
 
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 MOST_HEADER_BYTES = 100 << 20
 _NAMES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 
-def maps_weights(plan: Plan) -> bool:
+def maps_weights(plan: SftPlan) -> bool:
     """Whether from_pretrained maps the base's files for good, in place of reading them.
 
     So it is where weights are stored in the number format that they are loaded in. ZeRO-3 and a
@@ -26,7 +26,7 @@ def maps_weights(plan: Plan) -> bool:
     return stored_formats(plan.model.folder) == {_NAMES[plan.precision]}
 
 
-def shares_weights(plan: Plan) -> bool:
+def shares_weights(plan: SftPlan) -> bool:
     """Whether all processes share the pages of mapped weights.
 
     DDP and DeepSpeed write what they broadcast at the start over every process's own.

@@ -35,7 +35,7 @@ from runner.engines.sft.inside.model.limits import require_measurable
 from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 from runner.engines.sft.inside.model.trained import result_file
 from runner.engines.sft.inside.subjects import Subject, load_subjects, placed
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.render import model_line
 from runner.jobs.training import EvaluationSettings
 from runner.runs.folder import RunFolder
@@ -68,7 +68,7 @@ class Asked:
         return records.prediction(self.sets[number].name, row, expected, told)
 
 
-def evaluate(request: Request, whole: Plan, folder: EvaluationFolder, state: State) -> None:
+def evaluate(request: Request, whole: SftPlan, folder: EvaluationFolder, state: State) -> None:
     """Measure what is asked for and leave predictions.jsonl, evaluation.json and the picture.
 
     Rows are read, and judged as far as they can be, before any weights are loaded. Raises

@@ -13,11 +13,11 @@ from runner.common.packages import package_version
 from runner.data.prepared import Prepared
 from runner.engines.sft.inside.evaluate.request import PACKAGES
 from runner.engines.sft.mergeable import nothing_to_merge
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
 def foresee_evaluation(
-    plan: Plan, tokenizer: Any, prepared: Prepared, say: Callable[[str], None]
+    plan: SftPlan, tokenizer: Any, prepared: Prepared, say: Callable[[str], None]
 ) -> list[str]:
     """Refuse what an evaluation of this training's held-out rows would refuse.
 
@@ -51,7 +51,7 @@ def foresee_evaluation(
     return []
 
 
-def foresee_merge(plan: Plan) -> list[str]:
+def foresee_merge(plan: SftPlan) -> list[str]:
     """A line where the run will leave nothing that `runner merge` could merge, and why.
 
     What else merge refuses, a base whose weights are stored quantized, is refused before this.

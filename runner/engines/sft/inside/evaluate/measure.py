@@ -18,7 +18,7 @@ from runner.data.messages import Message
 from runner.data.template import settings_of, template_name, template_notes
 from runner.engines.sft.inside.evaluate.generate import Generated, Greedy, batches
 from runner.engines.sft.inside.evaluate.loss import answer_losses
-from runner.engines.sft.inside.evaluate.sight import Sight
+from runner.engines.sft.inside.evaluate.sight import ImageInputs
 from runner.engines.sft.inside.evaluate.tasks import Judgement, Row, Task
 from runner.engines.sft.inside.subjects import Subject
 
@@ -59,7 +59,7 @@ class Material:
 
     rows: list[Row]
     prompts: list[list[int]]  # token ids; empty where nothing is generated
-    sight: Sight | None  # for a model that reads images
+    sight: ImageInputs | None  # for a model that reads images
     encoded: Mapping[int, Encoded]  # by the row's place in `rows`; without those that lost all
     truncated: int  # rows cut to max_length, for the loss alone
     notes: list[str]
@@ -77,7 +77,7 @@ class Material:
 
 
 def tokenize(
-    tokenizer: Any, rows: list[Row], max_length: int, sight: Sight | None, *, generates: bool
+    tokenizer: Any, rows: list[Row], max_length: int, sight: ImageInputs | None, *, generates: bool
 ) -> Material:
     """Prompts as training renders what stands before an answer, and rows as it masks them."""
 

@@ -21,7 +21,7 @@ from runner.engines.sft.inside.evaluate.measure import Answer, Material
 from runner.engines.sft.inside.evaluate.request import EvaluationFolder
 from runner.engines.sft.inside.evaluate.rows import RowSet
 from runner.engines.sft.inside.evaluate.tasks import Judgement, Row, Task
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 PROMPT_TAIL = 240
 """Characters of a prompt's end that a prediction shows: enough to know the row by."""
@@ -98,7 +98,7 @@ def macro(
 
 
 def conditions(
-    plan: Plan, result: Path | None, material: Material, tokenizer: Any
+    plan: SftPlan, result: Path | None, material: Material, tokenizer: Any
 ) -> dict[str, Any]:
     """What the figures hold for: model, weights, device, precision, packages."""
     import torch

@@ -23,7 +23,7 @@ from runner.data.prepared import Overlap, Prepared, Split, hashes_name, proves_d
 from runner.data.read import read_rows
 from runner.data.sources import reading_of
 from runner.engines.sft.inside.evaluate.tasks import Row
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.render import source_text
 from runner.jobs.data import CleanSettings
 from runner.plans.rows import PlannedData, PlannedRows
@@ -50,7 +50,7 @@ class RowSet:
 class Question:
     """What is to be measured, as far as rows go."""
 
-    plan: Plan  # of the last training: its data settings and sources
+    plan: SftPlan  # of the last training: its data settings and sources
     files: Sequence[Path]  # none: the plan's own test rows
     run: RunFolder | None  # whose training rows are compared
     max_rows: int | None
@@ -187,7 +187,7 @@ def _prepare_file(question: Question, path: Path) -> Prepared:
     raise AssertionError("one of the formats is tried last")
 
 
-def _stated_choices(path: Path, plan: Plan) -> dict[int, str]:
+def _stated_choices(path: Path, plan: SftPlan) -> dict[int, str]:
     """The `answer` key of each row that has one, by line: what is right in a multiple choice."""
     return {
         line: str(row["answer"])
@@ -228,7 +228,7 @@ def _parted(messages: list[Message]) -> tuple[list[Message], Message]:
     return messages[:last], messages[last]
 
 
-def _places(plan: Plan) -> list[str]:
+def _places(plan: SftPlan) -> list[str]:
     """How each of the prepared rows' sources is called: its file as this plan knows it.
 
     The report of prepared rows can name another: rows of the same content share a cache.
@@ -238,7 +238,7 @@ def _places(plan: Plan) -> list[str]:
     return [source_text(each) for each in sources]
 
 
-def _used(rows: Sequence[Row], plan: Plan) -> list[dict[str, Any]]:
+def _used(rows: Sequence[Row], plan: SftPlan) -> list[dict[str, Any]]:
     """The sources that `rows` come from."""
     places = {row.source for row in rows}
     return [
@@ -272,7 +272,7 @@ def _trainings(run: RunFolder) -> dict[str, Path]:
     return {phase: folder for phase, folder in folders.items() if (folder / name).is_file()}
 
 
-def _seed(plan: Plan) -> int:
+def _seed(plan: SftPlan) -> int:
     return plan.data.split.seed if plan.data.split else DEFAULT_SEED
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from runner.data.formats import IMAGE_MARK
 from runner.data.messages import Message
 from runner.engines.sft.inside.images import ImageProcessor, image_processor
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
 @dataclass(frozen=True)
-class Sight:
+class ImageInputs:
     """The images' side of a model that reads them."""
 
     processor: ImageProcessor
@@ -47,9 +47,9 @@ class Sight:
         return {"pixel_values": self.processor([self.processor.read(path) for path in paths])}
 
 
-def load_sight(plan: Plan, tokenizer: Any) -> Sight | None:
+def load_sight(plan: SftPlan, tokenizer: Any) -> ImageInputs | None:
     """None for a text model. Raises RefusedError where the processor can't be had."""
     if plan.vision is None:
         return None
     token = int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
-    return Sight(image_processor(plan), token)
+    return ImageInputs(image_processor(plan), token)

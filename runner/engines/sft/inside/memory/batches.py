@@ -14,10 +14,10 @@ from runner.engines.sft.inside.image_tokens import image_tokens
 from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 from runner.engines.sft.inside.rows import PreparedRows, prepare_rows
 from runner.engines.sft.memory.ask import Batch
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
-def of_rows(plan: Plan, rows: PreparedRows) -> Batch:
+def of_rows(plan: SftPlan, rows: PreparedRows) -> Batch:
     """The batch of the longest row, of a plan of one training."""
     longest = rows.train_audit.longest
     return Batch(
@@ -37,7 +37,7 @@ def _images(rows: Any) -> int:
     return int(compute.max(lengths).as_py() or 0)
 
 
-def longest_allowed(plan: Plan, why: str) -> Batch:
+def longest_allowed(plan: SftPlan, why: str) -> Batch:
     """A batch of rows as long as they may be; of an image-text model with an image each."""
     rows = plan.training.per_device_train_batch_size
     return Batch(
@@ -47,7 +47,7 @@ def longest_allowed(plan: Plan, why: str) -> Batch:
     )
 
 
-def batches_of(plan: Plan) -> list[Batch]:
+def batches_of(plan: SftPlan) -> list[Batch]:
     """The longest batch of every training."""
     if plan.model.folder is None:
         why = "the model's tokenizer is not on this machine"

@@ -15,7 +15,7 @@ from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.inside.memory.step import trace
 from runner.engines.sft.memory.ask import Batch, keep_record, kept_record, key
 from runner.engines.sft.memory.ladder import Choice, with_choice
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.vram.sharding import state_bytes
 
 SHALLOW = (3, 6)
@@ -42,7 +42,7 @@ class Surface:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SftPlan,
         batch: Batch,
         layers: int,
         trained: int,

@@ -12,7 +12,7 @@ from typing import Any
 
 from runner.engines.sft.inside.memory.meta_model import Skeleton, largest_module, meta_model
 from runner.engines.sft.inside.memory.step import Traced
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.vram.allocator import Libc
 from runner.vram.sharding import state_bytes
 
@@ -21,7 +21,7 @@ BYTES_A_VALUE = 34
 TILE_TOKENS, TILE_ENTRIES = 4096, 32_768
 
 
-def estimate(plan: Plan, tokens: int, *, images: int = 0) -> Traced:
+def estimate(plan: SftPlan, tokens: int, *, images: int = 0) -> Traced:
     """What `step.trace` gives, by formula. Raises RefusedError where there is no config."""
     began = time.monotonic()
     model, config, notes = meta_model(plan)

@@ -26,7 +26,7 @@ from runner.engines.sft.memory.ladder import (
     with_base,
     with_choice,
 )
-from runner.engines.sft.plan import Plan, PlannedModel
+from runner.engines.sft.plan import PlannedModel, SftPlan
 from runner.vram.calibration import Correction, apply
 from runner.vram.prediction import Prediction
 
@@ -37,7 +37,7 @@ ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
-class Rung:
+class Option:
     """One way to train, and what it takes."""
 
     base: Base
@@ -70,7 +70,7 @@ class Rung:
 
 
 def fit(
-    plan: Plan,
+    plan: SftPlan,
     batches: Sequence[Batch],
     versions: dict[str, str | None],
     asked: dict[str, Any],
@@ -110,7 +110,7 @@ class _Search:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SftPlan,
         batch: Batch,
         versions: dict[str, str | None],
         limit: int,
@@ -121,8 +121,8 @@ class _Search:
         self._allow = list(asked.get("allow") or [])
         self._models = list(asked.get("models") or [])
         self._correction = correction
-        self.rungs: list[Rung] = []
-        self.chosen: Rung | None = None
+        self.rungs: list[Option] = []
+        self.chosen: Option | None = None
         self.prediction: Prediction | None = None
         self.would_fit: list[str] = []
         _say("tracing the job as it is")
@@ -136,7 +136,9 @@ class _Search:
         surface = self._surface(self._plan)
         self._unit = surface.at(self.now).time
         fits = self._own.high_bytes <= self._limit
-        self.rungs.append(Rung(JOBS_OWN, self.now, self._own.process_bytes, 1.0, fits, exact=True))
+        self.rungs.append(
+            Option(JOBS_OWN, self.now, self._own.process_bytes, 1.0, fits, exact=True)
+        )
         if self._take(JOBS_OWN, self._plan, surface):
             return self
         tried: list[Base] = []
@@ -164,7 +166,7 @@ class _Search:
     def _rows(self) -> int:
         return self.now.rows * self.now.accumulation
 
-    def _surface(self, plan: Plan) -> Surface:
+    def _surface(self, plan: SftPlan) -> Surface:
         return Surface(
             plan, self._batch, self._layers, self._own.largest.trainable, self._versions, _say
         )
@@ -191,7 +193,7 @@ class _Search:
         if self._plan.launch.deepspeed in ("zero2", "zero3") and now.offload == "none":
             yield [replace(one, offload="optimizer") for one in (*plain[-2:], *small)]
 
-    def _take(self, base: Base, plan: Plan, surface: Surface) -> bool:
+    def _take(self, base: Base, plan: SftPlan, surface: Surface) -> bool:
         """Put the options of one base on the ladder, and choose the fastest that fits."""
         for choices in self._choices():
             rungs = [self._best(base, surface, choice) for choice in choices]
@@ -202,16 +204,16 @@ class _Search:
                     return True
         return False
 
-    def _best(self, base: Base, surface: Surface, choice: Choice) -> Rung:
+    def _best(self, base: Base, surface: Surface, choice: Choice) -> Option:
         """The choice with no more recomputation than the budget needs."""
         if self._plan.method == "prefix":
             choice = replace(choice, recompute=0)
         else:
             choice = least_recomputation(surface, choice, self._fits)
         point = surface.at(choice)
-        return Rung(base, choice, point.bytes, point.time / self._unit, self._fits(point.bytes))
+        return Option(base, choice, point.bytes, point.time / self._unit, self._fits(point.bytes))
 
-    def _confirm(self, rung: Rung, plan: Plan) -> bool:
+    def _confirm(self, rung: Option, plan: SftPlan) -> bool:
         """Trace a option whole; where it is too large, with some more layers that recompute."""
         place = self.rungs.index(rung) if rung in self.rungs else None
         for _ in range(ATTEMPTS):
@@ -234,14 +236,14 @@ class _Search:
         self.chosen, self.prediction = rung, found
         return True
 
-    def _whole(self, plan: Plan) -> Prediction:
+    def _whole(self, plan: SftPlan) -> Prediction:
         rows = plan.training.per_device_train_batch_size
         images = self._batch.images // max(1, self._plan.training.per_device_train_batch_size)
         batch = replace(self._batch, images=images * rows)
         found = predicted(plan, [batch], self._versions, predict)
         return apply(found, self._correction)
 
-    def _with(self, steps: Iterable[Base]) -> Plan:
+    def _with(self, steps: Iterable[Base]) -> SftPlan:
         plan = self._plan
         for base in steps:
             if base.name == "smaller_model":
@@ -262,7 +264,7 @@ def _merged(steps: Sequence[Base]) -> Base:
     )
 
 
-def _worth_showing(rungs: Sequence[Rung]) -> list[Rung]:
+def _worth_showing(rungs: Sequence[Option]) -> list[Option]:
     """Those that no other beats in both bytes and time."""
     return [
         one
@@ -276,7 +278,7 @@ def _worth_showing(rungs: Sequence[Rung]) -> list[Rung]:
 
 
 def cheapest(
-    plan: Plan, batches: Sequence[Batch], versions: dict[str, str | None], asked: dict[str, Any]
+    plan: SftPlan, batches: Sequence[Batch], versions: dict[str, str | None], asked: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The cheapest changes that would have fitted, for a run that ran out of memory.
 

@@ -19,7 +19,7 @@ from runner.engines.sft.inside.model.configs import skeleton_config
 from runner.engines.sft.inside.model.saving import decoder_layers
 from runner.engines.sft.inside.model.vision.compose import freeze_tower
 from runner.engines.sft.inside.model.weights import precision_dtype
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Skeleton:
     """Layers that can recompute their activations; a count."""
 
 
-def meta_model(plan: Plan, layers: int | None = None) -> tuple[Any, Any, list[str]]:
+def meta_model(plan: SftPlan, layers: int | None = None) -> tuple[Any, Any, list[str]]:
     """Base model with its adapter on the meta device, its config, and notes.
 
     `layers`: decoder layers in place of the model's own number.
@@ -85,7 +85,7 @@ def _shorten(text: Any, layers: int) -> None:
     text.num_hidden_layers = layers
 
 
-def _trained_dtype(plan: Plan) -> torch.dtype:
+def _trained_dtype(plan: SftPlan) -> torch.dtype:
     """What is trained is held in fp32 (engine.adapter.keep_full_precision), under DeepSpeed in the
     precision that it computes in, beside fp32 copies."""
     if plan.launch.deepspeed != "none":
@@ -95,7 +95,7 @@ def _trained_dtype(plan: Plan) -> torch.dtype:
     return torch.float32
 
 
-def make_skeleton(plan: Plan, mode: Any, tracker: Tracker, depth: int | None = None) -> Skeleton:
+def make_skeleton(plan: SftPlan, mode: Any, tracker: Tracker, depth: int | None = None) -> Skeleton:
     """The plan's model of fake CPU tensors under FakeTensorMode `mode`.
 
     Tied weights stay tied, and a quantized base is stored as bitsandbytes stores it.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from runner.engines.sft.inside.memory.predict import TRACED_SHARE
 from runner.engines.sft.inside.memory.step import trace
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.vram.context import CONTEXT_BYTES, CONTEXT_SPREAD, WORKSPACE_BYTES
 from runner.vram.prediction import CONTEXT, HostMemory, Prediction, TrainingMemory
 from runner.vram.sharding import loading_bytes
@@ -40,7 +40,7 @@ class Stage:
     """Where the optimizer's states are: zero2_offload.json keeps them on the host."""
 
 
-def predict_stages(plan: Plan, stages: list[Stage]) -> Prediction:
+def predict_stages(plan: SftPlan, stages: list[Stage]) -> Prediction:
     """The prediction of each stage; `plan` is the native relative's, under ZeRO-2."""
     found = [_predict(plan, stage) for stage in stages]
     trainings = [memory for memory, _, _ in found]
@@ -62,7 +62,7 @@ def predict_stages(plan: Plan, stages: list[Stage]) -> Prediction:
     )
 
 
-def _predict(plan: Plan, stage: Stage) -> tuple[TrainingMemory, list[str], int]:
+def _predict(plan: SftPlan, stage: Stage) -> tuple[TrainingMemory, list[str], int]:
     part = plan.trainings[stage.training]
     training = part.training.model_copy(update={"per_device_train_batch_size": stage.rows})
     part = part.model_copy(update={"training": training, "method": stage.method})
@@ -108,6 +108,6 @@ def _predict(plan: Plan, stage: Stage) -> tuple[TrainingMemory, list[str], int]:
     return memory, skeleton.notes, skeleton.weight_bytes + 2 * CONVNEXT_WEIGHTS
 
 
-def answer(plan: Plan, asked: list[dict[str, Any]]) -> dict[str, Any]:
+def answer(plan: SftPlan, asked: list[dict[str, Any]]) -> dict[str, Any]:
     """The JSON of `predict_stages`."""
     return predict_stages(plan, [Stage(**one) for one in asked]).model_dump(mode="json")

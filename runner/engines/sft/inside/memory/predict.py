@@ -16,7 +16,7 @@ from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint, footp
 from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.inside.memory.step import Traced, trace
 from runner.engines.sft.memory.ask import ASSUMED_NOTE, Batch
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.vram.prediction import HostMemory, Prediction, TrainingMemory
 from runner.vram.sharding import loading_bytes
 
@@ -33,7 +33,7 @@ APART_LESS = 0.5
 
 
 def predict(
-    plan: Plan, batches: Sequence[Batch], versions: Mapping[str, str | None] | None = None
+    plan: SftPlan, batches: Sequence[Batch], versions: Mapping[str, str | None] | None = None
 ) -> Prediction:
     """Predict every training of `plan`, each for its batch; measurements correct it afterwards.
 
@@ -86,7 +86,7 @@ def predict(
 
 
 def _training(
-    plan: Plan, batch: Batch, traced: Traced, method: Any, own: Footprint
+    plan: SftPlan, batch: Batch, traced: Traced, method: Any, own: Footprint
 ) -> tuple[TrainingMemory, int]:
     """One training's figures, and the host memory that it keeps."""
     skeleton, found = traced.skeleton, held(plan, traced, own)

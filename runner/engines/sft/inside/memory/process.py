@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint
 from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_bytes
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.unused_packages import used_packages
 from runner.vram.context import CONTEXT_BYTES, CONTEXT_SPREAD, WORKSPACE_BYTES
 from runner.vram.prediction import CONTEXT, LIBRARIES
@@ -58,7 +58,7 @@ class Held:
         return self.tensors_bytes + self.overhead_bytes
 
 
-def held(plan: Plan, traced: Traced, footprint: Footprint = ASSUMED) -> Held:
+def held(plan: SftPlan, traced: Traced, footprint: Footprint = ASSUMED) -> Held:
     """What the process of a plan of one training holds at the peak of a traced step.
 
     `footprint`: of the processes themselves, in a CPU run.
@@ -84,7 +84,7 @@ def held(plan: Plan, traced: Traced, footprint: Footprint = ASSUMED) -> Held:
     )
 
 
-def _sharded(plan: Plan, traced: Traced) -> Sharded:
+def _sharded(plan: SftPlan, traced: Traced) -> Sharded:
     """What one rank holds of the parts of a traced step."""
     skeleton = traced.skeleton
     return shard(
@@ -98,7 +98,7 @@ def _sharded(plan: Plan, traced: Traced) -> Sharded:
     )
 
 
-def _on_host(plan: Plan, traced: Traced, footprint: Footprint) -> Held:
+def _on_host(plan: SftPlan, traced: Traced, footprint: Footprint) -> Held:
     """The same of all processes of a CPU run together, as their proportional shares add up."""
     skeleton, ranks = traced.skeleton, plan.launch.num_processes
     sharded = _sharded(plan, traced)
@@ -131,6 +131,6 @@ def _on_host(plan: Plan, traced: Traced, footprint: Footprint) -> Held:
     )
 
 
-def packages_of(plan: Plan) -> tuple[str, ...]:
+def packages_of(plan: SftPlan) -> tuple[str, ...]:
     """What a plan's processes import beside the training stack."""
     return tuple(sorted(used_packages(plan)))

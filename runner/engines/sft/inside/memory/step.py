@@ -23,7 +23,7 @@ from runner.engines.sft.inside.memory.meta_model import Skeleton, make_skeleton
 from runner.engines.sft.inside.memory.tracker import Tracker
 from runner.engines.sft.inside.model.saving import apply_checkpointing, loss_chunks
 from runner.engines.sft.inside.model.weights import precision_dtype
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.vram.allocator import Libc, libc_holds, reserved_peak
 
 OPTIMIZER_BLOCK = 256
@@ -58,7 +58,7 @@ modeling_gemma.py of transformers 4.38 and MGM's own forward do."""
 
 
 def trace(
-    plan: Plan,
+    plan: SftPlan,
     tokens: int,
     *,
     images: int = 0,
@@ -106,7 +106,7 @@ def trace(
 
 
 def _run(
-    plan: Plan,
+    plan: SftPlan,
     skeleton: Skeleton,
     mode: Any,
     tracker: Tracker,
@@ -190,7 +190,7 @@ def _loss(model: Any, batch: dict[str, Any], head: Head, tracker: Tracker) -> An
 
 
 @contextlib.contextmanager
-def _autocast(plan: Plan) -> Iterator[None]:
+def _autocast(plan: SftPlan) -> Iterator[None]:
     """As accelerate sets it; under DeepSpeed weights are in the plan's precision instead."""
     if plan.precision == "fp32" or plan.launch.deepspeed != "none":
         yield
@@ -242,7 +242,7 @@ def _one_sequence_a_row() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = before
 
 
-def _batch(base: Any, rows: int, tokens: int, images: int, plan: Plan) -> dict[str, Any]:
+def _batch(base: Any, rows: int, tokens: int, images: int, plan: SftPlan) -> dict[str, Any]:
     """Token ids, labels and, where rows of other lengths are padded, a mask; images."""
     ids = torch.zeros(rows, tokens, dtype=torch.long)
     batch: dict[str, Any] = {"input_ids": ids, "labels": torch.zeros_like(ids)}
@@ -265,7 +265,7 @@ def _fixed_places(base: Any) -> None:
     base.model.get_placeholder_mask = mask
 
 
-def _optimizer(plan: Plan, trained: list[Any], tracker: Tracker) -> Any:
+def _optimizer(plan: SftPlan, trained: list[Any], tracker: Tracker) -> Any:
     """A step of the plan's AdamW whose states are there: torch's own, or 8-bit ones' sizes."""
     with tracker.making("optimizer states"):
         if plan.training.optim == "adamw_torch":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runner.common.errors import RefusedError, RunnerError
 from runner.engines.sft.inside.model.adapter_config import CONFIG, require_plain_adapter
 from runner.engines.sft.inside.model.modules import require_targets
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
@@ -20,7 +20,7 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX_ENCODER = "prefix_encoder.safetensors"
 
 
-def trainable_setup(model: Any, plan: Plan) -> PeftConfig | None:
+def trainable_setup(model: Any, plan: SftPlan) -> PeftConfig | None:
     """Ready the model's own weights for the plan, and give PEFT's config for what it adds.
 
     None for method full, where all of the base's own weights are trained.
@@ -55,7 +55,7 @@ def trainable_setup(model: Any, plan: Plan) -> PeftConfig | None:
     return _lora_config(model, plan)
 
 
-def _lora_config(model: Any, plan: Plan) -> LoraConfig:
+def _lora_config(model: Any, plan: SftPlan) -> LoraConfig:
     """LoRA, rsLoRA or DoRA, and a projector trained in full beside it."""
     from peft import LoraConfig
 
@@ -84,7 +84,7 @@ def _lora_config(model: Any, plan: Plan) -> LoraConfig:
     )
 
 
-def keep_full_precision(model: Any, plan: Plan) -> None:
+def keep_full_precision(model: Any, plan: SftPlan) -> None:
     """Hold what is trained in fp32, or in lora.dtype; once the trainer has wrapped the model.
 
     TRL rounds the adapter of a quantized base to bf16: updates below 1/256 of a weight are lost

@@ -13,7 +13,7 @@ from typing import Any
 
 from runner.common.errors import RefusedError
 from runner.engines.sft.inside.model.remote_code import remote_code_refused
-from runner.engines.sft.plan import Plan, PlannedModel
+from runner.engines.sft.plan import PlannedModel, SftPlan
 from runner.plans.sources import offline_switch
 
 TABLE = Path(__file__).with_name("configs.json")
@@ -75,7 +75,7 @@ def model_config(model: PlannedModel, *, trust_remote_code: bool = False) -> tup
     )
 
 
-def skeleton_config(plan: Plan) -> tuple[Any, list[str]]:
+def skeleton_config(plan: SftPlan) -> tuple[Any, list[str]]:
     """The config of the plan's model, image tower included, and what of it is not its own.
 
     Raises RefusedError as model_config, and where tower and language model do not fit.

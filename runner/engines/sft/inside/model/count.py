@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.engines.sft.inside.model.adapter import trainable_setup
 from runner.engines.sft.inside.model.tokenizer import location, unreachable
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ParameterCount:
         return 100 * self.trainable / self.total
 
 
-def count_parameters(plan: Plan) -> ParameterCount:
+def count_parameters(plan: SftPlan) -> ParameterCount:
     """Exact counts without weights: model and adapter on the meta device, from the config alone.
 
     A quantized base counts as the unquantized one: its weights are as many. Raises RefusedError
@@ -43,7 +43,7 @@ def count_parameters(plan: Plan) -> ParameterCount:
     return counted(model)
 
 
-def model_on_meta(plan: Plan) -> Any:
+def model_on_meta(plan: SftPlan) -> Any:
     """The plan's base model without weights. Raises RefusedError where its config can't be had."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

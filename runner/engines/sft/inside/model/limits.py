@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.common.errors import Problem, SpecError
-from runner.engines.sft.plan import Plan, PlannedModel
+from runner.engines.sft.plan import PlannedModel, SftPlan
 
 MAX_HEAD_BYTES = 100 << 20
 """Of a safetensors file's head; safetensors itself takes no more."""
@@ -55,7 +55,7 @@ class ModelLimits:
     """Share of its weights in experts that are one tensor each, to which no adapter is put."""
 
 
-def limits_of(plan: Plan) -> ModelLimits:
+def limits_of(plan: SftPlan) -> ModelLimits:
     """The limits of a plan's language model. Raises RefusedError where its config can't be had."""
     from torch import nn
 
@@ -116,7 +116,7 @@ def _rotary(scaling: Any) -> list[dict[str, Any]]:
     return [scaling]
 
 
-def require_ids(limits: ModelLimits, plan: Plan, tokenizer: Any, highest: int) -> list[str]:
+def require_ids(limits: ModelLimits, plan: SftPlan, tokenizer: Any, highest: int) -> list[str]:
     """Refuse token ids that the embedding has no row for; a line on those that no row uses.
 
     Args:
@@ -155,7 +155,7 @@ def require_ids(limits: ModelLimits, plan: Plan, tokenizer: Any, highest: int) -
 
 
 def require_positions(
-    limits: ModelLimits, plan: Plan, longest: int, line: int | str | None = None
+    limits: ModelLimits, plan: SftPlan, longest: int, line: int | str | None = None
 ) -> list[str]:
     """Refuse rows that are longer than a model with absolute positions; a line for other models.
 
@@ -204,7 +204,7 @@ def require_positions(
     return []
 
 
-def require_plain_weights(plan: Plan) -> None:
+def require_plain_weights(plan: SftPlan) -> None:
     """Refuse a base, or an image tower, whose weights are stored quantized, by the method's name.
 
     An adapter could be trained on few of these, merged into none, and full training would round its
@@ -296,7 +296,7 @@ def _stored_as_codes(model: PlannedModel) -> str | None:
     return f"{coded[name]:,} matrices of {name}, of which config.json says nothing"
 
 
-def dtype_notes(plan: Plan) -> list[str]:
+def dtype_notes(plan: SftPlan) -> list[str]:
     """A line where weights are rounded as they are loaded."""
     if plan.model.folder is None or plan.model.kind == "standin" or plan.precision == "fp32":
         return []
@@ -309,7 +309,7 @@ def dtype_notes(plan: Plan) -> list[str]:
     return []
 
 
-def unreached_lines(limits: ModelLimits, plan: Plan) -> list[str]:
+def unreached_lines(limits: ModelLimits, plan: SftPlan) -> list[str]:
     """A line where an adapter leaves out a large part of a model: fused experts (MoE)."""
     if plan.method not in ("lora", "qlora") or limits.unreached < MUCH:
         return []
@@ -320,7 +320,7 @@ def unreached_lines(limits: ModelLimits, plan: Plan) -> list[str]:
     ]
 
 
-def require_within(plan: Plan, tokenizer: Any, rows: Any) -> list[str]:
+def require_within(plan: SftPlan, tokenizer: Any, rows: Any) -> list[str]:
     """Refuse rows (PreparedRows) that a plan's model has no room for; lines on what is near it.
 
     Raises SpecError.
@@ -337,7 +337,7 @@ def require_within(plan: Plan, tokenizer: Any, rows: Any) -> list[str]:
 
 
 def require_measurable(
-    plan: Plan, tokenizer: Any, rows: Sequence[list[int]], prompts: Sequence[list[int]]
+    plan: SftPlan, tokenizer: Any, rows: Sequence[list[int]], prompts: Sequence[list[int]]
 ) -> None:
     """Refuse what an evaluation would put through a model that has no room for it.
 

@@ -10,12 +10,12 @@ from runner.data.plain_template import ensure_chat_template
 from runner.data.template import fix_template, settings_for
 from runner.data.tokenizer_files import require_tokenizer_files
 from runner.engines.sft.inside.model.remote_code import remote_code_refused
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
 
 
-def location(plan: Plan) -> tuple[str, dict[str, Any]]:
+def location(plan: SftPlan) -> tuple[str, dict[str, Any]]:
     """What from_pretrained is called with: a folder, or a hub id and its revision."""
     model = plan.model
     options: dict[str, Any] = {"trust_remote_code": plan.trust_remote_code}
@@ -26,7 +26,7 @@ def location(plan: Plan) -> tuple[str, dict[str, Any]]:
     return model.id, options
 
 
-def load_tokenizer(plan: Plan) -> tuple[Any, list[str]]:
+def load_tokenizer(plan: SftPlan) -> tuple[Any, list[str]]:
     """The tokenizer, able to chat and to pad, and a line for whatever had to be substituted.
 
     What its chat template reads besides a row is the plan's from then on.
@@ -70,7 +70,7 @@ def add_image_token(tokenizer: Any) -> int:
     return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
 
 
-def unreachable(plan: Plan, error: Exception) -> RunnerError:
+def unreachable(plan: SftPlan, error: Exception) -> RunnerError:
     """The refusal for weights that from_pretrained could not load."""
     place, _ = location(plan)
     return remote_code_refused(error, f"the model {place}") or RefusedError(

@@ -14,7 +14,7 @@ from runner.common.errors import RefusedError, RunnerError
 from runner.engines.render import read_plan
 from runner.engines.sft.inside.model.adapter import load_adapter
 from runner.engines.sft.inside.model.weights import load_model, load_whole, precision_dtype
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs.folder import RunFolder
 
 PROJECTOR_FILE = "projector.safetensors"
@@ -36,7 +36,7 @@ class Difference:
     tokens: int
 
 
-def load_trained(plan: Plan, folder: RunFolder) -> Any:
+def load_trained(plan: SftPlan, folder: RunFolder) -> Any:
     """The model that a run trained: base with adapter, quantized as in training, or whole.
 
     Raises RefusedError where the run has left none, or the base can't be had.
@@ -48,7 +48,7 @@ def load_trained(plan: Plan, folder: RunFolder) -> Any:
     return base if plan.trains == ["projector"] else load_adapter(base, folder.adapter)
 
 
-def load_base(plan: Plan, folder: RunFolder) -> Any:
+def load_base(plan: SftPlan, folder: RunFolder) -> Any:
     """What the last training of a run started from: the base, with a projector trained before."""
     if plan.vision is None:
         return load_model(plan)
@@ -66,7 +66,7 @@ def load_base(plan: Plan, folder: RunFolder) -> Any:
     return base
 
 
-def _projector_file(plan: Plan, folder: RunFolder) -> Path | None:
+def _projector_file(plan: SftPlan, folder: RunFolder) -> Path | None:
     """The projector as trained last, apart from one in the adapter; None where none was."""
     if plan.trains == ["projector"]:
         return folder.path / PROJECTOR_FILE
@@ -77,7 +77,7 @@ def _projector_file(plan: Plan, folder: RunFolder) -> Path | None:
     return None
 
 
-def require_result(plan: Plan, folder: RunFolder) -> None:
+def require_result(plan: SftPlan, folder: RunFolder) -> None:
     """Refuse a run whose last training did not end, or ended without a result."""
     if not result_file(plan, folder).is_file():
         raise RefusedError(
@@ -86,14 +86,14 @@ def require_result(plan: Plan, folder: RunFolder) -> None:
         )
 
 
-def result_folder(plan: Plan, folder: RunFolder) -> Path:
+def result_folder(plan: SftPlan, folder: RunFolder) -> Path:
     """Where a run's result lies: adapter/, or model/ where all weights were trained."""
     if plan.trains == ["projector"]:
         return folder.path
     return folder.model if plan.method == "full" else folder.adapter
 
 
-def result_file(plan: Plan, folder: RunFolder) -> Path:
+def result_file(plan: SftPlan, folder: RunFolder) -> Path:
     """The file without which a result is none."""
     if plan.trains == ["projector"]:
         return folder.path / PROJECTOR_FILE
@@ -102,7 +102,7 @@ def result_file(plan: Plan, folder: RunFolder) -> Path:
 
 
 def reload_result(
-    plan: Plan, folder: RunFolder, trainer: Any, row: dict[str, Any]
+    plan: SftPlan, folder: RunFolder, trainer: Any, row: dict[str, Any]
 ) -> dict[str, Any]:
     """Load the result anew and compare its logits with those of the model in memory.
 

@@ -14,7 +14,7 @@ from runner.common.errors import RefusedError
 from runner.engines.sft.inside.model.adapter_config import require_plain_model
 from runner.engines.sft.inside.model.remote_code import remote_code_refused
 from runner.engines.sft.inside.model.tokenizer import first_line, location, unreachable
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 
 
 def precision_dtype(precision: str) -> Any:
@@ -24,7 +24,7 @@ def precision_dtype(precision: str) -> Any:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
-def load_model(plan: Plan) -> Any:
+def load_model(plan: SftPlan) -> Any:
     """The base model as its method trains it; on the CPU but for qlora, the trainer moves it.
 
     lora and prefix take the plan's precision. full takes fp32, since updates of 1e-5 vanish in
@@ -58,7 +58,7 @@ def load_model(plan: Plan) -> Any:
     return model
 
 
-def load_whole(plan: Plan, folder: Path) -> Any:
+def load_whole(plan: SftPlan, folder: Path) -> Any:
     """A whole trained model that lies in `folder`, in the plan's precision, on the CPU.
 
     Raises RefusedError where it can't be loaded.
@@ -82,14 +82,14 @@ def load_whole(plan: Plan, folder: Path) -> Any:
         ) from None
 
 
-def training_device(plan: Plan) -> str:
+def training_device(plan: SftPlan) -> str:
     """The device of this process: "cpu", or the GPU of its local rank."""
     if plan.launch.device == "cpu":
         return "cpu"
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
 
 
-def _quantized(plan: Plan) -> dict[str, Any]:
+def _quantized(plan: SftPlan) -> dict[str, Any]:
     """from_pretrained's options for a quantized base."""
     from transformers import BitsAndBytesConfig
 
@@ -125,7 +125,7 @@ def _keep_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def require_quantization(plan: Plan, device: str) -> None:
+def require_quantization(plan: SftPlan, device: str) -> None:
     """Quantize one small matrix and compute with it, as the run will.
 
     Raises RefusedError with bitsandbytes' own words where that does not work.

@@ -10,7 +10,7 @@ from runner.engines.sft.inside.model.saving import apply_checkpointing
 from runner.jobs.training import TrainingSettings
 
 
-class Recompute(TrainerCallback):
+class ActivationCheckpointingCallback(TrainerCallback):
     """Leaves it to the layers that the settings name; transformers has it switched on in all."""
 
     def __init__(self, training: TrainingSettings) -> None:

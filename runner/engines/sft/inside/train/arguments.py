@@ -7,11 +7,11 @@ import importlib.util
 from typing import Any
 
 from runner.common.errors import RefusedError
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs.folder import RunFolder
 
 
-def training_arguments(plan: Plan, folder: RunFolder, *, has_eval: bool) -> Any:
+def training_arguments(plan: SftPlan, folder: RunFolder, *, has_eval: bool) -> Any:
     """The SFTConfig of one training.
 
     Saving, the best model, early stopping and trackers are ours (milestones, trackers), so the
@@ -91,7 +91,7 @@ def training_arguments(plan: Plan, folder: RunFolder, *, has_eval: bool) -> Any:
     )
 
 
-def require_optimizer(plan: Plan) -> None:
+def require_optimizer(plan: SftPlan) -> None:
     """Refuse an optimizer whose package is not here. Imports nothing."""
     for part in plan.trainings:
         if "8bit" in part.training.optim and importlib.util.find_spec("bitsandbytes") is None:

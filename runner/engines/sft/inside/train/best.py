@@ -35,14 +35,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Standing:
+class EarlyStoppingState:
     """Where a training stands: its best evaluation, and how many in a row were no better."""
 
     best: Evaluation | None
     without_improvement: int
 
 
-def standing(evaluations: Sequence[Evaluation], phase: str, threshold: float) -> Standing:
+def standing(evaluations: Sequence[Evaluation], phase: str, threshold: float) -> EarlyStoppingState:
     """Fold the evaluations of one training, in order.
 
     As in transformers' EarlyStoppingCallback, an evaluation is an improvement where its loss
@@ -58,7 +58,7 @@ def standing(evaluations: Sequence[Evaluation], phase: str, threshold: float) ->
         count = 0 if lowest - found.eval_loss > threshold else count + 1
         if found.eval_loss < lowest:
             best = found
-    return Standing(best, count)
+    return EarlyStoppingState(best, count)
 
 
 def best_saved(
@@ -69,7 +69,7 @@ def best_saved(
     return next((found for found in ranked if found.step in steps), None)
 
 
-def stop_sentence(state: Standing, patience: int | None, threshold: float) -> str | None:
+def stop_sentence(state: EarlyStoppingState, patience: int | None, threshold: float) -> str | None:
     """Why training ends here, for a reader; None where it continues."""
     if patience is None or state.without_improvement < patience:
         return None

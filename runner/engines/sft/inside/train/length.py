@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from runner.engines.sft.inside.train.schedule import count_saves, kept_at_once
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.jobs.training import TrainingSettings
 
 
@@ -39,7 +39,7 @@ class Length:
         )
 
 
-def length_of(plan: Plan, rows: int, eval_rows: int) -> Length:
+def length_of(plan: SftPlan, rows: int, eval_rows: int) -> Length:
     """Steps and checkpoints of one training over `rows` rows, as transformers' Trainer counts."""
     training, processes = plan.training, plan.launch.num_processes
     forward = training.per_device_train_batch_size * processes

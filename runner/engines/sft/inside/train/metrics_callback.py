@@ -15,16 +15,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from runner.common import durable
 from runner.engines.sft.inside.train.loss_check import check_loss
-from runner.engines.sft.inside.train.throughput import Pace
+from runner.engines.sft.inside.train.throughput import Throughput
 from runner.engines.sft.inside.train.trackers import Trackers
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 
 METRICS_SCHEMA_VERSION = 1
 
 
-class Records(TrainerCallback):
+class MetricsCallback(TrainerCallback):
     """metrics.jsonl, one line a logging step, and the end of a run whose loss is impossible.
 
     Args:
@@ -45,7 +45,7 @@ class Records(TrainerCallback):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SftPlan,
         folder: RunFolder,
         resumed_step: int | None,
         *,
@@ -62,7 +62,7 @@ class Records(TrainerCallback):
         self._outside_bytes = outside_bytes
         self._peaks: dict[str, int] = {}
         self._process = psutil.Process()
-        self._pace = Pace()
+        self._pace = Throughput()
         self._learning_rate: float | None = None
         self._evaluated: set[int] = set()
         self._tokens_before = 0

@@ -22,7 +22,7 @@ from runner.engines.sft.inside.model.adapter import (
 )
 from runner.engines.sft.inside.model.trained import result_folder
 from runner.engines.sft.inside.model.weights import precision_dtype
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs.folder import RunFolder
 from runner.runs.recover import staging_of
 
@@ -33,7 +33,7 @@ _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 _INDEX = "model.safetensors.index.json"
 
 
-def ready_to_train(model: Any, plan: Plan) -> Marks:
+def ready_to_train(model: Any, plan: SftPlan) -> Marks:
     """Hold what is trained in fp32 (adapter.keep_full_precision), and note what it is before.
 
     To be called once the trainer has wrapped the model, on every rank, before any checkpoint is
@@ -48,7 +48,7 @@ def ready_to_train(model: Any, plan: Plan) -> Marks:
 
 
 def save_result(
-    trainer: Any, tokenizer: Any, plan: Plan, folder: RunFolder, *, start: Marks, first: bool
+    trainer: Any, tokenizer: Any, plan: SftPlan, folder: RunFolder, *, start: Marks, first: bool
 ) -> dict[str, Any]:
     """Write the trained model's adapter/ or model/: staged, proven, flushed, renamed.
 
@@ -64,7 +64,7 @@ def save_result(
 
 
 def publish_from(
-    checkpoint: Path, tokenizer: Any, plan: Plan, folder: RunFolder, *, start: Marks
+    checkpoint: Path, tokenizer: Any, plan: SftPlan, folder: RunFolder, *, start: Marks
 ) -> dict[str, Any]:
     """Make the model of a checkpoint the run's result, with the same proof; on the first rank.
 
@@ -86,11 +86,11 @@ def require_moved(model: Any, start: Marks) -> None:
         raise RunnerError("training changed nothing: every trained tensor is as it was")
 
 
-def _staging(plan: Plan, folder: RunFolder) -> Path:
+def _staging(plan: SftPlan, folder: RunFolder) -> Path:
     return staging_of(result_folder(plan, folder))
 
 
-def _is_result(name: str, plan: Plan) -> bool:
+def _is_result(name: str, plan: SftPlan) -> bool:
     if plan.method != "full":
         return name in _ADAPTER_FILES
     return name in ("config.json", "generation_config.json", _INDEX) or (
@@ -99,7 +99,7 @@ def _is_result(name: str, plan: Plan) -> bool:
 
 
 def _publish(
-    staging: Path, tokenizer: Any, plan: Plan, folder: RunFolder, start: Marks
+    staging: Path, tokenizer: Any, plan: SftPlan, folder: RunFolder, start: Marks
 ) -> dict[str, Any]:
     tokenizer.save_pretrained(str(staging))
     (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; the plan says it all
@@ -134,7 +134,7 @@ def sums(folder: Path, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _require_trained(weights: list[Path], plan: Plan, start: Marks) -> None:
+def _require_trained(weights: list[Path], plan: SftPlan, start: Marks) -> None:
     """Refuse weights that hold nothing, hold no finite values, or are those of the start.
 
     LoRA starts with every B at zero and changes nothing; whatever else is trained (a prefix, a
@@ -203,7 +203,7 @@ def _mark(tensor: Any) -> int:
     return int(tensor.detach().contiguous().view(kind).sum(dtype=torch.int64))
 
 
-def _round_weights(weights: list[Path], staging: Path, plan: Plan) -> None:
+def _round_weights(weights: list[Path], staging: Path, plan: SftPlan) -> None:
     """A full training's fp32 weights, in the plan's precision: half the size, as bases come."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -228,7 +228,7 @@ def _round_weights(weights: list[Path], staging: Path, plan: Plan) -> None:
     durable.write_json(staging / "config.json", config)
 
 
-def _name_base(config: Path, plan: Plan) -> None:
+def _name_base(config: Path, plan: SftPlan) -> None:
     """Say in adapter_config.json what the adapter is of: a hub id with its revision, or a folder;
     not the place in this machine's cache where the hub's files lie."""
     record = json.loads(config.read_text())

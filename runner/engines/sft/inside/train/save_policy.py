@@ -17,7 +17,7 @@ from runner.common.errors import RunnerError
 from runner.engines.sft.inside.train import best
 from runner.engines.sft.inside.train.best import Evaluation
 from runner.engines.sft.inside.train.schedule import learning_rate_at, saves_at
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.jobs.training import TrainingSettings
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
@@ -43,7 +43,7 @@ class StageSteps(TrainerCallback):
                 lr_scheduler.step()
 
 
-class Milestones(TrainerCallback):
+class SavePolicyCallback(TrainerCallback):
     """Saves, remembers the best evaluation, ends early and holds stages to their learning rates.
 
     Args:
@@ -55,7 +55,7 @@ class Milestones(TrainerCallback):
         stopped_early: why training ended before its last step, a sentence; None where it did not.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, step_offset: int) -> None:
+    def __init__(self, plan: SftPlan, folder: RunFolder, step_offset: int) -> None:
         self._training, self._phase = plan.training, plan.phase
         self._folder = folder
         self._offset = step_offset

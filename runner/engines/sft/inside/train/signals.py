@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from runner.engines.sft.inside.control import Control, Stopped
 
 
-class Requests(TrainerCallback):
+class SignalCallback(TrainerCallback):
     """Saves and stops when Control was asked to, at a step boundary, on all ranks alike.
 
     A single process leaves an evaluation too: RunTrainer.evaluate takes Stopped for the request

@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 
-class Pace:
+class Throughput:
     """Adds up the seconds between the events of a training, by what happened in them.
 
     The time from one event to the next belongs to the later one: what lies before a step's end

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 from runner.common import durable, terminal
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs.folder import RunFolder
 from runner.runs.job_folders import job_folder
 
@@ -112,7 +112,7 @@ class Trackers:
 
 
 def open_trackers(
-    plan: Plan, folder: RunFolder, *, resumed_step: int | None, first: bool
+    plan: SftPlan, folder: RunFolder, *, resumed_step: int | None, first: bool
 ) -> Trackers:
     """The trackers of `plan`, continuing where they were; none on processes but the first.
 
@@ -210,7 +210,7 @@ class Feed:
 class TensorBoard:
     """Event files in tensorboard/; `tensorboard --logdir RUN_FOLDER/tensorboard` shows them."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, resumed_step: int | None) -> None:
+    def __init__(self, plan: SftPlan, folder: RunFolder, resumed_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # steps that are trained again are hidden from the earlier start's file
@@ -232,7 +232,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run in wandb/ (offline; `wandb sync` uploads it), or on the server of the environment."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, run_id: str) -> None:
+    def __init__(self, plan: SftPlan, folder: RunFolder, run_id: str) -> None:
         import wandb
 
         offline = plan.tracking.offline
@@ -270,7 +270,7 @@ class WeightsAndBiases:
 class MLflow:
     """A run in mlruns/ (`mlflow ui --backend-store-uri`), or on the server of the environment."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, names: dict[str, str]) -> None:
+    def __init__(self, plan: SftPlan, folder: RunFolder, names: dict[str, str]) -> None:
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
@@ -301,7 +301,7 @@ class MLflow:
         self._client.set_terminated(self._run_id, status=words[state])
 
 
-def project_of(plan: Plan) -> str:
+def project_of(plan: SftPlan) -> str:
     """The project, or experiment, that a run is logged to; by default the job's name.
 
     Weights & Biases takes none of its own separators in one, nor more than 128 characters.
@@ -311,7 +311,7 @@ def project_of(plan: Plan) -> str:
     return plan.tracking.project or (job if takes else job_folder(job))
 
 
-def _settle_environment(plan: Plan) -> None:
+def _settle_environment(plan: SftPlan) -> None:
     """What the libraries read from the environment when they are imported."""
     # the store of plain files needs no package beside mlflow-skinny, and wants to be asked for
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
@@ -320,7 +320,7 @@ def _settle_environment(plan: Plan) -> None:
         os.environ["WANDB_ERROR_REPORTING"] = "false"
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(plan: SftPlan) -> dict[str, Any]:
     """What of a plan is worth comparing runs by: flat, without places on this machine."""
     flat: dict[str, Any] = {
         "job": plan.job,
@@ -346,7 +346,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     return flat
 
 
-def _names(plan: Plan, folder: RunFolder) -> dict[str, str]:
+def _names(plan: SftPlan, folder: RunFolder) -> dict[str, str]:
     """Under which ids trackers know this run: as an earlier start of it left them, or new ones."""
     record = durable.read_json(folder.trackers)
     known = record.get("names") if isinstance(record, dict) else None

@@ -17,7 +17,7 @@ from runner.common.errors import RefusedError, RunnerError
 from runner.engines.sft.inside.control import STOPPED_EXIT_CODE, Control, Stopped
 from runner.engines.sft.inside.model.trained import PROJECTOR_FILE
 from runner.engines.sft.inside.oom import start_record
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Run:
     """The run that trainings belong to."""
 
-    plan: Plan
+    plan: SftPlan
     folder: RunFolder
     control: Control
     started: float
@@ -44,7 +44,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Place:
+class PhaseContext:
     """Where one training stands among those of its run."""
 
     is_last: bool
@@ -56,7 +56,7 @@ class Place:
     """What an earlier training made of the projector."""
 
 
-def train(plan: Plan, folder: RunFolder, control: Control, *, resume: bool) -> int:
+def train(plan: SftPlan, folder: RunFolder, control: Control, *, resume: bool) -> int:
     """Train `plan` in `folder`, all its trainings in order; the process's exit code.
 
     Raises:
@@ -100,7 +100,7 @@ def _train_all(run: Run, trackers: Any, checkpoint: Path | None, *, resume: bool
             continue
         within = checkpoint if checkpoint and checkpoints.step_of(checkpoint) > before else None
         resumed_step = checkpoints.step_of(within) if within else before
-        place = Place(
+        place = PhaseContext(
             is_last=last,
             steps_before=before,
             resumed_step=resumed_step if resume else None,
@@ -120,7 +120,7 @@ def _train_all(run: Run, trackers: Any, checkpoint: Path | None, *, resume: bool
     return before
 
 
-def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
+def _train_one(plan: SftPlan, run: Run, place: PhaseContext, trackers: Any) -> int | None:
     """One training, with what it leaves written; its steps, or None where it was stopped."""
     folder, control, first = run.folder, run.control, run.first
     from transformers import set_seed
@@ -136,9 +136,9 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     from runner.engines.sft.inside.rows import prepare_rows
     from runner.engines.sft.inside.stack import stack_record
     from runner.engines.sft.inside.train.arguments import training_arguments
-    from runner.engines.sft.inside.train.metrics_callback import Records
+    from runner.engines.sft.inside.train.metrics_callback import MetricsCallback
     from runner.engines.sft.inside.train.result import ready_to_train
-    from runner.engines.sft.inside.train.signals import Requests
+    from runner.engines.sft.inside.train.signals import SignalCallback
     from runner.engines.sft.inside.train.trainer import RunTrainer
 
     control.enter("loading")
@@ -163,7 +163,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
 
         load_projector(model, place.projector)
     control.stop_if_asked()
-    records = Records(
+    records = MetricsCallback(
         plan,
         folder,
         place.resumed_step,
@@ -177,7 +177,7 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
         model=model,
         args=arguments,
         peft_config=trainable_setup(model, plan),
-        callbacks=[records, Requests(control)],
+        callbacks=[records, SignalCallback(control)],
         **inputs,
     )
     trainer.prepare_run(plan, folder, step_offset=place.steps_before, plan_hash=run.plan.hash)
@@ -251,12 +251,12 @@ def _train_one(plan: Plan, run: Run, place: Place, trackers: Any) -> int | None:
     return steps
 
 
-def _hashes_folder(folder: RunFolder, plan: Plan) -> Path:
+def _hashes_folder(folder: RunFolder, plan: SftPlan) -> Path:
     """Where the hashes of a training's rows lie: the last one's in the run folder itself."""
     return folder.row_hashes / plan.phase if plan.phase else folder.row_hashes
 
 
-def _inputs(plan: Plan, tokenizer: Any, rows: Any) -> dict[str, Any]:
+def _inputs(plan: SftPlan, tokenizer: Any, rows: Any) -> dict[str, Any]:
     """RunTrainer's arguments that say what goes in: rows, tokenizer, how they become batches."""
     train, held_out = rows.train, rows.eval
     inputs: dict[str, Any] = {"processing_class": tokenizer}
@@ -276,7 +276,7 @@ def _inputs(plan: Plan, tokenizer: Any, rows: Any) -> dict[str, Any]:
 
 
 def _save(
-    trainer: Any, tokenizer: Any, plan: Plan, run: Run, place: Place, start: Marks
+    trainer: Any, tokenizer: Any, plan: SftPlan, run: Run, place: PhaseContext, start: Marks
 ) -> dict[str, Any]:
     """Write what this training made: the run's result, or what the next training needs."""
     from runner.engines.sft.inside.train.result import publish_from, require_moved, save_result
@@ -300,13 +300,13 @@ def _save(
     return publish_from(best, tokenizer, plan, folder, start=start)
 
 
-def _staged_phase(plan: Plan, folder: RunFolder) -> Path:
+def _staged_phase(plan: SftPlan, folder: RunFolder) -> Path:
     staging = folder.phases / f".{plan.phase}"
     folder.make_folder(staging)
     return staging
 
 
-def _close_phase(plan: Plan, folder: RunFolder, result: dict[str, Any]) -> None:
+def _close_phase(plan: SftPlan, folder: RunFolder, result: dict[str, Any]) -> None:
     """Publish an earlier training's folder whole: from then on a resume starts behind it."""
     staging, final = _staged_phase(plan, folder), folder.phase(plan.phase)
     folder.write_json(staging / "result.json", result)
@@ -315,7 +315,7 @@ def _close_phase(plan: Plan, folder: RunFolder, result: dict[str, Any]) -> None:
     folder.move(staging, final)
 
 
-def _dry_run(trainer: Any, run: Run, place: Place) -> None:
+def _dry_run(trainer: Any, run: Run, place: PhaseContext) -> None:
     """Everything but training: optimizer, schedule, and the first batch once through the model."""
     import torch
 
@@ -352,7 +352,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _planned_steps(plan: Plan, trainer: Any) -> int:
+def _planned_steps(plan: SftPlan, trainer: Any) -> int:
     """Steps of this training, as the trainer will count them from its rows."""
     if plan.training.max_steps is not None:
         return plan.training.max_steps
@@ -378,7 +378,7 @@ def _resume_point(folder: RunFolder, *, say: bool) -> Path | None:
     return checkpoint
 
 
-def _ready_torch(plan: Plan) -> int | None:
+def _ready_torch(plan: SftPlan) -> int | None:
     """Process-wide settings that must stand before the first tensor; the bytes on the GPU that
     torch's cap leaves for what is outside of torch, None without a cap.
     """
@@ -417,7 +417,7 @@ def _ready_torch(plan: Plan) -> int | None:
     return set_cap(limit, local, plan.launch.num_processes)
 
 
-def _require_launch(plan: Plan, trainer: Any) -> None:
+def _require_launch(plan: SftPlan, trainer: Any) -> None:
     """Refuse to train in another way than the plan says: libraries fall back without a word."""
     accelerator = trainer.accelerator
     processes, kind = accelerator.num_processes, str(accelerator.distributed_type.value)

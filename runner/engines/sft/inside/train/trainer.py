@@ -26,13 +26,13 @@ from runner.engines.sft.inside.model.adapter import (
 )
 from runner.engines.sft.inside.model.adapter_config import CONFIG, require_plain_adapter
 from runner.engines.sft.inside.pickles import deepspeed_states, unloadable
-from runner.engines.sft.inside.train.activation_checkpointing import Recompute
+from runner.engines.sft.inside.train.activation_checkpointing import ActivationCheckpointingCallback
 from runner.engines.sft.inside.train.best import best_checkpoint
-from runner.engines.sft.inside.train.metrics_callback import Records
+from runner.engines.sft.inside.train.metrics_callback import MetricsCallback
 from runner.engines.sft.inside.train.rng import kept_random_state
-from runner.engines.sft.inside.train.save_policy import Milestones, StageSteps
+from runner.engines.sft.inside.train.save_policy import SavePolicyCallback, StageSteps
 from runner.engines.sft.inside.train.schedule import learning_rate_at
-from runner.engines.sft.plan import Plan
+from runner.engines.sft.plan import SftPlan
 from runner.jobs.training import TrainingSettings
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
@@ -51,16 +51,21 @@ class RunTrainer(SFTTrainer):
     control: Any
     _longest_first = False
     _training: TrainingSettings | None = None
-    _milestones: Milestones | None = None
+    _milestones: SavePolicyCallback | None = None
     _step_offset = 0
     _phase = ""
     _plan_hash: str | None = None
-    _plan: Plan | None = None
+    _plan: SftPlan | None = None
     _gone_on_from: Path | None = None
     _operations_per_token: int | None = None
 
     def prepare_run(
-        self, plan: Plan, folder: RunFolder, *, step_offset: int = 0, plan_hash: str | None = None
+        self,
+        plan: SftPlan,
+        folder: RunFolder,
+        *,
+        step_offset: int = 0,
+        plan_hash: str | None = None,
     ) -> None:
         """Train by `plan`: its stages, its saves, its best model, its early end.
 
@@ -73,10 +78,10 @@ class RunTrainer(SFTTrainer):
         self._plan, self._training, self._phase = plan, plan.training, plan.phase
         self._longest_first = plan.variant == "smoke"
         self._step_offset, self._plan_hash = step_offset, plan_hash
-        self._milestones = Milestones(plan, folder, step_offset)
+        self._milestones = SavePolicyCallback(plan, folder, step_offset)
         self.callback_handler.callbacks.insert(0, StageSteps(plan.training))
         self.add_callback(self._milestones)
-        self.add_callback(Recompute(plan.training))
+        self.add_callback(ActivationCheckpointingCallback(plan.training))
 
     @property
     def stopped_early(self) -> str | None:
@@ -276,7 +281,7 @@ class RunTrainer(SFTTrainer):
     def _facts(self, step: int) -> dict[str, Any]:
         """What a checkpoint's seal says of it; a resumed run continues from these."""
         callbacks = self.callback_handler.callbacks
-        records = next((known for known in callbacks if isinstance(known, Records)), None)
+        records = next((known for known in callbacks if isinstance(known, MetricsCallback)), None)
         return {
             "step": step,
             "phase": self._phase,

@@ -30,12 +30,12 @@ from runner.engines.sft.inside.model.vision.config import (
     vocabulary_with,
     whole_config,
 )
-from runner.engines.sft.plan import Plan, PlannedModel
+from runner.engines.sft.plan import PlannedModel, SftPlan
 
 LANGUAGE_MODEL = r"model\.language_model\."
 
 
-def load_vision_model(plan: Plan, dtype: Any) -> Any:
+def load_vision_model(plan: SftPlan, dtype: Any) -> Any:
     """The plan's image-text model in `dtype`, on the CPU, its tower frozen.
 
     A stand-in or a LLaVA checkpoint is loaded whole. Else language model and tower come from their
@@ -58,7 +58,7 @@ def load_vision_model(plan: Plan, dtype: Any) -> Any:
     return model
 
 
-def vision_model_on_meta(plan: Plan) -> Any:
+def vision_model_on_meta(plan: SftPlan) -> Any:
     """The same architecture on the meta device, for exact parameter counts without weights."""
     import torch
     from transformers import LlavaForConditionalGeneration
@@ -104,7 +104,7 @@ def freeze_tower(model: Any) -> None:
     tower.forward = torch.no_grad()(tower.forward)
 
 
-def _load_whole(plan: Plan, dtype: Any) -> Any:
+def _load_whole(plan: SftPlan, dtype: Any) -> Any:
     from transformers import LlavaForConditionalGeneration
 
     where, options = place(plan.model)
@@ -112,7 +112,7 @@ def _load_whole(plan: Plan, dtype: Any) -> Any:
     return _loaded(LlavaForConditionalGeneration, plan.model, "model", where, dtype, options)
 
 
-def _compose(plan: Plan, dtype: Any) -> Any:
+def _compose(plan: SftPlan, dtype: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, CLIPVisionModel, LlavaForConditionalGeneration
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector

@@ -11,14 +11,14 @@ from typing import Any
 from runner.common.errors import RefusedError, RunnerError
 from runner.engines.sft.inside.model.remote_code import remote_code_refused
 from runner.engines.sft.inside.model.tokenizer import IMAGE_TOKEN, add_image_token
-from runner.engines.sft.plan import Plan, PlannedModel, PlannedVision
+from runner.engines.sft.plan import PlannedModel, PlannedVision, SftPlan
 
 VOCABULARY_MULTIPLE = 64
 """A vocabulary that has to grow, grows to a multiple of this, as matrix units want it; llava-hf's
 own conversion pads to 64 too."""
 
 
-def vision_config(plan: Plan) -> Any:
+def vision_config(plan: SftPlan) -> Any:
     """The LlavaConfig of the plan's model: the checkpoint's own, or composed of two configs.
 
     Raises RefusedError where the configs can't be had, or the plan's settings don't fit them.
@@ -34,7 +34,7 @@ def vision_config(plan: Plan) -> Any:
     )
 
 
-def is_whole(plan: Plan) -> bool:
+def is_whole(plan: SftPlan) -> bool:
     """Whether the plan's model is one checkpoint with tower and projector in it."""
     if plan.model.kind == "standin":
         return True
@@ -49,12 +49,12 @@ def image_tokens(model_or_config: Any) -> int:
     return patches + (config.vision_feature_select_strategy == "full")
 
 
-def image_tokens_of(plan: Plan) -> int:
+def image_tokens_of(plan: SftPlan) -> int:
     """`image_tokens` of the plan's model, from configs alone."""
     return image_tokens(vision_config(plan))
 
 
-def compose_config(plan: Plan, text: Any, tower: Any, token: int) -> Any:
+def compose_config(plan: SftPlan, text: Any, tower: Any, token: int) -> Any:
     """The LlavaConfig of a language model behind a CLIP tower, "<image>" being token `token`.
 
     Raises RefusedError where the plan's settings do not fit the tower.
@@ -74,7 +74,7 @@ def place(model: PlannedModel) -> tuple[str, dict[str, Any]]:
     return model.id, {"revision": model.revision} if model.revision else {}
 
 
-def whole_or_tower(plan: Plan) -> PlannedModel:
+def whole_or_tower(plan: SftPlan) -> PlannedModel:
     """The checkpoint that the image tower is in."""
     return plan.model if is_whole(plan) else planned_vision(plan).model
 
@@ -90,7 +90,7 @@ def unreachable(model: PlannedModel, error: Exception, field: str) -> RefusedErr
     )
 
 
-def load_auto_config(plan: Plan, model: PlannedModel, field: str = "model") -> Any:
+def load_auto_config(plan: SftPlan, model: PlannedModel, field: str = "model") -> Any:
     from transformers import AutoConfig
 
     where, options = place(model)
@@ -102,13 +102,13 @@ def load_auto_config(plan: Plan, model: PlannedModel, field: str = "model") -> A
         raise unreachable(model, error, field) from None
 
 
-def planned_vision(plan: Plan) -> PlannedVision:
+def planned_vision(plan: SftPlan) -> PlannedVision:
     if plan.vision is None:
         raise RunnerError("the plan has no image tower")
     return plan.vision
 
 
-def whole_config(plan: Plan) -> Any:
+def whole_config(plan: SftPlan) -> Any:
     vision, config = planned_vision(plan), load_auto_config(plan, plan.model)
     said = {
         "vision_feature_layer": vision.feature_layer,
@@ -145,7 +145,7 @@ def whole_config(plan: Plan) -> Any:
     return config
 
 
-def text_config(plan: Plan) -> Any:
+def text_config(plan: SftPlan) -> Any:
     config = load_auto_config(plan, plan.model)
     if config.get_text_config() is not config:
         raise RefusedError(
@@ -156,11 +156,11 @@ def text_config(plan: Plan) -> Any:
     return config
 
 
-def clip_tower_config(plan: Plan) -> Any:
+def clip_tower_config(plan: SftPlan) -> Any:
     return _clip_tower(plan, load_auto_config(plan, planned_vision(plan).model, "vision.model"))
 
 
-def _clip_tower(plan: Plan, config: Any) -> Any:
+def _clip_tower(plan: SftPlan, config: Any) -> Any:
     from transformers import CLIPVisionConfig
 
     model = planned_vision(plan).model
@@ -203,7 +203,7 @@ def join_configs(vision: PlannedVision, text: Any, tower: Any, token: int) -> An
     return config
 
 
-def image_token_id(plan: Plan) -> int:
+def image_token_id(plan: SftPlan) -> int:
     from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 
     tokenizer, _ = load_tokenizer(plan)
