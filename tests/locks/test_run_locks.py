@@ -119,12 +119,12 @@ def test_gpu_leases_are_refused_on_a_real_one(machines: tuple[Path, Path]) -> No
 
 
 def test_doctor_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.machine.doctor.leases import describe, leases
+    from runner.machine.doctor.leases import judge_leases, read_leases
 
     monkeypatch.setenv("RUNNER_LEASES", str(tmp_path / "leases"))
-    assert describe(leases())[0] == "ok"
+    assert judge_leases(read_leases())[0] == "ok"
     monkeypatch.setattr(file_systems, "type_number", lambda _: NFS)
-    status, text, fix = describe(leases())
+    status, text, fix = judge_leases(read_leases())
     assert status == "problem" and "is on NFS" in text
     assert fix is not None and "RUNNER_LEASES" in fix
 
