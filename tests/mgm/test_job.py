@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runner.cli.smoke import smoke_jobs
 from runner.common.errors import RunnerError
 from runner.engines.load import load_job
 from runner.engines.mgm.run_plan import MgmPlan
@@ -18,7 +16,6 @@ from runner.engines.mgm.smoke import STAND_IN, checked_flags
 from runner.engines.render import read_any_plan, render
 from runner.engines.resolve import make_any_plan
 from runner.launch.resume import latest_of
-from runner.launch.train import ready_smoke
 from runner.plans.base import Plan
 from runner.runs.create import create_run
 from runner.runs.folder import RunFolder
@@ -112,8 +109,8 @@ def test_the_smoke_without_the_toolkit_says_what_it_did_instead(
     cli: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That the stand-in trains is tried by tests/runs with all other jobs: here nothing does."""
-    # the commands have the modules' names
-    smoke, train = (sys.modules[each.__module__] for each in (smoke_jobs, ready_smoke))
+    from runner.launch import plan as planning
+    from runner.launch import smoke
 
     def ended(folder: RunFolder, plan: Plan, *_: object, **__: object) -> int:
         end = {"schema_version": 1, "reason": "completed", "exit_code": 0, "message": "all done"}
@@ -121,7 +118,7 @@ def test_the_smoke_without_the_toolkit_says_what_it_did_instead(
         folder.write_json(folder.engine_result, {"checks": {"reload": {"loaded": True}}})
         return 0
 
-    monkeypatch.setattr(train, "make_stand_in", lambda *_: None)
+    monkeypatch.setattr(planning, "make_stand_in", lambda *_: None)
     monkeypatch.setattr(smoke, "predict_smoke", lambda *_: None)
     monkeypatch.setattr(smoke, "keep_measurement", lambda *_: None)
     monkeypatch.setattr(smoke, "start_and_follow", ended)
