@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from runner.cli.check import check_job
+from runner.engines.sft.engine import SftEngine
 from runner.engines.sft.inside.memory import footprint as measuring
 from runner.engines.sft.inside.memory import predict as predicting
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint, footprint
@@ -21,6 +22,7 @@ from runner.engines.sft.inside.memory.predict import predict
 from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.memory.ask import ASSUMED_NOTE, Batch, predicted
 from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_formats
+from runner.launch import plan as planning
 from runner.vram.allocator import LIBC_MAPPED_BYTES, LIBC_SHARE, libc_holds
 from runner.vram.calibration import CPU_SCHEMA_VERSION, Measured, apply, correction, matching
 from runner.vram.prediction import LIBRARIES, Prediction, TrainingMemory
@@ -294,8 +296,8 @@ def test_a_check_says_one_thing_of_a_budget_that_a_cpu_run_is_predicted_over(
     found = {"disk_bytes": 0, "warnings": [], "notes": [], "trainings": [], "memory": memory}
     check = sys.modules[check_job.__module__]  # the package has a command of that name
     monkeypatch.setattr(check, "survey", lambda *_: found)
-    monkeypatch.setattr(check, "require_training_stack", lambda *_: None)
-    monkeypatch.setattr(check, "fetch_missing", lambda *_: False)
+    monkeypatch.setattr(SftEngine, "require_packages", lambda *_: None)
+    monkeypatch.setattr(planning, "fetch_missing", lambda *_: False)
     words = ["check", "job.yaml", "--set", f"budget.host_memory={budget}"]
     answer = run_cli(*words)
     assert answer.code == 0, answer.err
