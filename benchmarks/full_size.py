@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.common import staged_folder
 from runner.engines.sft.inside.model.configs import bundled
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -127,14 +126,10 @@ def write(name: str, model: FullSize, out: Path) -> Path:
     import torch
     from transformers import CLIPImageProcessorPil, set_seed
 
-    from runner.engines.sft.inside.model import standin
-
     folder = out / name
     if (folder / "config.json").is_file():
         return folder
-    out.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))
-    try:
+    with staged_folder.staged(folder, existing="keep") as staging:
         set_seed(20260101)
         made = built(model, "cuda" if torch.cuda.is_available() else "cpu").cpu()
         if made.config.model_type == "clip_vision_model":
@@ -150,9 +145,6 @@ def write(name: str, model: FullSize, out: Path) -> Path:
                 setattr(made.generation_config, key, getattr(tokenizer, key))
             tokenizer.save_pretrained(str(staging))
         made.save_pretrained(str(staging), max_shard_size="5GB")
-        standin.publish(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 

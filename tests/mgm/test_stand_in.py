@@ -25,7 +25,7 @@ def made(*sets: str, steps: int = 5) -> SftPlan:
     loaded = load_job(JOB, ["launch.device=cpu", *sets])
     plan, _, why = smoke_plan(loaded, steps)
     assert isinstance(plan, MgmPlan) and why is not None
-    return stand_in(loaded, plan, why, steps)[0]
+    return stand_in(loaded, plan, why, steps, load_job)[0]
 
 
 def test_lora_lengths_and_rates_are_the_jobs() -> None:

@@ -22,6 +22,7 @@ PATCHED = """
 import sys
 from runner.common.errors import RefusedError
 from runner.runs.outcome import Outcome, Reason
+from runner.engines.sft.engine import SftEngine
 from runner.supervisor import run
 from runner.supervisor.__main__ import main
 started = []
@@ -32,7 +33,7 @@ def attempt(folder, plan, *_, **__):
                    ended_unix_seconds=2.0)
 run.attempt = attempt
 run.advise = lambda *_: ()
-run.recovery.next_plan = lambda plan, outcome, _: (
+SftEngine.step_down = lambda _, plan, outcome, folder: (
     (plan, "a smaller batch") if outcome.reason is Reason.CUDA_OOM else None)
 sys.exit(main())
 """
