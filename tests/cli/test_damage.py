@@ -133,7 +133,7 @@ def place(
     """A copy of it in the current folder, where nothing is started and nobody waited for."""
     shutil.copytree(made.root, tmp_path / "runs")
     monkeypatch.setattr(runner.cli, "app", typer.main.get_command(runner.cli.app))
-    reproduce = importlib.import_module("runner.cli.reproduce")
+    reproduce = importlib.import_module("runner.launch.reproduce")
     monkeypatch.setattr(reproduce, "start_and_follow", lambda *_, **__: 0)
     monkeypatch.setattr("runner.launch.wait.START_SECONDS", 0.0)
     monkeypatch.setattr("runner.launch.wait.POLL_SECONDS", 0.01)

@@ -12,6 +12,7 @@ from runner.engines.load import load_job
 from runner.engines.render import render
 from runner.engines.sft.facts import gather
 from runner.engines.sft.plan import SftPlan
+from runner.engines.sft.recovery import next_plan
 from runner.engines.sft.resolve import make_plan
 from runner.launch.reproduce import _recovered
 from runner.provenance.manifest import read_manifest, sha256_of
@@ -53,7 +54,7 @@ def over_budget(steps: int) -> Outcome:
 
 
 def recovered(folder: RunFolder, plan: SftPlan, outcome: Outcome) -> SftPlan:
-    found = recovery.next_plan(plan, outcome, folder)
+    found = next_plan(plan, outcome, folder)
     assert found is not None
     recovery.put_in_place(folder, found[0], plan, outcome)
     return found[0]

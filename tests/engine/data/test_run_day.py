@@ -12,10 +12,10 @@ import pytest
 from runner.data.template import settings_for
 from runner.engines.load import load_job
 from runner.engines.render import read_plan
+from runner.engines.sft import facts
 from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import make_plan
 from runner.launch.resume import plan_for
-from runner.plans import facts
 from runner.plans.plan_file import plan_yaml
 from runner.provenance.compare import settings_of
 from runner.runs.folder import RunFolder

@@ -33,14 +33,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.common import durable, terminal
+from runner.common import durable, staged_folder, terminal
 from runner.engines.sft.inside.control import STOPPED_EXIT_CODE, Control
 from runner.engines.sft.inside.train.loss_check import NonFiniteLoss
 from runner.engines.sft.inside.train.schedule import learning_rate_at, saves_at
 from runner.engines.sft.plan import SftPlan
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
-from runner.runs.recover import replaced_of, staging_of
+from runner.runs.recover import staging_of
 from tests.support.stub_trainer.survey import steps_of
 
 STATE_FILE = "state.json"
@@ -251,7 +251,7 @@ class _Training:
         header = json.dumps({"stub.lora_B.weight": shape}).encode()
         content = struct.pack("<Q", len(header)) + header + packed
         (staging / "adapter_model.safetensors").write_bytes(content)
-        durable.replace_folder(staging, target, replaced_of(target))
+        staged_folder.replace(staging, target, staged_folder.replaced_of(target))
         digest = hashlib.sha256(content).hexdigest()
         return {"folder": target.name, "sha256": digest, "size_bytes": len(content)}
 
