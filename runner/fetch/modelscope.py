@@ -37,7 +37,7 @@ def fetch_model(
         RefusedError: the client is not installed, no safetensors, too little room, wrong content.
         Exception: of the client (see runner.fetch.refusals).
     """
-    api = client()
+    api = make_client()
     folder = modelscope_folder(identity, revision)
     listed = _listing(api, identity, "model", revision)
     what = f"{identity}@{revision or 'master'}"
@@ -69,7 +69,7 @@ def fetch_data_files(
 
     Raises: as fetch_model.
     """
-    api = client()
+    api = make_client()
     rest = urllib.parse.quote(revision or "master", safe="")
     folder = cache_folder() / "modelscope" / "datasets" / identity.replace("/", "--") / rest
     listed = _listing(api, identity, "dataset", revision)
@@ -88,7 +88,7 @@ def fetch_data_files(
     return folder, named, files, came
 
 
-def client() -> Any:
+def make_client() -> Any:
     """ModelScope's client. Raises RefusedError where it is not installed."""
     os.environ.setdefault("MODELSCOPE_LOG_LEVEL", "CRITICAL")
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would be drawn over ours

@@ -415,7 +415,7 @@ def test_modelscope_without_its_client_says_what_to_install(
 
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     with pytest.raises(RefusedError) as caught:
-        modelscope.client()
+        modelscope.make_client()
     assert "pip install 'runner[modelscope]'" in (caught.value.hint or "")
 
 

@@ -65,7 +65,7 @@ class Measured:
     value: float
 
 
-def measured(snapshot: Snapshot) -> Iterator[Measured]:
+def metrics_of(snapshot: Snapshot) -> Iterator[Measured]:
     """All samples of a report; what is unknown is left out."""
     yield Measured("runner_monitor_report_time_seconds", (), snapshot.time_unix_seconds)
     for device in snapshot.devices:
@@ -155,7 +155,7 @@ class _Collector:
 
         snapshot = self._current()
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-        for one in measured(snapshot) if snapshot is not None else ():
+        for one in metrics_of(snapshot) if snapshot is not None else ():
             if one.name not in families:
                 labels, meaning = FAMILIES[one.name]
                 kind = CounterMetricFamily if one.name.endswith("_total") else GaugeMetricFamily

@@ -25,7 +25,7 @@ from runner.engines.render import read_plan
 from runner.engines.sft.inside.evaluate.generate import Generated, Greedy
 from runner.engines.sft.inside.evaluate.thinking import ThinkMarks, part_thinking, thinking_line
 from runner.engines.sft.inside.quiet import silence_libraries
-from runner.engines.sft.inside.subjects import Active, load_subjects, placed
+from runner.engines.sft.inside.subjects import Active, load_subjects, on_available_device
 from runner.engines.sft.plan import SftPlan
 from runner.runs.folder import RunFolder
 
@@ -52,7 +52,7 @@ class Talker:
         self._system = plan.data.system
         self._allows_special = plan.data.special_tokens == "allow"
         self.tokenizer, self.notes = load_tokenizer(plan)
-        there = placed(plan)
+        there = on_available_device(plan)
         if there is not plan:
             self.notes.append("answering on CPU: no GPU is to be had now")
         self.speakers = [

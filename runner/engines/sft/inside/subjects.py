@@ -26,7 +26,7 @@ class Subject:
     active: Active = nullcontext
 
 
-def placed(plan: SftPlan) -> SftPlan:
+def on_available_device(plan: SftPlan) -> SftPlan:
     """The plan on the device that there is: itself, or one on the CPU where no GPU is to be had."""
     import torch
 

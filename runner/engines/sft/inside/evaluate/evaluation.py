@@ -34,7 +34,7 @@ from runner.engines.sft.inside.evaluate.tasks import (
 from runner.engines.sft.inside.model.limits import require_measurable
 from runner.engines.sft.inside.model.tokenizer import load_tokenizer
 from runner.engines.sft.inside.model.trained import result_file
-from runner.engines.sft.inside.subjects import Subject, load_subjects, placed
+from runner.engines.sft.inside.subjects import Subject, load_subjects, on_available_device
 from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.render import model_line
 from runner.jobs.training import EvaluationSettings
@@ -84,7 +84,7 @@ def evaluate(request: Request, whole: SftPlan, folder: EvaluationFolder, state: 
     tokenizer, more = load_tokenizer(plan)
     greedy = greedy_of(tokenizer, settings)
     asked = settle_task(question, settings, greedy)
-    wanted, plan = plan, placed(plan)
+    wanted, plan = plan, on_available_device(plan)
     if plan is not wanted:
         asked.notes.append("measured on CPU: the plan says cuda, and no GPU is to be had now")
     rows = asked.rows
