@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from runner.provenance.environment import decides
 from tests.conftest import Answer, run_cli
-from tests.runs.conftest import Finished, Workplace
+from tests.support.workplace import Finished, Workplace
 
 DATA = Path(__file__).with_name("data")
 MADE_IN, MADE_BY = "/home/ada/work", "/home/ada/venv/bin/python"
@@ -77,6 +78,8 @@ def unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unpack]:
         if not moved:
             _rewrite(folder)
         monkeypatch.chdir(folder)
+        for name in [name for name in os.environ if decides(name)]:
+            monkeypatch.delenv(name)  # an engine in this process has set it
         settings = {
             "RUNNER_CACHE": tmp_path / "cache",
             "RUNNER_STATE": tmp_path / "state",

@@ -42,6 +42,7 @@ def test_a_plan_uses_what_its_method_optimizer_launch_and_trackers_need(plan: Sf
 
 
 @pytest.mark.slow
+@pytest.mark.e2e
 def test_the_stack_imports_nothing_of_what_is_left_out_and_else_all_as_before() -> None:
     pytest.importorskip("trl")
     pytest.importorskip("bitsandbytes")

@@ -123,6 +123,7 @@ def runner(tmp_path: Path) -> Any:
     return call
 
 
+@pytest.mark.e2e
 def test_an_engine_of_one_file_goes_the_whole_way(runner: Any, tmp_path: Path) -> None:
     assert "toy        4 lines" in runner("check", "toy.yaml")
     assert "step" in runner("render", "toy.yaml")

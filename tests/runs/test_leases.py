@@ -268,6 +268,7 @@ def contend(book: Path, seed: int, rounds: int, said: Any) -> None:
     said.put(got)
 
 
+@pytest.mark.e2e
 def test_of_many_processes_at_once_no_two_get_one_card_and_the_killed_free_theirs(
     tmp_path: Path,
 ) -> None:

@@ -20,16 +20,16 @@ from tests.support.cost import (
 
 pytest_plugins = ["pytester"]
 
-DEAR = Cost("tests/a/test_x.py::test_one", 6.0, ())
+DEAR = Cost("tests/a/test_x.py::test_one", 8.0, ())
 LARGER = [Cost(f"tests/a/test_x.py::test_{mark}", 60.0, (mark,)) for mark in
           ("e2e", "container", "soak")]  # fmt: skip
 
 
 def test_only_unit_tests_have_a_limit() -> None:
-    cheap = Cost("tests/a/test_x.py::test_two", 5.0, ("unit",))
+    cheap = Cost("tests/a/test_x.py::test_two", 7.4, ("unit",))
     first = Cost("tests/a/test_x.py::test_three", 5.0 + TORCH_SECONDS, (TORCH,))
     assert too_dear([DEAR, cheap, first, *LARGER], []) == [DEAR]
-    more = Cost("tests/a/test_x.py::test_four", 5.1 + TORCH_SECONDS, (TORCH,))
+    more = Cost("tests/a/test_x.py::test_four", 7.6 + TORCH_SECONDS, (TORCH,))
     assert too_dear([DEAR, more], []) == [more, DEAR]
 
 
@@ -58,19 +58,19 @@ def test_every_exception_has_a_reason_and_names_something(tmp_path: Path) -> Non
 def test_the_table_adds_up() -> None:
     lines = table([DEAR, *LARGER, Cost("tests/test_loose.py::test_it", 1.0, ())])
     assert lines[2:] == [
-        "| `tests/a` | 4 | 186 | 180 |",
+        "| `tests/a` | 4 | 188 | 180 |",
         "| `tests` | 1 | 1 | 0 |",
-        "| all | 5 | 187 | 180 |",
+        "| all | 5 | 189 | 180 |",
     ]
 
 
 def test_a_file_of_costs_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "costs.jsonl"
-    told = [[DEAR.test, 2.0, []], [DEAR.test, 6.0, []], [LARGER[0].test, 60.0, ["e2e"]]]
+    told = [[DEAR.test, 2.0, []], [DEAR.test, 8.0, []], [LARGER[0].test, 60.0, ["e2e"]]]
     path.write_text("".join(json.dumps(line) + "\n" for line in told))
     assert read_costs(path) == [DEAR, LARGER[0]]
     assert main([str(path)]) == 1
-    assert f"6.0 CPU-seconds  {DEAR.test}" in capsys.readouterr().err
+    assert f"8.0 CPU-seconds  {DEAR.test}" in capsys.readouterr().err
     path.write_text(json.dumps(told[0]) + "\n")
     assert main([str(path)]) == 0
 

@@ -6,10 +6,11 @@ A pytest plugin (registered in tests/conftest.py; workers of xdist report to the
     pytest --cost-file FILE         add a JSON line a test: [id, seconds, marks]
 
 and a check of such a file, for the lint step of a whole run: `python -m tests.support.cost FILE`.
-Either fails where a test that is marked neither e2e, container nor soak took over 5 CPU-seconds
-and is not in unit_exceptions.txt. Counted are this process and the children that it, or they,
-waited for: of a process that was left to itself (a detached run) nothing is known, and tests that
-start one are marked. CPU-seconds hardly depend on what else a machine does, wall times do.
+Either fails where a test that is marked neither e2e, container nor soak surely took over 5
+CPU-seconds (7.5 as measured) and is not in unit_exceptions.txt. Counted are this process and the
+children that it, or they, waited for: of a process that was left to itself (a detached run) nothing
+is known, and tests that start one are marked. CPU-seconds hardly depend on what else a machine
+does, wall times do.
 
 A test pays for the fixtures that others share, if it comes first. For the import of torch, which
 any test may be the first to need, it has TORCH_SECONDS more.
@@ -32,6 +33,8 @@ from pathlib import Path
 import pytest
 
 UNIT_SECONDS = 5.0
+SPREAD = 1.5
+"""By how much a test can be measured dearer than it is: a busy machine's caches are others'."""
 TORCH_SECONDS = 25.0
 """torch, transformers, trl and peft take 14; what some tests import with them, some more."""
 TORCH = "imports torch"
@@ -56,7 +59,8 @@ class Cost:
 
     @property
     def limit_seconds(self) -> float:
-        return UNIT_SECONDS + (TORCH_SECONDS if TORCH in self.marks else 0.0)
+        """What it may be measured at: the limit, and how far measurements of one test lie apart."""
+        return SPREAD * UNIT_SECONDS + (TORCH_SECONDS if TORCH in self.marks else 0.0)
 
 
 def cpu_seconds() -> float:

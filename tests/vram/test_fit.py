@@ -175,7 +175,7 @@ def test_apply_copies_a_packaged_job_once(
     place: Path, fitted: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """runner's own jobs are not edited: the copy lies under ./jobs, and is never overwritten."""
-    import runner.cli.fit as module
+    import runner.launch.fit as module
 
     packaged = tmp_path / "packaged"
     packaged.mkdir()
