@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.containers import FIXTURES as OF_CONTAINERS
 from tests.support.containers import bench  # noqa: F401 - fixtures, as the next ones
+from tests.support.soaking import IS_SOAK
 from tests.testbed.docker import docker_daemon, gpu_daemon, train_image  # noqa: F401
 
 pytest_plugins = ["tests.support.cost"]
@@ -57,9 +58,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest starts first: the last file to end is the one all wait for."""
-    soaks = os.environ.get("RUNNER_SOAK") == "1"
     for item in items:
-        if item.get_closest_marker("soak") and not soaks:
+        if item.get_closest_marker("soak") and not IS_SOAK:
             item.add_marker(pytest.mark.skip(reason="a soak: ./just soak, or RUNNER_SOAK=1"))
         if OF_CONTAINERS & set(getattr(item, "fixturenames", ())):
             item.add_marker("container")

@@ -30,7 +30,7 @@ from runner.engines.sft.job import SftJob
 from runner.jobs.fields import all_fields
 from runner.jobs.load import LoadedJob
 from tests.conftest import REPOSITORY, Answer, run_cli
-from tests.security.soak import examples
+from tests.support.soaking import examples
 
 JOBS = REPOSITORY / "jobs"
 MODEL = "model: builtin:smollm2-135m-instruct\n"

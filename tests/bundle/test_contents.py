@@ -37,7 +37,7 @@ from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.test_any_plan import any_plan
-from tests.security.soak import examples
+from tests.support.soaking import examples
 from tests.test_render import on_cpu
 
 END = Outcome(Reason.FAILED, 1, "it was only begun", started_unix_seconds=1, ended_unix_seconds=2)

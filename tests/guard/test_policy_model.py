@@ -31,7 +31,7 @@ from runner.supervisor.guard.policy import (
     advance,
     initial,
 )
-from tests.security.soak import examples
+from tests.support.soaking import examples
 
 BUDGET = 1000
 ROOMY = 10 * 1024**3

@@ -25,7 +25,7 @@ from runner.runs.create import create_run
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.test_manifest import validate
-from tests.security.soak import examples
+from tests.support.soaking import examples
 from tests.test_render import JOBS, on_cpu, on_gpus
 
 END = Outcome(Reason.FAILED, 1, "it was only begun", started_unix_seconds=1, ended_unix_seconds=2)

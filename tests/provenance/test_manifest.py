@@ -29,7 +29,7 @@ from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from tests.conftest import REPOSITORY
 from tests.provenance.conftest import Bench, make_bench, manifest_of
-from tests.security.soak import examples
+from tests.support.soaking import examples
 from tests.support.workplace import termination
 
 SCHEMA = REPOSITORY / "docs" / "manifest.schema.json"

@@ -26,7 +26,7 @@ from runner.runs.folder import RunFolder
 from runner.runs.outcome import Reason
 from tests.conftest import REPOSITORY, Answer
 from tests.security.made_bundles import END, Made, as_earlier, bundled, lay, made_of, script_job
-from tests.security.soak import examples
+from tests.support.soaking import examples
 
 MEMORY_BYTES = 400 << 20
 START_BYTES = 100 << 20

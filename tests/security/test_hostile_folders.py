@@ -33,7 +33,7 @@ from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
 from tests.conftest import run_cli
 from tests.security.hostile_runs import EVIL, NAMES, RECORDS, lay_hostile, text_of, unfit
-from tests.security.soak import examples
+from tests.support.soaking import examples
 
 COMMANDS = (
     ("ps", "--all", "--json"),

@@ -41,7 +41,7 @@ from runner.supervisor.event_log import EventLog
 from runner.supervisor.gpu_lease import GpuLease
 from tests.runs.test_leases import Still, card, claim, contend, taken, turn
 from tests.security.other_user import NAME, UID, common_folder, other_user
-from tests.security.soak import examples
+from tests.support.soaking import examples
 from tests.support.workplace import lines
 
 BOOTTIME = time.CLOCK_BOOTTIME

@@ -29,7 +29,7 @@ from runner.plans.plan_file import plan_yaml
 from tests.conftest import Answer, run_cli
 from tests.report.laid_runs import lay_run
 from tests.security.made_bundles import Made, as_earlier, bundled, lay, made_of, script_job
-from tests.security.soak import examples
+from tests.support.soaking import examples
 
 CANARY = "CANARY"
 """Stands in what is drawn for a program that nothing may start."""

@@ -25,8 +25,8 @@ from runner.engines.inputs import relocated
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from tests.engine.in_process import Interruptions, make_rows, plan_of, run
-from tests.security.soak import examples
 from tests.support.preloaded import preloaded
+from tests.support.soaking import examples
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")

@@ -20,7 +20,7 @@ from runner.common.tail import Tail
 from runner.runs import checkpoints
 from tests.conftest import Answer
 from tests.security.hostile_runs import lay_hostile
-from tests.security.soak import examples
+from tests.support.soaking import examples
 
 
 class Waited(BaseException):

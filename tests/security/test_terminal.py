@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from runner.cli.logs import LINE_LETTERS, Lines
 from runner.common import terminal
-from tests.security.soak import examples
+from tests.support.soaking import examples
 
 UNFIT = [
     *(chr(code) for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"),

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import sys
 from collections import Counter, defaultdict
@@ -190,8 +189,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 _BEGAN = pytest.StashKey[tuple[float, bool]]()
-_GROUP = re.compile(r"@(container|[\w.]+/[\w./]*)\Z")
-"""What xdist adds to a test's id: the group that conftest.py gave it."""
 
 
 class _Collected:
@@ -206,7 +203,7 @@ class _Collected:
             return
         for name, value in report.user_properties:
             if name == PROPERTY:
-                cost = Cost(_GROUP.sub("", report.nodeid), value[0], tuple(value[1]))
+                cost = Cost(report.nodeid, value[0], tuple(value[1]))
                 self._costs.append(cost)
                 self._note(cost)
 

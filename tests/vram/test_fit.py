@@ -17,7 +17,6 @@ from runner.engines.sft.memory.ask import keep_record
 from runner.report.ladder import ladder_lines
 from tests.conftest import run_cli
 from tests.support.forked import forks_for_modules
-from tests.support.soaking import only_in_soak
 from tests.vram import emission
 from tests.vram.tiny_job import write_job
 
@@ -309,7 +308,7 @@ def assert_three_ways(found: list[dict[str, Any]]) -> None:
     assert [one["time"] for one in found] == sorted((one["time"] for one in found), reverse=True)
 
 
-@only_in_soak
+@pytest.mark.soak
 def test_the_emission_job_fits_8_12_and_24_gib_in_three_ways(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,6 @@ from runner.vram.calibration import CPU_SCHEMA_VERSION, Measured, apply, correct
 from runner.vram.prediction import LIBRARIES, Prediction, TrainingMemory
 from tests.conftest import run_cli
 from tests.engine.methods import plan_of
-from tests.support.soaking import only_in_soak
 from tests.vram.plans import gpu_plan
 from tests.vram.real import write_model
 from tests.vram.tiny_job import write_job
@@ -264,7 +263,7 @@ def test_what_a_run_took_lies_in_its_interval(
     assert found.low_bytes <= measured <= found.high_bytes
 
 
-@only_in_soak
+@pytest.mark.soak
 @pytest.mark.parametrize("case", ["tiny lora 2x64 2p ddp", "middle full 2x128 1p"])
 def test_what_a_run_takes_lies_in_its_interval(case: str, tmp_path: Path) -> None:
     """On a machine where nothing else that has torch loaded runs beside."""

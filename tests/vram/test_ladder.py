@@ -27,7 +27,7 @@ from runner.engines.sft.memory.ladder import (
     with_choice,
 )
 from runner.engines.sft.plan import SftPlan
-from tests.security.soak import examples
+from tests.support.soaking import examples
 from tests.vram.plans import gpu_plan
 
 LAYERS = 12

@@ -14,7 +14,6 @@ from runner.engines.sft.inside.memory.meta_model import _shorten
 from runner.engines.sft.inside.memory.step import Traced, trace
 from runner.engines.sft.inside.model.configs import TABLE, model_config
 from runner.engines.sft.plan import PlannedModel
-from tests.support.soaking import only_in_soak
 from tests.vram.plans import gpu_plan
 
 GIB = 2**30
@@ -86,7 +85,7 @@ def test_qwen25_7b_whole_is_what_trl_takes() -> None:
     assert found.skeleton.layers == 28
 
 
-@only_in_soak
+@pytest.mark.soak
 @pytest.mark.parametrize(("tokens", "gib"), QWEN3_8B)
 def test_qwen3_8b_whole_is_within_3_percent_of_what_was_published(tokens: int, gib: float) -> None:
     found = traced("Qwen/Qwen3-8B", tokens, **QWEN3_SETTINGS)
@@ -95,7 +94,7 @@ def test_qwen3_8b_whole_is_within_3_percent_of_what_was_published(tokens: int, g
     assert found.skeleton.layers == 36
 
 
-@only_in_soak
+@pytest.mark.soak
 @pytest.mark.parametrize(("rows", "tokens", "kept", "recomputed"), QWEN25_3B)
 def test_qwen25_3b_whole_is_what_trl_takes(
     rows: int, tokens: int, kept: float, recomputed: float
@@ -150,7 +149,7 @@ def test_every_model_of_the_table_has_as_many_parameters_as_it_says(entry: dict[
         assert bundled(other.upper()) is bundled(other) is not None
 
 
-@only_in_soak
+@pytest.mark.soak
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["ids"][0])
 def test_every_model_of_the_table_has_as_many_whole(entry: dict[str, Any]) -> None:
     assert parameters(entry["ids"][0]) == entry["parameters"]

@@ -12,7 +12,6 @@ from runner.data import near
 from runner.data.prepared import Prepared
 from runner.data.summary import near_lines
 from tests.engine.data.test_prepare import adds_up, cache, done, write
-from tests.support.soaking import ONLY_IN_SOAK
 
 __all__ = ["cache"]
 TEMPLATE = "Please read the following customer review carefully and answer yes or no: "
@@ -78,7 +77,7 @@ def test_it_says_where_the_library_is_not_there(
 
 @pytest.mark.parametrize(
     ("rows", "seconds"),
-    [(5_000, 10), pytest.param(20_000, 20, marks=ONLY_IN_SOAK)],  # about a quarter is taken
+    [(5_000, 10), pytest.param(20_000, 20, marks=pytest.mark.soak)],  # about a quarter is taken
 )
 def test_thousands_of_rows_take_seconds(rows: int, seconds: float, tmp_path: Path) -> None:
     """CPU-seconds: each row against each other would take ten times as many of 5,000."""
