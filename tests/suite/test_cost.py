@@ -62,6 +62,8 @@ def test_the_table_adds_up() -> None:
         "| `tests` | 1 | 1 | 0 |",
         "| all | 5 | 189 | 180 |",
     ]
+    ends, last = table([DEAR], 60.0)[3:]
+    assert (ends, last) == ("| ends of what tests share | | 60 | |", "| all | 1 | 68 | 0 |")
 
 
 def test_a_file_of_costs_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +84,13 @@ import pytest
 def spend(seconds):
     while time.process_time() < seconds: pass
 
-def test_own(): spend(0.3)
+@pytest.fixture(scope="session")
+def server():
+    code = "import sys, time\\nwhile time.process_time() < 0.8: pass\\nsys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE):
+        yield
+
+def test_own(server): spend(0.3)
 
 def test_childs():
     code = "import time\\nwhile time.process_time() < 0.3: pass"
@@ -90,6 +98,8 @@ def test_childs():
 
 @pytest.mark.e2e
 def test_larger(): spend(0.8)
+
+def test_last(): pass
 """
 
 
@@ -108,7 +118,10 @@ def test_the_plugin_counts_this_process_and_its_children(
     assert plain.ret == 0 and "CPU-seconds" not in plain.stdout.str()
     done = pytester.runpytest_subprocess("--cost", "--cost-file=costs", *workers)
     costs = {cost.test.partition("::")[2]: cost for cost in read_costs(pytester.path / "costs")}
-    assert costs.keys() == {"test_own", "test_childs", "test_larger"}
+    assert costs.keys() == {"test_own", "test_childs", "test_larger", "test_last"}
     assert costs["test_childs"].seconds >= 0.3 and costs["test_larger"].marks == ("e2e",)
+    assert costs["test_last"].seconds < 0.2
     assert done.ret == 1  # the session fails, though every test passed
     done.stdout.fnmatch_lines(["*unit tests over*", "*CPU-seconds  *::test_childs"])
+    done.stdout.no_fnmatch_line("*CPU-seconds  *::test_last")
+    done.stdout.fnmatch_lines(["| ends of what tests share |*"])

@@ -13,7 +13,9 @@ is known, and tests that start one are marked. CPU-seconds hardly depend on what
 does, wall times do.
 
 A test pays for the fixtures that others share, if it comes first. For the import of torch, which
-any test may be the first to need, it has TORCH_SECONDS more.
+any test may be the first to need, it has TORCH_SECONDS more. What ends with the last test of a file
+or of a worker (servers of forks, whose children's time is known only then) is counted apart: which
+test comes last is chance.
 
 May import the standard library and pytest.
 """
@@ -103,8 +105,12 @@ def _is_within(test: str, name: str) -> bool:
     return test == name or test.startswith((f"{name}::", f"{name}[", f"{name}/"))
 
 
-def table(costs: Iterable[Cost]) -> list[str]:
-    """CPU-seconds by folder, the dearest first, as a table of Markdown."""
+def table(costs: Iterable[Cost], ends_seconds: float = 0.0) -> list[str]:
+    """CPU-seconds by folder, the dearest first, as a table of Markdown.
+
+    Args:
+        ends_seconds: what ended with the last test of a file or worker, a row of its own.
+    """
     seconds: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     larger: defaultdict[str, float] = defaultdict(float)
@@ -118,9 +124,12 @@ def table(costs: Iterable[Cost]) -> list[str]:
         f"| `{folder}` | {counts[folder]} | {total:.0f} | {larger[folder]:.0f} |"
         for folder, total in sorted(seconds.items(), key=lambda item: -item[1])
     ]
-    total = f"| all | {counts.total()} | {sum(seconds.values()):.0f} | {sum(larger.values()):.0f} |"
+    if ends_seconds:
+        rows.append(f"| ends of what tests share | | {ends_seconds:.0f} | |")
+    total = sum(seconds.values()) + ends_seconds
+    last = f"| all | {counts.total()} | {total:.0f} | {sum(larger.values()):.0f} |"
     head = ["| folder | tests | CPU-seconds | of these e2e, container, soak |", "|---|---|---|---|"]
-    return [*head, *rows, total]
+    return [*head, *rows, last]
 
 
 def failure_lines(dear: Iterable[Cost]) -> list[str]:
@@ -171,24 +180,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    item.stash[_BEGAN] = cpu_seconds(), "torch" in sys.modules
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    is_last = nextitem is None or nextitem.path != item.path
+    item.stash[_BEGAN] = cpu_seconds(), "torch" in sys.modules, is_last
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    if report.when == "teardown":
-        began, had_torch = item.stash[_BEGAN]
-        marks = sorted({mark.name for mark in item.iter_markers()} & {*LARGER_MARKS, "unit"})
-        marks += [TORCH] if "torch" in sys.modules and not had_torch else []
-        spent = round(cpu_seconds() - began, 3)
-        report.user_properties.append((PROPERTY, [spent, marks]))
+    began, had_torch, is_last = item.stash[_BEGAN]
+    if report.when != "teardown":
+        item.stash[_RAN] = cpu_seconds()  # after a skipped setup there is no call
+        return report
+    ended = cpu_seconds()
+    own_end = item.stash[_RAN] if is_last else ended
+    marks = sorted({mark.name for mark in item.iter_markers()} & {*LARGER_MARKS, "unit"})
+    marks += [TORCH] if "torch" in sys.modules and not had_torch else []
+    costs = [own_end - began, ended - own_end]
+    report.user_properties.append((PROPERTY, [*(round(each, 3) for each in costs), marks]))
     return report
 
 
-_BEGAN = pytest.StashKey[tuple[float, bool]]()
+_BEGAN = pytest.StashKey[tuple[float, bool, bool]]()
+_RAN = pytest.StashKey[float]()
 
 
 class _Collected:
@@ -197,15 +212,18 @@ class _Collected:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._costs: list[Cost] = []
+        self._ends_seconds = 0.0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "teardown":
             return
         for name, value in report.user_properties:
             if name == PROPERTY:
-                cost = Cost(report.nodeid, value[0], tuple(value[1]))
+                own, ends, marks = value
+                cost = Cost(report.nodeid, own, tuple(marks))
                 self._costs.append(cost)
                 self._note(cost)
+                self._ends_seconds += ends
 
     def _note(self, cost: Cost) -> None:
         path = self._config.getoption("--cost-file")
@@ -226,7 +244,7 @@ class _Collected:
         if not self._config.getoption("--cost"):
             return
         terminalreporter.section("CPU-seconds by folder")
-        for line in [*table(self._costs), *failure_lines(self._dear())]:
+        for line in [*table(self._costs, self._ends_seconds), *failure_lines(self._dear())]:
             terminalreporter.write_line(line)
 
 
