@@ -24,12 +24,12 @@ test-quick *args: setup
 
 # Long repetitions: hostile files by the ten thousand, all jobs and the demo by the command line, two hundred kills; arguments go to pytest
 soak *args: setup
-    RUNNER_SOAK=1 .venv/bin/python -m pytest -q tests/security tests/provenance tests/bundle tests/guard/test_policy_model.py tests/test_job_files.py "$@"
-    RUNNER_SOAK=1 .venv/bin/python -m pytest -q -m soak --ignore tests/security --ignore tests/provenance --ignore tests/bundle "$@"
-    .venv/bin/python -m tests.runs.kills 100 --stub
-    .venv/bin/python -m tests.runs.kills 100
-    .venv/bin/python -m tests.runs.kills 4 --processes 2
-    .venv/bin/python -m tests.runs.kills 4 --processes 2 --deepspeed zero2
+    RUNNER_SOAK=1 .venv/bin/python -m pytest -q tests/security tests/provenance tests/supervisor/test_policy_model.py tests/jobs/test_job_files.py "$@"
+    RUNNER_SOAK=1 .venv/bin/python -m pytest -q -m soak --ignore tests/security --ignore tests/provenance "$@"
+    .venv/bin/python -m tests.whole_runs.kills 100 --stub
+    .venv/bin/python -m tests.whole_runs.kills 100
+    .venv/bin/python -m tests.whole_runs.kills 4 --processes 2
+    .venv/bin/python -m tests.whole_runs.kills 4 --processes 2 --deepspeed zero2
 
 # Formatting, lint, shell scripts, imports between rooms and types, changing nothing
 lint: setup

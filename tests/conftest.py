@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
-from tests.support.containers import FIXTURES as OF_CONTAINERS
-from tests.support.containers import bench  # noqa: F401 - fixtures, as the next ones
+from tests.support.command import REPOSITORY, Answer, run_cli
 from tests.support.soaking import IS_SOAK
-from tests.testbed.docker import docker_daemon, gpu_daemon, train_image  # noqa: F401
 
-pytest_plugins = ["tests.support.cost"]
+# fixtures of several folders; each is made once, wherever it is asked for
+pytest_plugins = [
+    "tests.testbed.docker",
+    "tests.support.containers",
+    "tests.support.cost",
+    "tests.support.network_disks",
+    "tests.support.nvml",
+    "tests.support.stub_place",
+    "tests.support.trainings",
+]
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 # several workers share the cores; what tests threads says how many
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # tests say themselves when they mean a container, whatever images this machine has
@@ -61,8 +63,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("soak") and not IS_SOAK:
             item.add_marker(pytest.mark.skip(reason="a soak: ./just soak, or RUNNER_SOAK=1"))
-        if OF_CONTAINERS & set(getattr(item, "fixturenames", ())):
-            item.add_marker("container")
     weights: dict[Path, int] = {}
     for item in items:
         weight = next((each for name, each in WEIGHTS.items() if item.get_closest_marker(name)), 1)
@@ -77,32 +77,6 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared material at {folder} (RUNNER_SHARED names another place)")
     return folder
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command left: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run_cli(*arguments: str) -> Answer:
-    """The `runner` command's own entry point, in this process."""
-    from runner.cli import main
-
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["runner", *arguments]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.argv = before
-    return Answer(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

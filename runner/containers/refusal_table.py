@@ -3,7 +3,7 @@
 Data, in the job's words; `refusals` matches it.
 
 Imports nothing but the standard library. The wordings are those of Docker 20.10 to 28 (runc 1.0 to
-1.3) and Podman 4 to 5 (crun, runc); tests/container/test_refusals.py has each with its source.
+1.3) and Podman 4 to 5 (crun, runc); tests/containers/test_refusals.py has each with its source.
 """
 
 from __future__ import annotations

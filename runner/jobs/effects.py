@@ -3,7 +3,7 @@
 Pure; imports the jobs' parts. A setting that nothing reads is a mistake that nobody would notice.
 Settings that another choice on the command line activates are not refused: blocks of another method
 (--method), container.* (--on), smoke.*, data.hub.* beside `--set data.train=FILE`, and both kinds
-of budget beside launch.device auto. tests/environment/test_settings_count.py changes every field of
+of budget beside launch.device auto. tests/jobs/test_settings_count.py changes every field of
 every engine.
 """
 

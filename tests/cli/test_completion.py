@@ -15,7 +15,7 @@ import pytest
 
 from runner.runs.create import create_run
 from runner.runs.folder import RunFolder
-from tests.conftest import REPOSITORY
+from tests.support.command import REPOSITORY
 
 RUNNER = Path(sys.executable).with_name("runner")
 HEAVY = {"pydantic", "yaml", "rich", "jinja2", "psutil", "torch", "numpy", "transformers"}

@@ -24,8 +24,8 @@ import runner.cli
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from runner.supervisor.__main__ import main as supervisor_main
-from tests.conftest import Answer, run_cli
-from tests.provenance.conftest import make_bench
+from tests.support.benches import make_bench
+from tests.support.command import Answer, run_cli
 
 LAID: dict[str, dict[str, Any]] = {
     "engine/rank-0.json": {

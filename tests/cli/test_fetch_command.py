@@ -19,7 +19,7 @@ from runner.engines.load import load_job
 from runner.engines.sft.facts import gather
 from runner.launch import preflight
 from runner.launch.preflight import fetch_missing
-from tests.conftest import Answer
+from tests.support.command import Answer
 from tests.testbed.hub import FakeHub, Repository, serve, surroundings
 
 ROWS = [{"instruction": f"say {i}", "input": "", "output": str(i)} for i in range(30)]

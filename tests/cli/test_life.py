@@ -32,7 +32,7 @@ from runner.runs.delete import HIDDEN
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
 from runner.runs.state import state_of
-from tests.conftest import Answer
+from tests.support.command import Answer
 
 Cli = Callable[..., Answer]
 NOW = time.time()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runner.provenance.environment import decides
-from tests.conftest import Answer, run_cli
+from tests.support.command import Answer, run_cli
 from tests.support.workplace import Finished, Workplace
 
 DATA = Path(__file__).with_name("data")

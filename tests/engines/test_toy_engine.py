@@ -24,7 +24,7 @@ from runner.plans.base import Plan, PlanHead, Variant
 from runner.plans.facts import HostFacts
 from runner.plans.resolve import planned_budget, planned_container, planned_launch
 from runner.runs.folder import RunFolder
-from tests.conftest import REPOSITORY
+from tests.support.command import REPOSITORY
 
 
 class ToySettings(JobHead):

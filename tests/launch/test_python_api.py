@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import runner
-from tests.conftest import REPOSITORY
+from tests.support.command import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "python.md"
 SCRIPT = """echo '{"step": 1, "loss": 0.75, "learning_rate": 0.1}' >> ../metrics.jsonl

@@ -23,10 +23,10 @@ from runner.provenance.recorder import ManifestRecorder
 from runner.provenance.replay import plan_of, wrong_inputs
 from runner.runs.create import create_run
 from runner.runs.outcome import Outcome, Reason
-from tests.conftest import REPOSITORY
+from tests.plans.test_render import JOBS, on_cpu, on_gpus
 from tests.provenance.test_manifest import validate
+from tests.support.command import REPOSITORY
 from tests.support.soaking import examples
-from tests.test_render import JOBS, on_cpu, on_gpus
 
 END = Outcome(Reason.FAILED, 1, "it was only begun", started_unix_seconds=1, ended_unix_seconds=2)
 

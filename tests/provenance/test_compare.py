@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runner.provenance.compare import Side, differences, first_of
 from runner.provenance.manifest import Manifest
 from runner.provenance.results import Step, losses_of
-from tests.provenance.conftest import small_manifest
+from tests.support.benches import small_manifest
 
 BASE = small_manifest()
 OTHER_LOSSES = {"count": 2, "last_step": 2, "sha256": "7" * 64}

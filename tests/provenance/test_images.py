@@ -29,8 +29,8 @@ from runner.provenance.replay import wrong_inputs
 from runner.provenance.verify import changed_since, read_side
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
-from tests.conftest import REPOSITORY
-from tests.provenance.conftest import small_manifest
+from tests.support.benches import small_manifest
+from tests.support.command import REPOSITORY
 
 NAMES = ("a/1.png", "a/ü 2.png", "b/3.png")
 

@@ -27,8 +27,8 @@ from runner.provenance.manifest import json_schema
 from runner.provenance.recorder import ManifestRecorder
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
-from tests.conftest import REPOSITORY
-from tests.provenance.conftest import Bench, make_bench, manifest_of
+from tests.support.benches import Bench, make_bench, manifest_of
+from tests.support.command import REPOSITORY
 from tests.support.soaking import examples
 from tests.support.workplace import termination
 

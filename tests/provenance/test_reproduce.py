@@ -18,8 +18,8 @@ from runner.provenance.manifest import sha256_of
 from runner.provenance.recorder import ManifestRecorder
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome, Reason
-from tests.conftest import Answer
-from tests.provenance.conftest import Bench, manifest_of
+from tests.support.benches import Bench, manifest_of
+from tests.support.command import Answer
 from tests.support.workplace import Workplace, termination
 
 pytestmark = pytest.mark.e2e

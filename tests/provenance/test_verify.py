@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.provenance.conftest import Bench, make_bench, manifest_of
+from tests.support.benches import Bench, make_bench, manifest_of
 
 pytestmark = pytest.mark.e2e
 

@@ -29,8 +29,8 @@ from runner.machine.health import CLOCK_LIMITS
 from runner.report.monitor.csv import COLUMNS
 from runner.report.monitor.metrics import FAMILIES
 from runner.runs.folder import RunFolder
-from tests.conftest import Answer
 from tests.report.laid_runs import GIB, guarded, lay_run, lives, measured, sleeping
+from tests.support.command import Answer
 from tests.testbed import H100, FakeNvml
 
 MIB = 1024**2

@@ -10,8 +10,8 @@ from typing import Any
 
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
-from tests.provenance.conftest import small_manifest
 from tests.report.laid_runs import lay_run
+from tests.support.benches import small_manifest
 
 EVIL = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\r\x7f\x85\u202eevil\u2066\u2028 [red]bold[/red]"
 """OSC 52 (the clipboard), CSI in both lengths, CR, DEL, C1, bidi, rich's markup."""

@@ -24,8 +24,8 @@ from runner.provenance.bundle.index import Index, Member, Placed
 from runner.provenance.manifest import read_manifest
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Reason
-from tests.conftest import REPOSITORY, Answer
 from tests.security.made_bundles import END, Made, as_earlier, bundled, lay, made_of, script_job
+from tests.support.command import REPOSITORY, Answer
 from tests.support.soaking import examples
 
 MEMORY_BYTES = 400 << 20

@@ -28,8 +28,8 @@ from runner.runs import recover as unfinished
 from runner.runs.folder import RunFolder
 from runner.runs.planted_links import remove_planted
 from runner.supervisor.execute.docker import docker_argv
-from tests.container.test_argv import after
-from tests.engine.tiny import plan_of
+from tests.containers.test_argv import after
+from tests.engines.sft.tiny import plan_of
 from tests.support.containers import (
     Bench,
     ended,

@@ -26,9 +26,9 @@ from runner.launch.follow import Progress, View
 from runner.report.monitor.processes import read_stat
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
-from tests.conftest import REPOSITORY, Answer
 from tests.report.laid_runs import lay_run, lives
 from tests.security.hostile_runs import EVIL, RECORDS, evil_in, lay_hostile, renamed, text_of, unfit
+from tests.support.command import REPOSITORY, Answer
 
 
 def spoil(folder: RunFolder) -> RunFolder:

@@ -26,7 +26,7 @@ from runner.runs import checkpoints
 from runner.runs.create import create_run
 from runner.runs.folder import RunFolder
 from runner.runs.origin import origin_of
-from tests.provenance.conftest import Bench, make_bench
+from tests.support.benches import Bench, make_bench
 from tests.support.workplace import Finished, termination
 
 FAILING = "exit 7\n"
@@ -228,7 +228,7 @@ def test_of_an_own_record_the_program_is_still_this_machine_s(
 def test_the_program_of_a_record_is_not_run_by_chat_evaluate_and_merge(
     tmp_path: Path, boxed: tuple[RunFolder, SftPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.conftest import run_cli
+    from tests.support.command import run_cli
 
     folder, _ = boxed
     canary, evil = tmp_path / "canary", tmp_path / "evil"
@@ -397,7 +397,7 @@ def test_a_manifest_has_no_file_of_this_machine_hashed(tmp_path: Path) -> None:
     from runner.provenance.compare import Side
     from runner.provenance.hashes import Hasher
     from runner.provenance.verify import changed_since
-    from tests.provenance.conftest import small_manifest
+    from tests.support.benches import small_manifest
 
     secret = tmp_path / "secret"
     secret.write_text("mine")

@@ -31,8 +31,8 @@ from runner.engines.registry import ENGINES
 from runner.engines.render import read_any_plan
 from runner.plans.plan_file import plan_yaml
 from runner.runs.folder import RunFolder
-from tests.conftest import run_cli
 from tests.security.hostile_runs import EVIL, NAMES, RECORDS, lay_hostile, text_of, unfit
+from tests.support.command import run_cli
 from tests.support.soaking import examples
 
 COMMANDS = (

@@ -19,7 +19,7 @@ from runner.jobs.risks import job_warnings, unnamed_secrets
 from runner.launch.container_risks import require_safe, seen_whole, undoing
 from runner.plans.base import PlannedMount
 from runner.plans.container.host_paths import Host, exposed
-from tests.container.test_argv import container, script_plan
+from tests.containers.test_argv import container, script_plan
 from tests.support.workplace import Workplace
 
 HARM = [

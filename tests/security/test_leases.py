@@ -39,7 +39,7 @@ from runner.runs.folder import RunFolder
 from runner.supervisor import gpu_lease as cards_module
 from runner.supervisor.event_log import EventLog
 from runner.supervisor.gpu_lease import GpuLease
-from tests.runs.test_leases import Still, card, claim, contend, taken, turn
+from tests.machine.leases.test_leases import Still, card, claim, contend, taken, turn
 from tests.security.other_user import NAME, UID, common_folder, other_user
 from tests.support.soaking import examples
 from tests.support.workplace import lines

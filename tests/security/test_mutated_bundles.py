@@ -26,9 +26,9 @@ import runner.cli
 from runner.common import processes as liveness
 from runner.engines.registry import ENGINES
 from runner.plans.plan_file import plan_yaml
-from tests.conftest import Answer, run_cli
 from tests.report.laid_runs import lay_run
 from tests.security.made_bundles import Made, as_earlier, bundled, lay, made_of, script_job
+from tests.support.command import Answer, run_cli
 from tests.support.soaking import examples
 
 CANARY = "CANARY"

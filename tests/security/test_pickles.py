@@ -24,7 +24,7 @@ from runner.common.errors import RefusedError
 from runner.engines.inputs import relocated
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
-from tests.engine.in_process import Interruptions, make_rows, plan_of, run
+from tests.engines.sft.in_process import Interruptions, make_rows, plan_of, run
 from tests.support.preloaded import preloaded
 from tests.support.soaking import examples
 
@@ -269,7 +269,7 @@ def half(sharded: RunFolder, place: Path) -> RunFolder:
 
 
 STAGES = ["zero3", "zero2", "zero1"][: examples(1, 3)]
-"""The others are resumed to the same bits by tests/runs/test_kills.py, and here in a soak."""
+"""The others are resumed to the same bits by tests/whole_runs/test_kills.py, and here in a soak."""
 POISONED = [
     ("zero3", "optim_states.pt"),
     ("zero2", "optim_states.pt"),

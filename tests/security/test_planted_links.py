@@ -32,7 +32,7 @@ from runner.supervisor import recovery
 from runner.supervisor.event_log import EventLog
 from runner.supervisor.execute.local import LocalExecutor
 from runner.supervisor.termination_file import TerminationFile
-from tests.conftest import Answer
+from tests.support.command import Answer
 
 RECORDS = (
     "events.jsonl",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.command import REPOSITORY
 
 SINKS = ("runner/common/terminal.py",)
 ALONE = "runner/engines/mgm/stages/"

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from runner.common import durable
 from runner.common.tail import Tail
 from runner.runs import checkpoints
-from tests.conftest import Answer
 from tests.security.hostile_runs import lay_hostile
+from tests.support.command import Answer
 from tests.support.soaking import examples
 
 

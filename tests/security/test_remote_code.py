@@ -15,7 +15,7 @@ import pytest
 from runner.common.errors import RefusedError, RunnerError
 from runner.engines.sft.inside.model.adapter_config import require_plain_adapter
 from runner.engines.sft.plan import PlannedModel, SftPlan
-from tests.engine.in_process import make_rows, plan_of
+from tests.engines.sft.in_process import make_rows, plan_of
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

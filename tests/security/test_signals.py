@@ -20,7 +20,7 @@ from runner.runs.folder import RunFolder
 from runner.runs.orphans import living_processes
 from runner.runs.ranks import living_engines
 from runner.runs.supervisor_process import find_supervisor, signal_supervisor
-from tests.conftest import Answer
+from tests.support.command import Answer
 
 Cli = Callable[..., Answer]
 OTHER_UID = 12345

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.command import REPOSITORY
 
 PACKAGE = REPOSITORY / "runner"
 ALONE = PACKAGE / "engines" / "mgm" / "stages"

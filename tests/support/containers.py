@@ -23,7 +23,7 @@ from tests.support.workplace import Finished, Workplace
 from tests.testbed.docker import Daemon, build_base
 
 FIXTURES = frozenset({"docker_daemon", "gpu_daemon"})
-"""Who uses one of these needs Docker."""
+"""Who uses one of these needs Docker, and is marked `container`."""
 PATIENCE_SECONDS = 600.0
 """How long something is waited for that takes a second: only what has failed takes as long."""
 LONG = 3000
@@ -39,6 +39,11 @@ for ((i = 0; i < COUNT; i++)); do
 done
 echo "done" | tee result.txt
 """
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if FIXTURES & set(getattr(item, "fixturenames", ())):
+        item.add_marker("container")
 
 
 def ticks(count: int) -> str:

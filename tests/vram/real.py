@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.engines.sft.plan import SftPlan
-from tests.engine import methods
-from tests.engine.tiny import run_folder
+from tests.engines.sft import methods
+from tests.engines.sft.tiny import run_folder
 
 VOCABULARY, TOKENS, ROWS = 4096, 128, 2
 LLAMA = {

@@ -15,7 +15,7 @@ from runner.common.units import parse_bytes
 from runner.engines.load import load_job
 from runner.engines.sft.memory.ask import keep_record
 from runner.report.ladder import ladder_lines
-from tests.conftest import run_cli
+from tests.support.command import run_cli
 from tests.support.forked import forks_for_modules
 from tests.vram import emission
 from tests.vram.tiny_job import write_job

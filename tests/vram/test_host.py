@@ -26,8 +26,8 @@ from runner.launch import plan as planning
 from runner.vram.allocator import LIBC_MAPPED_BYTES, LIBC_SHARE, libc_holds
 from runner.vram.calibration import CPU_SCHEMA_VERSION, Measured, apply, correction, matching
 from runner.vram.prediction import LIBRARIES, Prediction, TrainingMemory
-from tests.conftest import run_cli
-from tests.engine.methods import plan_of
+from tests.engines.sft.methods import plan_of
+from tests.support.command import run_cli
 from tests.vram.plans import gpu_plan
 from tests.vram.real import write_model
 from tests.vram.tiny_job import write_job

@@ -16,7 +16,7 @@ from runner.engines.sft.inside.memory.predict import predict
 from runner.engines.sft.memory.ask import Batch
 from runner.report.prediction import WIDTH, bar, ordered, prediction_lines
 from runner.vram.prediction import CONTEXT, HostMemory, Prediction, TrainingMemory
-from tests.conftest import Answer, run_cli
+from tests.support.command import Answer, run_cli
 from tests.support.forked import forks_for_modules
 from tests.vram.plans import gpu_plan
 from tests.vram.real import LLAMA, plan_of
