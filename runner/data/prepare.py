@@ -234,6 +234,7 @@ def _run(
     record["near_duplicates"] = near_duplicates(Prepared(folder), written, tell)
     record["seconds"] = round(time.monotonic() - started, 3)
     durable.write_json(folder / REPORT, record)
+    Prepared(folder).keep_split_hashes()
     return [one.digest for one in ingested]
 
 

@@ -15,13 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from runner.common import staged_folder
+from runner.common import durable, staged_folder
 from runner.common.errors import RefusedError
 from runner.data.messages import Message, Tools
 
 Split = Literal["train", "eval", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 REPORT = "report.json"
+SPLIT_HASHES = "split-sha256.json"
+"""Of a split that has rows, its sha256: what takes duckdb to find out, and is asked at every start."""
 LEFT_OUT = "left-out.jsonl"
 """A line for each row that was left out as a duplicate, in conflict or leaked, with the row that it
 repeats, contradicts or leaks to."""
@@ -60,7 +62,8 @@ class Prepared:
 
     SPLIT.parquet holds the rows (source, line, messages as JSON, images, label, tools as JSON), in
     training with their repeats; hashes-SPLIT.parquet the 128-bit BLAKE2b of each row's normalised
-    prompt and of all its turns, each once; report.json what was counted on the way.
+    prompt and of all its turns, each once; split-sha256.json one of each split;
+    report.json what was counted on the way.
     """
 
     folder: Path
@@ -115,8 +118,20 @@ class Prepared:
     def split_hashes(self) -> dict[Split, str]:
         """sha256 over the sorted row hashes of each split that has rows: which rows went where.
 
-        It is the same wherever the rows lie, and whatever pyarrow wrote them.
+        It is the same wherever the rows lie, and whatever pyarrow wrote them. Read where it was
+        kept, worked out for rows prepared by an earlier version.
         """
+        try:
+            kept: dict[Split, str] = json.loads((self.folder / SPLIT_HASHES).read_text("utf-8"))
+        except FileNotFoundError:
+            return self._hash_splits()
+        return kept
+
+    def keep_split_hashes(self) -> None:
+        """Write what `split_hashes` then reads; part of preparing the rows."""
+        durable.write_json(self.folder / SPLIT_HASHES, self._hash_splits())
+
+    def _hash_splits(self) -> dict[Split, str]:
         import duckdb
 
         found: dict[Split, str] = {}

@@ -489,6 +489,22 @@ def test_hashes_are_of_each_row_once(tmp_path: Path) -> None:
     assert proves_disjoint(prepared.folder, prepared, "train") == Overlap(90, 90, 90)
 
 
+def test_a_splits_hash_is_kept_and_rows_of_before_have_theirs_worked_out(tmp_path: Path) -> None:
+    """Working it out takes duckdb, which each trainer would import for this alone."""
+    prepared = done(numbered(tmp_path / "t.jsonl", 40))
+    code = (
+        "import sys; from pathlib import Path; from runner.data.prepared import Prepared; "
+        "print(Prepared(Path(sys.argv[1])).split_hashes(), 'duckdb' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(prepared.folder)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == f"{prepared.split_hashes()} False\n"
+    (prepared.folder / "split-sha256.json").unlink()
+    assert prepared.split_hashes() == Prepared(prepared.folder).split_hashes()
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == f"{prepared.split_hashes()} True\n"
+
+
 def image_rows(folder: Path, count: int) -> Path:
     (folder / "images").mkdir(exist_ok=True)
     rows = []

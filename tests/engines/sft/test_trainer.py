@@ -407,3 +407,18 @@ def test_eight_bit_adamw_trains_or_is_refused_by_name(
     with pytest.raises(RefusedError, match="bitsandbytes is not installed"):
         arguments.require_optimizer(plan)
     arguments.require_optimizer(plan_of())
+
+
+@pytest.mark.parametrize("sharded", ["none", "zero2", "zero3"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_precision_can_be_had_of_a_cpu_by_every_launcher(
+    tmp_path: Path, sharded: str, precision: str
+) -> None:
+    """transformers takes bf16 for a GPU's where it isn't told of the CPU, as with DeepSpeed."""
+    from runner.engines.sft.inside.train.arguments import training_arguments
+
+    plan = plan_of()
+    launch = plan.launch.model_copy(update={"deepspeed": sharded})
+    plan = plan.model_copy(update={"launch": launch, "precision": precision})
+    made = training_arguments(plan, run_folder(tmp_path / "run"), has_eval=False)
+    assert (made.bf16, made.fp16) == (precision == "bf16", False)

@@ -39,9 +39,12 @@ def training_arguments(plan: SftPlan, folder: RunFolder, *, has_eval: bool) -> A
         options["use_cpu"] = launch.deepspeed == "none"
         if world_size() > 1 or launch.deepspeed != "none":
             options["ddp_backend"] = "gloo"
+    # transformers takes bf16 without use_cpu for a GPU's, and looks for that GPU as it is made
+    is_bf16 = plan.precision == "bf16"
+    is_bf16_late = is_bf16 and not options.get("use_cpu", True)
     stages = training.stages
     evaluates = training.eval_steps is not None and has_eval
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder.checkpoints),
         max_steps=training.max_steps or -1,
         num_train_epochs=training.num_train_epochs,
@@ -62,7 +65,7 @@ def training_arguments(plan: SftPlan, folder: RunFolder, *, has_eval: bool) -> A
         warmup_steps=training.warmup_ratio,  # below 1 it is a share of the steps
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        bf16=plan.precision == "bf16",
+        bf16=is_bf16 and not is_bf16_late,
         fp16=plan.precision == "fp16",
         seed=training.seed,
         data_seed=training.seed,
@@ -89,6 +92,8 @@ def training_arguments(plan: SftPlan, folder: RunFolder, *, has_eval: bool) -> A
         ddp_find_unused_parameters=world_size() > 2,
         **options,
     )
+    arguments.bf16 = is_bf16
+    return arguments
 
 
 def require_optimizer(plan: SftPlan) -> None:
