@@ -412,11 +412,16 @@ def test_eight_bit_adamw_trains_or_is_refused_by_name(
 @pytest.mark.parametrize("sharded", ["none", "zero2", "zero3"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_precision_can_be_had_of_a_cpu_by_every_launcher(
-    tmp_path: Path, sharded: str, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: str, precision: str
 ) -> None:
     """transformers takes bf16 for a GPU's where it isn't told of the CPU, as with DeepSpeed."""
+    import torch
+    from transformers import TrainingArguments
+
     from runner.engines.sft.inside.train.arguments import training_arguments
 
+    # it would look for the other ranks, of which a test of settings has none
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device("cpu"))
     plan = plan_of()
     launch = plan.launch.model_copy(update={"deepspeed": sharded})
     plan = plan.model_copy(update={"launch": launch, "precision": precision})
