@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runner.cli.bundle import tidy_at_sigterm
+from runner.launch.sigterm import tidy_at_sigterm
 from runner.common import locks
 from runner.common.errors import RefusedError, UsageError
 from runner.provenance.bundle import tar, unpack
