@@ -10,13 +10,13 @@ from typing import Any
 
 from runner.common import terminal
 from runner.common.output import Output, colour, field
-from runner.engines.load import load_job
 from runner.engines.registry import engine_of
 from runner.engines.render import summary
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import EngineRefused
 from runner.launch.calibrate import corrected_survey, memory_line
 from runner.launch.gpus import preflight, with_free_cards
+from runner.launch.jobs import load_job
 from runner.launch.plan import planned
 from runner.launch.preflight import place_line, require_place
 from runner.launch.risks import all_warnings

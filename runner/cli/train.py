@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from runner.common.output import Output, field
-from runner.engines.load import load_job
 from runner.launch.follow import follow
+from runner.launch.jobs import load_job
 from runner.launch.resume import Choice
 from runner.launch.start import leave, said_by_supervisor, start_supervisor
 from runner.launch.train import ReadyRun, TrainOptions, prepare

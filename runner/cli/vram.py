@@ -7,8 +7,8 @@ are for a GPU with bf16, and the output says so.
 from __future__ import annotations
 
 from runner.common.output import Output, colour, field
-from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
+from runner.launch.jobs import load_job
 from runner.launch.vram import device_line, predict_plan, vram_plan
 from runner.report.prediction import prediction_lines
 

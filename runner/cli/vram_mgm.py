@@ -10,13 +10,13 @@ from typing import Any
 
 from runner.common.output import Output, colour, field
 from runner.common.units import format_bytes
-from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
 from runner.engines.mgm.resolve import make_mgm_plan
 from runner.engines.mgm.smoke import STAND_IN
 from runner.engines.sft.memory.ask import write_request
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
+from runner.launch.jobs import load_job
 from runner.launch.vram import vram_plan
 from runner.plans.facts import gather_host
 from runner.report.prediction import training_lines

@@ -34,7 +34,7 @@ WRITERS = {
     "provenance/bundle/write.py": NAMED,
     "runs/checkpoints.py": INSIDE,
     "cli/__init__.py": "/dev/null in place of a terminal that is gone",
-    "cli/data.py": TEMPORARY,
+    "launch/data.py": TEMPORARY,
     "cli/doctor.py": NAMED,
     "engines/mgm/preflight.py": TEMPORARY,
     "launch/recorded_plan.py": TEMPORARY,
