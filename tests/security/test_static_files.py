@@ -35,7 +35,7 @@ WRITERS = {
     "runs/checkpoints.py": INSIDE,
     "cli/__init__.py": "/dev/null in place of a terminal that is gone",
     "launch/data.py": TEMPORARY,
-    "cli/doctor.py": NAMED,
+    "launch/doctor.py": NAMED,
     "engines/mgm/preflight.py": TEMPORARY,
     "launch/recorded_plan.py": TEMPORARY,
     "launch/survey.py": TEMPORARY,
