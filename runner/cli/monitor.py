@@ -1,7 +1,7 @@
 """`runner monitor`: show GPUs or host live, and one run if one is named.
 
-Standard library, the monitor's parts and rich (inside a function). Each way of showing is a function
-that is given a Snapshot an interval.
+Standard library, the monitor's parts and rich (inside a function). Each way of showing is a
+function that is given a Snapshot an interval.
 """
 
 from __future__ import annotations
