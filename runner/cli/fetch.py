@@ -9,8 +9,8 @@ from runner.common import terminal
 from runner.common.output import Output, field, table
 from runner.common.units import format_bytes
 from runner.launch.fetch_job import Item, fetch_job
-from runner.launch.fetch_mgm import fetch_mgm, is_of_toolkit
-from runner.launch.jobs import load_job
+from runner.launch.fetch_mgm import fetch_mgm
+from runner.launch.jobs import is_of_toolkit, load_job
 
 
 def fetch_inputs(name: str, sets: list[str], *, as_json: bool) -> int:

@@ -45,10 +45,10 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check a job without training: fields, data, masks, model, machine."""
-    from runner.cli.check import check_job
+    from runner.cli.check import print_check
 
     raise typer.Exit(
-        check_job(job, overrides(sets, method=method, on=on), samples=samples, as_json=as_json)
+        print_check(job, overrides(sets, method=method, on=on), samples=samples, as_json=as_json)
     )
 
 

@@ -18,7 +18,6 @@ from runner.common.output import Output
 from runner.common.own_python import module_argv, safe_environment
 from runner.engines.mgm.fetch.address import address, shown
 from runner.engines.mgm.fetch.record import base_folder, belongs, images_to_check, read_record
-from runner.engines.mgm.job import MgmJob
 from runner.engines.mgm.sources import SOURCES
 from runner.jobs.load import LoadedJob
 from runner.launch.fetch_mgm_needs import MgmNeed, find_unreachable, needs
@@ -82,11 +81,6 @@ class FetchedMgm:
             "ok": all(item.is_here or item.is_done_without for item in self.items),
             "items": [asdict(item) for item in self.items],
         }
-
-
-def is_of_toolkit(loaded: LoadedJob) -> bool:
-    """Whether a job is of the toolkit, whose sources no hub lists."""
-    return isinstance(loaded.job, MgmJob)
 
 
 def fetch_mgm(loaded: LoadedJob, output: Output) -> FetchedMgm:

@@ -10,6 +10,7 @@ from typing import Any
 from runner.common.errors import UsageError, nearest
 from runner.common.yaml_text import to_yaml
 from runner.engines.load import load_job as read_job
+from runner.engines.mgm.job import MgmJob
 from runner.engines.registry import engine_of
 from runner.engines.render import render
 from runner.engines.resolve import make_any_plan
@@ -52,6 +53,11 @@ def load_job(name: str | Path, overrides: Overrides = ()) -> LoadedJob:
         UsageError: no such job. SpecError: every problem of the file and the overrides.
     """
     return read_job(str(name), _texts(overrides))
+
+
+def is_of_toolkit(loaded: LoadedJob) -> bool:
+    """Whether a job is the MGM toolkit's, whose fetch and prediction have views of their own."""
+    return isinstance(loaded.job, MgmJob)
 
 
 def describe_job(job: Job) -> dict[str, Any]:

@@ -41,7 +41,7 @@ WRITERS = {
     "launch/survey.py": TEMPORARY,
     "launch/fit.py": NAMED,
     "launch/survey_cache.py": CACHE,
-    "cli/train.py": "removes the folder of a dry run, which nothing ran in",
+    "launch/train.py": "removes the folder of a dry run, which nothing ran in",
     "containers/archive.py": NAMED,
     "containers/build.py": TEMPORARY,
     "containers/context.py": TEMPORARY,
