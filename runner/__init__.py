@@ -18,7 +18,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from runner.common.errors import RefusedError, RunnerError, SpecError, UsageError
     from runner.jobs.load import LoadedJob
-    from runner.launch.api import load_job, reproduce, smoke, train
+    from runner.launch.api import reproduce, smoke, train
+    from runner.launch.jobs import load_job
     from runner.launch.run import Run, list_runs, open_run
 
 __all__ = [
@@ -43,7 +44,7 @@ _HOMES = {
     "SpecError": "runner.common.errors",
     "UsageError": "runner.common.errors",
     "list_runs": "runner.launch.run",
-    "load_job": "runner.launch.api",
+    "load_job": "runner.launch.jobs",
     "open_run": "runner.launch.run",
     "reproduce": "runner.launch.api",
     "smoke": "runner.launch.api",

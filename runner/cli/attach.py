@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.common.output import Output, field
-from runner.engines.render import read_any_plan
-from runner.launch.follow import Progress, View
+from runner.launch.follow import View, progress_of
 from runner.launch.wait import states
 from runner.report.outcome import ended_lines
 from runner.runs.find import default_root, find_run
@@ -27,7 +26,7 @@ def attach_run(run: str, *, runs: Path | None, as_json: bool) -> int:
     state = state_of(folder)
     if not is_over(folder, state):
         started = supervisor_of(folder).get("started_unix_seconds")
-        view = View(Progress(folder, read_any_plan(folder.plan), float(started or 0.0)), out)
+        view = View(progress_of(folder, float(started or 0.0)), out)
         try:
             out.say(field("attached", f"{folder.name}; Ctrl-C leaves it; the run continues"))
             for state in states(folder):

@@ -1,21 +1,14 @@
-"""`runner chat`: start the engine's chat in a process of its own. Imports no torch."""
+"""`runner chat`: talk to the model of a run, or ask it once and print the answer."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from runner.common.errors import UsageError
 from runner.common.output import Output
-from runner.common.own_python import safe_environment
-from runner.launch.left_out import say_left_out
-from runner.launch.preflight import answering_gpu, require_run_stack
-from runner.launch.recorded_plan import mount_of, plan_file, plan_to_ask, result_mounts
-from runner.plans.engine_command import question
-from runner.runs.find import default_root, find_run
+from runner.launch.chat import Answer, ChatOptions, ask, open_model, require_thinking
+from runner.launch.chat import talk as talk_on_terminal
 
 
 def talk(
@@ -33,51 +26,26 @@ def talk(
 
     With `trust_code` the Python files of a foreign run's model may run.
     """
-    from runner.engines.sft.inside.model.trained import require_result
-
-    if thinking not in ("show", "strip"):
-        raise UsageError(f"--thinking {thinking} is not a choice", "show or strip")
+    require_thinking(thinking)
     out = Output(as_json=as_json)
-    folder = find_run(run, runs or default_root())
-    plan = plan_to_ask(folder, out, trust_code=trust_code)
-    require_run_stack(plan)
-    require_result(plan, folder)
+    model = open_model(run, out, trust_code=trust_code, runs=runs)
     if prompt == "-":
         prompt = _standard_input()
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty")
     if as_json and prompt is None:
         raise UsageError("--json needs a prompt", "-p TEXT, or -p - to read it from stdin")
-    with plan_file(plan) as given:
-        words = ["runner.engines.sft.inside.chat", str(folder.path), str(given)]
-        words += ["--max-new-tokens", str(max_new_tokens)]
-        words += ["--thinking", thinking]
-        words += ["--base"] if base else []
-        words += ["--prompt-from-stdin"] if prompt is not None else []
-        asked = question(
-            plan.container,
-            words,
-            reads=[*result_mounts(plan, folder), mount_of(given)],
-            interactive=True,
-            gpu_uuids=answering_gpu(plan),
-        )
-        say_left_out()
-        if prompt is None:
-            return subprocess.call(asked.argv, env=safe_environment(to_terminal=True))
-        done = subprocess.run(
-            asked.argv,
-            input=prompt,
-            encoding="utf-8",
-            stdout=subprocess.PIPE,
-            env=safe_environment(to_terminal=True),
-        )
-    if done.returncode == 0:
-        record = json.loads(done.stdout)
-        lines = _said(record, "", thinking)
+    options = ChatOptions(base, max_new_tokens, thinking)
+    if prompt is None:
+        return talk_on_terminal(model, options)
+    asked = ask(model, prompt, options)
+    if asked.exit_code == 0:
+        lines = _said(asked.answer(), thinking)
         if base:
-            lines = ["run", *_indented(lines), "base", *_indented(_said(record, "base_", thinking))]
-        out.result({"run": folder.name, **record}, lines)
-    return done.returncode
+            beside = _said(asked.answer("base_"), thinking)
+            lines = ["run", *_indented(lines), "base", *_indented(beside)]
+        out.result({"run": model.folder.name, **asked.record}, lines)
+    return asked.exit_code
 
 
 def _standard_input() -> str:
@@ -91,19 +59,14 @@ def _standard_input() -> str:
         ) from None
 
 
-def _said(record: dict[str, Any], prefix: str, thinking: str) -> list[str]:
+def _said(answer: Answer, thinking: str) -> list[str]:
     """An answer, and what was thought before it or how much of that is not shown."""
-    from runner.engines.sft.inside.evaluate.thinking import thinking_line
-
-    answer = str(record[f"{prefix}answer"])
-    thought = record.get(f"{prefix}thinking")
-    if thought is None:
-        return answer.splitlines() or [""]
-    closed = bool(record[f"{prefix}thinking_closed"])
+    if answer.thought is None:
+        return answer.text.splitlines() or [""]
     if thinking == "strip":
-        return [thinking_line(thought, closed=closed), *answer.splitlines()]
-    end = "</think>" if closed else "(cut within its thinking: --max-new-tokens)"
-    return ["<think>", *thought.splitlines(), end, *answer.splitlines()]
+        return [answer.hidden_line, *answer.text.splitlines()]
+    end = "</think>" if answer.is_closed else "(cut within its thinking: --max-new-tokens)"
+    return ["<think>", *answer.thought.splitlines(), end, *answer.text.splitlines()]
 
 
 def _indented(lines: list[str]) -> list[str]:

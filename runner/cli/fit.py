@@ -13,9 +13,9 @@ from runner.common.errors import RefusedError
 from runner.common.output import Output, colour, field
 from runner.common.units import format_bytes, parse_bytes
 from runner.common.yaml_text import to_yaml
-from runner.engines.load import load_job
 from runner.launch.fit import apply as write_fitted
 from runner.launch.fit import fit
+from runner.launch.jobs import load_job
 from runner.launch.vram import device_line
 from runner.report.ladder import ladder_lines
 

@@ -45,10 +45,10 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check a job without training: fields, data, masks, model, machine."""
-    from runner.cli.check import check_job
+    from runner.cli.check import print_check
 
     raise typer.Exit(
-        check_job(job, overrides(sets, method=method, on=on), samples=samples, as_json=as_json)
+        print_check(job, overrides(sets, method=method, on=on), samples=samples, as_json=as_json)
     )
 
 
@@ -113,9 +113,9 @@ def data(
 
 def fetch(job: Job, sets: Sets = None, on: On = None, as_json: AsJson = False) -> None:
     """Download a job's weights and rows in advance, and check their hashes."""
-    from runner.cli.fetch import fetch_job
+    from runner.cli.fetch import fetch_inputs
 
-    raise typer.Exit(fetch_job(job, overrides(sets, on=on), as_json=as_json))
+    raise typer.Exit(fetch_inputs(job, overrides(sets, on=on), as_json=as_json))
 
 
 def render(

@@ -9,16 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from runner.common.errors import RunnerError, UsageError, nearest
+from runner.common.errors import RunnerError
 from runner.common.output import Output, field, table
 from runner.common.units import GIB, KIB, MIB
 from runner.common.yaml_text import to_yaml
-from runner.engines.load import load_job
-from runner.engines.registry import engine_of
-from runner.engines.render import render
-from runner.engines.resolve import make_any_plan
-from runner.jobs.base import Job
 from runner.jobs.load import LoadedJob, list_jobs
+from runner.launch import jobs
+from runner.launch.jobs import describe_job, load_job
 
 _MAPPINGS = ("data.labels", "data.placeholders", "container.ulimits", "environment")
 _SIZES = ("budget.gpu_memory", "budget.host_memory", "container.memory", "container.shm_size")
@@ -30,7 +27,7 @@ def list_all(*, as_json: bool) -> None:
     for name, path in list_jobs().items():
         try:
             job = load_job(str(path)).job
-            records.append({"job": name, "file": str(path), **_kind(job)})
+            records.append({"job": name, "file": str(path), **describe_job(job)})
         except RunnerError as error:
             records.append({"job": name, "file": str(path), "error": error.message})
     rows = [
@@ -43,11 +40,6 @@ def list_all(*, as_json: bool) -> None:
         for r in records
     ]
     Output(as_json=as_json).result(records, table(["JOB", "MODEL", "METHOD", "DESCRIPTION"], rows))
-
-
-def _kind(job: Job) -> dict[str, Any]:
-    """What a job trains, in the columns of the list."""
-    return {**engine_of(job).describe_job(job), "description": job.description}
 
 
 def show_job(name: str, sets: list[str], *, as_json: bool) -> None:
@@ -118,18 +110,12 @@ def render_job(
     as_json: bool,
 ) -> None:
     """Print one rendered file; notes on what the machine lacks go to stderr."""
-    loaded = load_job(job, sets)
-    plan, facts = make_any_plan(loaded, "smoke" if smoke else "train", max_steps)
-    files = render(plan)
-    if name not in files:
-        near = nearest(name, files)
-        raise UsageError(
-            f"no rendered file {name!r} for this job; there are {', '.join(files)}",
-            f"nearest: {near}" if near else None,
-        )
+    rendered = jobs.render_job(load_job(job, sets), max_steps=max_steps, smoke=smoke)
+    text = rendered.text_of(name)
     out = Output(as_json=as_json)
-    for line in plan.substitutions:
+    for line in rendered.substitutions:
         out.say(field("note", f"substituted: {line}"))
-    for line in () if smoke else engine_of(plan).absent_inputs(facts):
+    for line in rendered.absent:
         out.say(field("note", line))
-    out.result({"plan_hash": plan.hash, "files": files}, [files[name].rstrip("\n")])
+    record = {"plan_hash": rendered.plan_hash, "files": rendered.files}
+    out.result(record, [text.rstrip("\n")])

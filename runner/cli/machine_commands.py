@@ -26,9 +26,9 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check this machine: Python, packages, GPU, driver, Docker, disk, network."""
-    from runner.cli.doctor import examine
+    from runner.cli.doctor import examine_machine
 
-    raise typer.Exit(examine(out, as_json=as_json, fix=fix))
+    raise typer.Exit(examine_machine(out, as_json=as_json, fix=fix))
 
 
 image = typer.Typer(
@@ -79,12 +79,19 @@ def image_build(
 ) -> None:
     """Build an image from its Dockerfile and lock; print its content and labels."""
     from runner.cli.image import build_image
-    from runner.containers.build import Request
 
-    request = Request(
-        kind, base, cpu, tuple(build_arg or ()), no_cache, network, toolkit, torch_index
+    code = build_image(
+        kind,
+        base=base,
+        cpu=cpu,
+        arguments=tuple(build_arg or ()),
+        no_cache=no_cache,
+        network=network,
+        toolkit=toolkit,
+        torch_index=torch_index,
+        as_json=as_json,
     )
-    raise typer.Exit(build_image(request, as_json=as_json))
+    raise typer.Exit(code)
 
 
 @image.command("list")

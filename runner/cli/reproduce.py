@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.cli.verify import verdict_lines
 from runner.common.output import Output
 from runner.launch.reproduce import reproduce
+from runner.report.comparison import verdict_lines
 from runner.report.outcome import ended_lines
 
 

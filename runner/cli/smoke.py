@@ -11,8 +11,8 @@ from typing import Any
 from runner.common.errors import EXIT_INTERRUPTED, RunnerError, UsageError
 from runner.common.output import Output, field, table
 from runner.common.units import format_bytes
-from runner.engines.load import load_job
 from runner.jobs.load import list_jobs
+from runner.launch.jobs import load_job
 from runner.launch.smoke import smoke
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from pathlib import Path
 
 from runner.common.output import Output, field
-from runner.engines.load import load_job
 from runner.launch.follow import follow
+from runner.launch.jobs import load_job
 from runner.launch.resume import Choice
 from runner.launch.start import leave, said_by_supervisor, start_supervisor
 from runner.launch.train import ReadyRun, TrainOptions, prepare
 from runner.report.outcome import ended_lines
 from runner.runs.records import read_outcome
-from runner.supervisor.execute.docker import docker_argv
 
 
 def train_job(
@@ -35,10 +33,10 @@ def train_job(
     options = TrainOptions(max_steps, runs, choice, dry_run, wait, unsafe)
     ready = prepare(load_job(name, sets), options, out)
     plan, folder = ready.plan, ready.folder
-    if dry_run and plan.container is not None:
-        out.say(field("command", shlex.join(docker_argv(folder, plan))))
+    if dry_run and (command := ready.container_command) is not None:
+        out.say(field("command", shlex.join(command)))
     if ready.is_only_shown:
-        shutil.rmtree(folder.path)  # what a script would do can't be tried without doing it
+        ready.discard()  # what a script would do can't be tried without doing it
         out.result({"started": False, "plan_hash": plan.hash}, ["dry run: nothing was started"])
         return 0
     supervisor = start_supervisor(folder, plan, resume=ready.resumes, wait=wait)

@@ -6,10 +6,11 @@ are for a GPU with bf16, and the output says so.
 
 from __future__ import annotations
 
+from runner.cli.vram_mgm import print_vram_mgm
 from runner.common.output import Output, colour, field
-from runner.engines.load import load_job
-from runner.engines.mgm.job import MgmJob
+from runner.launch.jobs import is_of_toolkit, load_job
 from runner.launch.vram import device_line, predict_plan, vram_plan
+from runner.launch.vram_mgm import predict_mgm
 from runner.report.prediction import prediction_lines
 
 
@@ -17,10 +18,8 @@ def show_vram(name: str, sets: list[str], *, as_json: bool) -> int:
     """0; the prediction in lines or as JSON."""
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
-    if isinstance(loaded.job, MgmJob):  # predicted by its relative, in two trainings and two more
-        from runner.cli.vram_mgm import show_vram_mgm
-
-        return show_vram_mgm(loaded, loaded.job, out)
+    if is_of_toolkit(loaded):  # predicted by its relative, in two trainings and two more
+        return print_vram_mgm(loaded.name, predict_mgm(loaded, out), out)
     plan, facts, assumed = vram_plan(loaded)
     prediction = predict_plan(plan, facts, out)
     budget = plan.budget.limit_bytes

@@ -1,4 +1,4 @@
-"""The functions that `import runner` offers: jobs loaded, runs started, found and compared.
+"""Start and repeat runs from Python: what `import runner` offers beside `jobs` and `run`.
 
 Lines that a command would print on stderr are passed to `say`, if it is given. Ctrl-C is Python's
 KeyboardInterrupt; a run that was started continues until it is stopped.
@@ -7,17 +7,16 @@ KeyboardInterrupt; a run that was started continues until it is stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from runner.common.errors import RunnerError
 from runner.common.output import Output
-from runner.common.yaml_text import to_yaml
-from runner.engines.load import load_job as read_job
 from runner.jobs.load import LoadedJob
 from runner.launch import reproduce as reproduce_module
 from runner.launch import smoke as smoke_module
+from runner.launch.jobs import load_job
 from runner.launch.resume import Choice
 from runner.launch.run import Run
 from runner.launch.smoke import SmokeResult
@@ -26,7 +25,6 @@ from runner.launch.train import TrainOptions, prepare
 from runner.runs.folder import RunFolder
 
 Say = Callable[[str], None]
-Overrides = Mapping[str, Any] | Sequence[str]
 _SECONDS = 0.05
 
 
@@ -43,19 +41,6 @@ class _Reporter(Output):
 
     def result(self, record: Any, lines: list[str]) -> None:
         return
-
-
-def load_job(name: str | Path, overrides: Overrides = ()) -> LoadedJob:
-    """Read and validate a job.
-
-    Args:
-        name: a name in jobs/, or the path of a YAML file.
-        overrides: field -> value, or texts such as "training.max_steps=5" as after --set.
-
-    Raises:
-        UsageError: no such job. SpecError: every problem of the file and the overrides.
-    """
-    return read_job(str(name), _texts(overrides))
 
 
 def train(
@@ -132,15 +117,6 @@ def reproduce(
     name = run if isinstance(run, str) else str(run.folder)
     place = None if runs is None else Path(runs)
     return reproduce_module.reproduce(name, _Reporter(say), steps=steps, runs=place)
-
-
-def _texts(overrides: Overrides) -> list[str]:
-    if not isinstance(overrides, Mapping):
-        return [str(text) for text in overrides]
-    return [
-        f"{name}={value if isinstance(value, str) else to_yaml(value)}"
-        for name, value in overrides.items()
-    ]
 
 
 def _started_nothing(folder: RunFolder, code: int) -> RunnerError:

@@ -20,6 +20,7 @@ from runner.common.tail import Tail
 from runner.common.units import format_bytes, format_duration
 from runner.engines.progress import planned_trainings
 from runner.engines.registry import engine_of
+from runner.engines.render import read_any_plan
 from runner.plans.base import Plan
 from runner.report.stopping import stop_in_words
 from runner.runs.folder import RunFolder
@@ -152,6 +153,14 @@ class Progress:
             f"then {each}" + (f" ({count} steps)" if (count := self._trainings[each]) else "")
             for each in names[names.index(name) + 1 :]
         ]
+
+
+def progress_of(folder: RunFolder, since_unix_seconds: float | None = None) -> Progress:
+    """Where a run stands, by the plan in its folder. Raises RunnerError where that can't be read.
+
+    As Progress, its speed is that since `since_unix_seconds`.
+    """
+    return Progress(folder, read_any_plan(folder.plan), since_unix_seconds)
 
 
 class View:

@@ -6,6 +6,7 @@ Imports no torch; what needs it runs in processes of its own.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from runner.provenance.environment import secret_values, without_secrets
 from runner.runs.create import create_run
 from runner.runs.find import default_root
 from runner.runs.folder import RunFolder
+from runner.supervisor.execute.docker import docker_argv
 from runner.vram.prediction import Prediction
 
 
@@ -61,6 +63,16 @@ class ReadyRun:
     resumes: bool = False
     is_only_shown: bool = False
     """Whether it is a dry run of what can't be tried without doing it: not to be started."""
+
+    @property
+    def container_command(self) -> list[str] | None:
+        """What its container is started by; None where it has none."""
+        return None if self.plan.container is None else docker_argv(self.folder, self.plan)
+
+    def discard(self) -> None:
+        """Remove the folder of what is only shown, in which nothing ran."""
+        assert self.is_only_shown  # noqa: S101 - a run that may be started keeps its folder
+        shutil.rmtree(self.folder.path)
 
 
 def prepare(loaded: LoadedJob, options: TrainOptions, out: Output) -> ReadyRun:

@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 
-from runner.cli.monitor import _reports
 from runner.common import durable
 from runner.common.output import Output
+from runner.launch.monitor import reports as reports_of
 from runner.machine.health import CLOCK_LIMITS
 from runner.report.monitor.csv import COLUMNS
 from runner.report.monitor.metrics import FAMILIES
@@ -372,11 +372,11 @@ def test_a_run_that_ends_just_after_a_report_is_reported_once_more(tmp_path: Pat
     folder = lay_run(tmp_path / "runs", device="cpu")
     out = Output(as_json=False)
     with contextlib.ExitStack() as stack:
-        reports = _reports(tmp_path / "runs", folder, 0.5, False, out, stack)
+        reports = reports_of(tmp_path / "runs", folder, 0.5, False, out, stack)
         assert [run.ended for run in next(reports).runs] == [False]
         folder.termination.write_text("{}")  # before the monitor gets to look again
         assert [run.ended for report in reports for run in report.runs] == [True]
-        again = _reports(tmp_path / "runs", folder, 0.5, False, out, stack)
+        again = reports_of(tmp_path / "runs", folder, 0.5, False, out, stack)
         assert [run.ended for report in again for run in report.runs] == [True]  # and that is all
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from runner.cli.check import sample_lines
-from runner.cli.data import report_lines
 from runner.common.output import Output
 from runner.engines.render import read_any_plan
+from runner.launch.data_lines import report_lines
 from runner.launch.follow import Progress, View
 from runner.report.monitor.processes import read_stat
 from runner.runs import checkpoints

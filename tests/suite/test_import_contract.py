@@ -20,6 +20,7 @@ from tests.support.command import REPOSITORY
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 UPWARD = "No room imports a room above it"
 ENGINES = "The engines don't import each other, nor what chooses between them"
+COMMANDS = "A command asks launch and report, and the rooms that say what jobs and runs are"
 LIBRARIES = "Only the code inside an engine imports the training libraries"
 CIRCLES = "No circles between the modules of a room"
 
@@ -85,6 +86,12 @@ def test_the_package_keeps_the_contract() -> None:
             "def count() -> int:\n    import torch\n\n    return torch.cuda.device_count()",
             LIBRARIES,
             id="torch in a function",
+        ),
+        pytest.param(
+            "runner/cli/ps.py",
+            "def decide() -> None:\n    from runner.plans import base",
+            COMMANDS,
+            id="a command that decides",
         ),
         pytest.param(
             "runner/machine/cores.py", "import accelerate", "Nothing imports accelerate", id="lib"

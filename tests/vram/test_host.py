@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from runner.cli.check import check_job
 from runner.engines.sft.engine import SftEngine
 from runner.engines.sft.inside.memory import footprint as measuring
 from runner.engines.sft.inside.memory import predict as predicting
@@ -22,6 +21,7 @@ from runner.engines.sft.inside.memory.predict import predict
 from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.memory.ask import ASSUMED_NOTE, Batch, predicted
 from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_formats
+from runner.launch import check as checking
 from runner.launch import plan as planning
 from runner.vram.allocator import LIBC_MAPPED_BYTES, LIBC_SHARE, libc_holds
 from runner.vram.calibration import CPU_SCHEMA_VERSION, Measured, apply, correction, matching
@@ -293,8 +293,7 @@ def test_a_check_says_one_thing_of_a_budget_that_a_cpu_run_is_predicted_over(
     monkeypatch.chdir(tmp_path)
     memory = prediction(1, 200 << 20).model_dump(mode="json")
     found = {"disk_bytes": 0, "warnings": [], "notes": [], "trainings": [], "memory": memory}
-    check = sys.modules[check_job.__module__]  # the package has a command of that name
-    monkeypatch.setattr(check, "survey", lambda *_: found)
+    monkeypatch.setattr(checking, "survey", lambda *_: found)
     monkeypatch.setattr(SftEngine, "require_packages", lambda *_: None)
     monkeypatch.setattr(planning, "fetch_missing", lambda *_: False)
     words = ["check", "job.yaml", "--set", f"budget.host_memory={budget}"]

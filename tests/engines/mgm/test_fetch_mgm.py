@@ -24,7 +24,6 @@ from typing import IO, Any
 
 import pytest
 
-from runner.cli import fetch_mgm
 from runner.common.errors import RefusedError
 from runner.engines.load import load_job
 from runner.engines.mgm.fetch import archive as mgm_archive
@@ -34,6 +33,7 @@ from runner.engines.mgm.fetch.rows import count_rows, missing_images
 from runner.engines.mgm.job import MgmJob
 from runner.engines.mgm.resolve import absent, make_mgm_plan, placed
 from runner.engines.mgm.sources import SOURCES, MgmSource
+from runner.launch import fetch_mgm
 from runner.machine.doctor import hub as doctor_hub
 from tests.support.command import Answer
 from tests.testbed.hub import RIGHT_TOKEN, FakeHub, Repository, serve, surroundings

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runner.cli.bundle import tidy_at_sigterm
 from runner.common import locks
 from runner.common.errors import RefusedError, UsageError
+from runner.launch.sigterm import tidy_at_sigterm
 from runner.provenance.bundle import tar, unpack
 from runner.provenance.bundle.contents import Contents
 from runner.provenance.bundle.gathering import Item
