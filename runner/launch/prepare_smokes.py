@@ -1,11 +1,10 @@
 """Make what several smokes need before the first of them: stand-ins and predicted memory.
 
 Each smoke would start a process for its stand-in and another for its prediction, and each of these
-would import the training stack. Here one process imports it for all plans that use the same of it,
-and they run side by side. They only fill the caches that a smoke looks into: one that finds nothing
-there asks for itself, as if this had not been, and says what is wrong. All of them have ended when
-the first smoke starts, since a process that shares a training's libraries makes its measured memory
-smaller. Imports no torch.
+would import the training stack. Here one process imports it for all of them. It only fills the
+caches that a smoke looks into: one that finds nothing there asks for itself, as if this had not
+been, and says what is wrong. It has ended when the first smoke starts, since a process that shares
+a training's libraries makes its measured memory smaller. Imports no torch.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from runner.engines.sft.facts import Facts
 from runner.engines.sft.memory.ask import keep, kept, plan_key
 from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.resolve import SMOKE_DEFAULT_STEPS
-from runner.engines.sft.unused_packages import used_packages
 from runner.jobs.load import LoadedJob
 from runner.launch.calibrate import is_worth_predicting
 from runner.launch.fetch import lacking
@@ -43,6 +41,7 @@ from runner.plans.facts import HostFacts
 from runner.vram.prediction import Prediction
 
 MODULE = "runner.engines.sft.inside.prepare_smokes"
+ANSWERS = "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,6 @@ class Needed:
     stand_in: bool
     prediction: bool
 
-    @property
-    def questions(self) -> int:
-        """How many processes the smoke would start for it."""
-        return self.stand_in + self.prediction
-
 
 def prepare_smokes(jobs: Sequence[LoadedJob], max_steps: int | None, out: Output) -> None:
     """Fill the caches for the smokes of `jobs`, where that takes fewer processes than they would.
@@ -66,22 +60,26 @@ def prepare_smokes(jobs: Sequence[LoadedJob], max_steps: int | None, out: Output
     Raises SystemExit(EXIT_INTERRUPTED) after Ctrl-C, when its processes have been killed.
     """
     needed = list(_needed(jobs, max_steps or SMOKE_DEFAULT_STEPS))
-    groups: dict[tuple[str, ...], list[Needed]] = {}
-    for each in needed:
-        groups.setdefault(tuple(sorted(used_packages(each.plan))), []).append(each)
-    if sum(each.questions for each in needed) <= len(groups):
+    if sum(each.stand_in + each.prediction for each in needed) < 2:
         return
     stand_ins = sum(each.stand_in for each in needed)
     predictions = sum(each.prediction for each in needed)
     out.say(
-        field(
-            "preparing",
-            f"stand-ins for {stand_ins} jobs and the predicted memory of {predictions}, "
-            f"by {len(groups)} process(es)",
-        )
+        field("preparing", f"{stand_ins} stand-in(s) and {predictions} prediction(s) of memory")
     )
     with tempfile.TemporaryDirectory(prefix="runner-ask-") as name:
-        _ask_all(groups, Path(name), out)
+        try:
+            code = _ask(needed, Path(name))
+        except KeyboardInterrupt:
+            sys.exit(EXIT_INTERRUPTED)
+        _keep_predictions(needed, Path(name))
+    if code:
+        out.say(
+            field(
+                "preparing",
+                f"ended with {code}: what it did not come to is made in each job's turn",
+            )
+        )
 
 
 def _needed(jobs: Sequence[LoadedJob], max_steps: int) -> Iterator[Needed]:
@@ -134,42 +132,14 @@ class _LeftToItsTurn(Exception):
     """The job's weights have to be fetched first."""
 
 
-def _ask_all(groups: dict[tuple[str, ...], list[Needed]], folder: Path, out: Output) -> None:
-    """Ask a process for each group, side by side, and keep the predictions that come."""
-    with contextlib.ExitStack() as stack:
-        asked = [
-            (stack.enter_context(_asking(packages, group, folder / str(number))), group)
-            for number, (packages, group) in enumerate(groups.items())
-        ]
-        try:
-            for number, (process, group) in enumerate(asked):
-                code = process.wait()
-                _keep_predictions(folder / str(number), group)
-                if code:
-                    out.say(
-                        field(
-                            "preparing",
-                            f"a process ended with {code}; what it did not come to is made in "
-                            "each job's turn",
-                        )
-                    )
-        except KeyboardInterrupt:
-            stack.close()
-            sys.exit(EXIT_INTERRUPTED)
-
-
-@contextlib.contextmanager
-def _asking(
-    packages: Sequence[str], group: Sequence[Needed], folder: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """The process of a group; nothing of it is left at the end, nor of what it started."""
-    folder.mkdir()
+def _ask(needed: Sequence[Needed], folder: Path) -> int:
+    """The exit code of the process that makes it; nothing of it, or that it started, is left."""
     wanted = [
-        {"plan": each.plan.model_dump(mode="json"), "predicts": each.prediction} for each in group
+        {"plan": each.plan.model_dump(mode="json"), "predicts": each.prediction} for each in needed
     ]
     request = folder / "request.json"
-    request.write_text(json.dumps({"packages": packages, "wanted": wanted}), encoding="utf-8")
-    with (folder / "answers.jsonl").open("wb") as answers:
+    request.write_text(json.dumps(wanted), encoding="utf-8")
+    with (folder / ANSWERS).open("wb") as answers:
         process = subprocess.Popen(
             module_argv(MODULE, str(request)),
             stdin=subprocess.DEVNULL,
@@ -179,21 +149,23 @@ def _asking(
             start_new_session=True,
         )
     try:
-        yield process
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     finally:
+        # before it is waited for: until then its number is no other's
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        code = process.wait()
+    return code
 
 
-def _keep_predictions(folder: Path, group: Sequence[Needed]) -> None:
-    """Keep what a process answered under the key by which the smoke will look for it."""
+def _keep_predictions(needed: Sequence[Needed], folder: Path) -> None:
+    """Keep what was answered under the key by which each smoke will look for it."""
     answers: dict[int, Any] = {}
-    for line in (folder / "answers.jsonl").read_text("utf-8", "replace").splitlines():
+    for line in (folder / ANSWERS).read_text("utf-8", "replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line may be a part
             record = json.loads(line)
             answers[record["number"]] = record["prediction"]
-    for number, each in enumerate(group):
+    for number, each in enumerate(needed):
         if number in answers:
             with contextlib.suppress(ValidationError, OSError):
                 prediction = Prediction.model_validate(answers[number])
