@@ -1,4 +1,4 @@
-"""`runner smoke --max-steps 5` of all jobs, as on the first day: seconds, CPU seconds, and its table.
+"""`runner smoke --max-steps 5` of all jobs, as on the first day: seconds and CPU seconds.
 
     python benchmarks/startup.py smokes [--models FOLDER] [--package FOLDER]
 

@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/startup.py first-step [--repeats N] ...
     .venv/bin/python benchmarks/startup.py smokes
 
-The second is benchmarks/first_step.py: from Enter to the first optimizer step, beside plain TRL. The
-third is benchmarks/all_smokes.py: `runner smoke` of all jobs.
+The second is benchmarks/first_step.py: from Enter to the first optimizer step, beside plain TRL.
+The third is benchmarks/all_smokes.py: `runner smoke` of all jobs.
 
 Runs the commands in turn, N times each (default 15) after one that counts for nothing, and prints
 the medians and their ratios. Typer draws help with rich unless told not to, as runner tells it; so
