@@ -2,8 +2,10 @@
 
     .venv/bin/python benchmarks/startup.py [N]
     .venv/bin/python benchmarks/startup.py first-step [--repeats N] ...
+    .venv/bin/python benchmarks/startup.py smokes
 
 The second is benchmarks/first_step.py: from Enter to the first optimizer step, beside plain TRL.
+The third is benchmarks/all_smokes.py: `runner smoke` of all jobs.
 
 Runs the commands in turn, N times each (default 15) after one that counts for nothing, and prints
 the medians and their ratios. Typer draws help with rich unless told not to, as runner tells it; so
@@ -65,6 +67,11 @@ def main() -> int:
 
         del sys.argv[1]
         return first_step.main()
+    if sys.argv[1:2] == ["smokes"]:
+        import all_smokes
+
+        del sys.argv[1]
+        return all_smokes.main()
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

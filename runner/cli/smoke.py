@@ -13,6 +13,7 @@ from runner.common.output import Output, field, table
 from runner.common.units import format_bytes
 from runner.jobs.load import list_jobs
 from runner.launch.jobs import load_job
+from runner.launch.prepare_smokes import prepare_smokes
 from runner.launch.smoke import smoke
 
 
@@ -33,6 +34,7 @@ def smoke_jobs(
         raise UsageError("there are no jobs here", "runner jobs lists them")
     # a wrong name or field is answered before anything starts
     loaded = [(name, load_job(name, sets)) for name in chosen]
+    prepare_smokes([job for _, job in loaded], max_steps, out)
     records: list[dict[str, Any]] = []
     for number, (name, job) in enumerate(loaded, start=1):
         out.say(f"\n[{number}/{len(loaded)}] {job.name}")

@@ -23,7 +23,7 @@ Split = Literal["train", "eval", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 REPORT = "report.json"
 SPLIT_HASHES = "split-sha256.json"
-"""Of a split that has rows, its sha256: what takes duckdb to find out, and is asked at every start."""
+"""Of each split that has rows, its sha256: asked at every start, and worked out by duckdb."""
 LEFT_OUT = "left-out.jsonl"
 """A line for each row that was left out as a duplicate, in conflict or leaked, with the row that it
 repeats, contradicts or leaks to."""

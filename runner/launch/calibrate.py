@@ -48,7 +48,7 @@ def predict_smoke(
     if known is None:
         return None
     native, own_facts = known
-    if native.model.kind == "standin" and _known(native, own_facts) >= ENOUGH_SMALL:
+    if not is_worth_predicting(native, own_facts):
         return None
     try:
         prediction = predict_plan(native, own_facts, out)
@@ -58,6 +58,14 @@ def predict_smoke(
     keep_prediction(folder, prediction)
     out.say(field("memory", memory_line(prediction, plan)))
     return prediction
+
+
+def is_worth_predicting(plan: SftPlan, facts: Facts, coming: int = 0) -> bool:
+    """Whether a smoke's measurement would tell anything beside those that are kept.
+
+    `coming`: how many of small models, for the same device and method, are to be kept before.
+    """
+    return plan.model.kind != "standin" or _known(plan, facts) + coming < ENOUGH_SMALL
 
 
 def keep_prediction(folder: RunFolder, prediction: Prediction) -> None:

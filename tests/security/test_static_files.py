@@ -38,6 +38,7 @@ WRITERS = {
     "launch/doctor.py": NAMED,
     "engines/mgm/preflight.py": TEMPORARY,
     "launch/recorded_plan.py": TEMPORARY,
+    "launch/prepare_smokes.py": TEMPORARY,
     "launch/survey.py": TEMPORARY,
     "launch/fit.py": NAMED,
     "launch/survey_cache.py": CACHE,

@@ -20,6 +20,7 @@ from runner.common.errors import Problem, RunnerError, SpecError, bug
 from runner.common.tensors_only import load_tensors_only
 from runner.engines.render import read_plan
 from runner.engines.sft.inside.image_tokens import image_tokens
+from runner.engines.sft.inside.imports import without_collection
 from runner.engines.sft.inside.train.arguments import require_optimizer
 from runner.engines.sft.inside.train.length import Length, length_of
 from runner.engines.sft.inside.train.schedule import (
@@ -117,6 +118,10 @@ def survey(plan: SftPlan, samples: int) -> dict[str, Any]:
 
     Raises RunnerError as the run itself would, before it starts.
     """
+    with without_collection():
+        import datasets  # noqa: F401 - for the rows
+        import peft  # noqa: F401 - for the counts; torch and transformers by it
+
     from runner.engines.sft.inside.evaluate.foresee import foresee_evaluation, foresee_merge
     from runner.engines.sft.inside.images import image_processor
     from runner.engines.sft.inside.memory.batches import of_rows

@@ -19,6 +19,7 @@ from runner.common.errors import RunnerError, bug
 from runner.common.packages import package_version
 from runner.common.tensors_only import load_tensors_only
 from runner.engines.render import read_plan
+from runner.engines.sft.inside.imports import without_collection
 from runner.engines.sft.memory.ask import PACKAGES, Batch, predicted
 from runner.engines.sft.unused_packages import leave_out_unused
 
@@ -44,6 +45,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         leave_out_unused(plan)
     if plan.model.folder is not None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with without_collection():
+        import runner.engines.sft.inside.memory.step  # noqa: F401 - and the stack by it
     if request.get("mgm") is not None:
         from runner.engines.sft.inside.memory.mgm import answer
 

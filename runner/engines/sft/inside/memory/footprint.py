@@ -22,10 +22,11 @@ from pathlib import Path
 from runner.common import terminal
 from runner.common.own_python import module_argv, safe_environment
 from runner.common.tensors_only import load_tensors_only
+from runner.engines.sft.inside.imports import without_collection
 from runner.engines.sft.memory.ask import ASSUME_VARIABLE, keep_record, kept_record
 from runner.engines.sft.unused_packages import SPARED, leave_out
 
-VERSION = 2
+VERSION = 3
 LAUNCHER = "--launcher"
 MIB = 1 << 20
 LIMIT_SECONDS = 300
@@ -178,7 +179,8 @@ def main(packages: list[str]) -> int:
         return 0
     launcher = _launcher(packages)
     leave_out(set(SPARED) - set(packages))  # as a training does
-    _hold(["runner.engines.sft.inside.train.trainer", *packages])
+    with without_collection():
+        _hold(["runner.engines.sft.inside.train.trainer", *packages])
     _train_nothing()
     trainer = own_memory()
     if launcher is None or trainer is None:

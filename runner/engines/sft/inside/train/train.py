@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from runner.common import durable, terminal
 from runner.common.errors import RefusedError, RunnerError
 from runner.engines.sft.inside.control import STOPPED_EXIT_CODE, Control, Stopped
+from runner.engines.sft.inside.imports import without_collection
 from runner.engines.sft.inside.model.trained import PROJECTOR_FILE
 from runner.engines.sft.inside.oom import start_record
 from runner.engines.sft.plan import SftPlan
@@ -87,6 +88,8 @@ def train(plan: SftPlan, folder: RunFolder, control: Control, *, resume: bool) -
 
 def _train_all(run: Run, trackers: Any, checkpoint: Path | None, *, resume: bool) -> int | None:
     """Every training of the run that is not done yet; the run's steps, None where stopped."""
+    with without_collection():
+        import runner.engines.sft.inside.train.trainer  # noqa: F401 - what each training needs
     folder, before, projector = run.folder, 0, None
     trainings = run.plan.trainings
     for number, part in enumerate(trainings, start=1):
@@ -382,7 +385,8 @@ def _ready_torch(plan: SftPlan) -> int | None:
     """Process-wide settings that must stand before the first tensor; the bytes on the GPU that
     torch's cap leaves for what is outside of torch, None without a cap.
     """
-    import torch
+    with without_collection():
+        import torch
 
     from runner.engines.sft.inside.determinism import make_deterministic
     from runner.engines.sft.inside.model.attention import avoid_plan_building
