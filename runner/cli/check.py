@@ -6,15 +6,15 @@ The parts that need a tokenizer or torch run in a process of their own.
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from runner.common import terminal
 from runner.common.output import Output, colour, field
 from runner.engines.load import load_job
 from runner.engines.registry import engine_of
 from runner.engines.render import summary
+from runner.engines.sft.survey_record import RowsReport, SampleRow
 from runner.jobs.load import LoadedJob
-from runner.launch.ask_engine import EngineRefused
+from runner.launch.ask_engine import EngineRefused, read_answer
 from runner.launch.calibrate import corrected_survey, memory_line
 from runner.launch.gpus import preflight, with_free_cards
 from runner.launch.plan import planned
@@ -70,8 +70,9 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     lines += survey_lines(surveyed)
     for part in surveyed["trainings"]:
         head = f"{part['phase']}: " if part["phase"] else ""
-        lines.append(field("rows", head + _histogram(part["data"]["train"]["lengths"])))
-        for sample in part["data"]["train"]["samples"]:
+        rows = read_answer(part["data"], RowsReport, failed="the rows can't be shown")["train"]
+        lines.append(field("rows", head + _histogram(rows["lengths"])))
+        for sample in rows["samples"]:
             lines += ["", *sample_lines(sample)]
     starts = f"{shlex.join(command)} would start"
     lost = field("starts", f"{starts}, but is predicted to be ended over its budget")
@@ -116,11 +117,12 @@ def _check_other(loaded: LoadedJob, plan: Plan, facts: HostFacts, command: str, 
     return 0
 
 
-def sample_lines(sample: dict[str, Any]) -> list[str]:
+def sample_lines(sample: SampleRow) -> list[str]:
     """A row as the model sees it; what carries loss stands in green, or between ⟦ and ⟧."""
     opening, closing = (_GREEN, _PLAIN) if colour() else ("⟦", "⟧")
     text = "".join(
-        f"{opening}{part}{closing}" if trained else part for part, trained in sample["segments"]
+        f"{opening}{part}{closing}" if trained else f"{part}"
+        for part, trained in sample["segments"]
     )
     head = (
         f"sample, line {sample['line']}: {sample['supervised']} of {sample['tokens']} tokens "

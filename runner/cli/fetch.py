@@ -159,7 +159,7 @@ def _sha256(source: ModelSource | DataSource) -> str | None:
         return source.sha256
     stated: dict[str, str] = {}
     if source.kind == "modelscope" and source.folder is not None:
-        manifest = durable.read_json(source.folder / MANIFEST) or {}
+        manifest: Any = durable.read_json(source.folder / MANIFEST) or {}
         stated = {str(file["path"]): str(file["sha256"]) for file in manifest.get("files", [])}
     weights = []
     for path in _files(source.folder):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 from runner.common.errors import RefusedError
 from runner.common.output import Output, colour, field
 from runner.common.units import format_bytes, parse_bytes
 from runner.common.yaml_text import to_yaml
 from runner.engines.load import load_job
+from runner.engines.sft.memory.messages import FitAnswer
 from runner.launch.fit import apply as write_fitted
 from runner.launch.fit import fit
 from runner.launch.vram import device_line
@@ -61,11 +61,11 @@ def fit_job(
     return 0 if fitted else RefusedError("").exit_code
 
 
-def _set(name: str, value: Any) -> str:
+def _set(name: str, value: object) -> str:
     return f"--set={name}={value if isinstance(value, str) else to_yaml(value)}"
 
 
-def _not_fitted(record: dict[str, Any], allow: Sequence[str]) -> list[str]:
+def _not_fitted(record: FitAnswer, allow: Sequence[str]) -> list[str]:
     lines = [field("NO PLAN", "that keeps the result, or that fit.allow permits, fits this budget")]
     would = list(
         dict.fromkeys(name for part in record["trainings"] for name in part["allowed_would_fit"])

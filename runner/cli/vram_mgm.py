@@ -6,15 +6,17 @@ Traces the native counterpart, so that the toolkit need not be here. Imports no 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
 from runner.common.output import Output, colour, field
 from runner.common.units import format_bytes
 from runner.engines.load import load_job
 from runner.engines.mgm.job import MgmJob
+from runner.engines.mgm.plan import PlannedMgmTraining
 from runner.engines.mgm.resolve import make_mgm_plan
 from runner.engines.mgm.smoke import STAND_IN
 from runner.engines.sft.memory.ask import write_request
+from runner.engines.sft.memory.messages import StageAsked
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
 from runner.launch.vram import vram_plan
@@ -42,7 +44,7 @@ def show_vram_mgm(loaded: LoadedJob, job: MgmJob, out: Output) -> int:
     )
     relative, _, assumed = vram_plan(native)
     pretrain, finetune = plan.mgm.pretrain, plan.mgm.finetune
-    stages = [
+    stages: list[StageAsked] = [
         _stage("pretrain", 0, "lora", pretrain),
         _stage("finetune", 1, "lora", finetune),
         {**_stage(FULL, 1, "full", finetune), "rows": 1, "tokens": 1024, "adam": "card"},
@@ -65,12 +67,14 @@ def show_vram_mgm(loaded: LoadedJob, job: MgmJob, out: Output) -> int:
         lines += ["", f"{memory.phase}:", *training_lines(memory, budget, colour=colour())]
     lines += ["", *_explained(prediction, budget)]
     lines += [field("note", note) for note in prediction.notes]
-    told: dict[str, Any] = {"job": loaded.name, "assumed": assumed, "budget_bytes": budget}
+    told: dict[str, object] = {"job": loaded.name, "assumed": assumed, "budget_bytes": budget}
     out.result({**told, "explanation": _explained(prediction, budget), **record}, lines)
     return 0
 
 
-def _stage(name: str, training: int, method: str, planned: Any) -> dict[str, Any]:
+def _stage(
+    name: str, training: int, method: Literal["lora", "full"], planned: PlannedMgmTraining
+) -> StageAsked:
     return {
         "name": name,
         "training": training,

@@ -20,7 +20,7 @@ class NotEdited(Exception):
     """The text can't be edited in place; the message says why."""
 
 
-def set_fields(text: str, fields: Mapping[str, Any]) -> str:
+def set_fields(text: str, fields: Mapping[str, object]) -> str:
     """The text with `fields` (dotted name -> value) set; None removes a field's value (null).
 
     Raises NotEdited where the text has a form that this does not edit.
