@@ -21,6 +21,7 @@ from runner.data.template import (
     tokenizer_name,
 )
 from runner.data.token_stats import TokenStats
+from runner.data.tokenizer_type import Tokenizer
 
 SCHEMA_VERSION = 1
 
@@ -112,7 +113,7 @@ class Audit:
         }
 
 
-def audit(tokenizer: Any, stats: TokenStats, samples: list[Sample]) -> Audit:
+def audit(tokenizer: Tokenizer, stats: TokenStats, samples: list[Sample]) -> Audit:
     """What the counts amount to, with samples of the rows."""
     ending, record = stats.end_of_turn_id, template_record(tokenizer)
     return Audit(
@@ -142,7 +143,7 @@ def audit(tokenizer: Any, stats: TokenStats, samples: list[Sample]) -> Audit:
 
 
 def sample(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     line: Line,
     messages: Sequence[Turn],
     max_length: int | None,
