@@ -12,9 +12,9 @@ from runner.common.output import Output, colour, field
 from runner.engines.load import load_job
 from runner.engines.registry import engine_of
 from runner.engines.render import summary
-from runner.engines.sft.survey_record import RowsReport, SampleRow
+from runner.engines.sft.survey_record import SampleRow
 from runner.jobs.load import LoadedJob
-from runner.launch.ask_engine import EngineRefused, read_answer
+from runner.launch.ask_engine import EngineRefused
 from runner.launch.calibrate import corrected_survey, memory_line
 from runner.launch.gpus import preflight, with_free_cards
 from runner.launch.plan import planned
@@ -70,9 +70,8 @@ def check_job(name: str, sets: list[str], *, samples: int, as_json: bool) -> int
     lines += survey_lines(surveyed)
     for part in surveyed["trainings"]:
         head = f"{part['phase']}: " if part["phase"] else ""
-        rows = read_answer(part["data"], RowsReport, failed="the rows can't be shown")["train"]
-        lines.append(field("rows", head + _histogram(rows["lengths"])))
-        for sample in rows["samples"]:
+        lines.append(field("rows", head + _histogram(part["data"]["train"]["lengths"])))
+        for sample in part["data"]["train"]["samples"]:
             lines += ["", *sample_lines(sample)]
     starts = f"{shlex.join(command)} would start"
     lost = field("starts", f"{starts}, but is predicted to be ended over its budget")

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable
 from runner.common.errors import Problem, SpecError
@@ -73,7 +72,7 @@ class _Known:
 
 def open_images(
     prepared: Prepared, background: str, cache: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Open each image that the rows of every split name, once; the record of it.
 
     Args:

@@ -16,6 +16,7 @@ from typing import Any
 
 from runner.data.compare import comparable
 from runner.data.prepared import Prepared, PreparedRow, Split
+from runner.data.report_types import NearRecord
 
 SIMILARITY = 0.8
 """Jaccard index from which two questions are said to be near duplicates."""
@@ -36,7 +37,7 @@ _PRIME = 1_099_511_628_211  # of FNV-1a's 64-bit hash
 
 def near_duplicates(
     prepared: Prepared, counts: dict[str, int], say: Callable[[str], None]
-) -> dict[str, Any] | None:
+) -> NearRecord | None:
     """How many held-out rows have a near duplicate in training, and the first of them.
 
     None where nothing is held out. At most MOST_HELD_OUT and MOST_TRAINED rows are looked at, of
@@ -45,14 +46,15 @@ def near_duplicates(
     if not counts["train"] or not (counts["eval"] or counts["test"]):
         return None
     started = time.monotonic()
-    record: dict[str, Any] = {
+    record: NearRecord = {
         "similarity": SIMILARITY,
         "rule": f"pieces of {PIECE} characters of the last question, white space and case apart",
+        "looked_at": None,
     }
     try:
         from datasketch import MinHashLSH
     except ImportError:
-        return {**record, "looked_at": None, "because": "datasketch is not installed"}
+        return {**record, "because": "datasketch is not installed"}
     say("looking for near duplicates")
     held = [
         (split, row) for split in _HELD for row in _drawn(prepared, split, counts, MOST_HELD_OUT)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from runner.common import staged_folder
 from runner.common.errors import RefusedError
 from runner.data.messages import Message, Tools
+from runner.data.report_types import PreparedRecord
 
 Split = Literal["train", "eval", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -65,14 +66,14 @@ class Prepared:
 
     folder: Path
     places: tuple[str, ...] = ()  # where the sources lie now; empty: where they lay when prepared
-    images: dict[str, Any] | None = (
+    images: Mapping[str, object] | None = (
         None  # what opening the rows' images gave; None: of a text model
     )
 
     @cached_property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> PreparedRecord:
         """What became of the rows that were read; see docs/data.md."""
-        record: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+        record: PreparedRecord = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
         for source, place in zip(record["sources"], self.places, strict=False):
             source["place"] = place
         if self.images is not None:

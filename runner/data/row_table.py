@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from runner.data.report_types import LeftOutRecord
+
 MEMORY_LIMIT = "300MB"
 THREADS = 2
 NAMED = 10  # rows that a report names
@@ -55,8 +57,8 @@ class LeftOut:
             (self.others + other.others)[:NAMED],
         )
 
-    def record(self) -> dict[str, Any]:
-        record: dict[str, Any] = {"rows": self.rows, "first_lines": self.first_lines}
+    def record(self) -> LeftOutRecord:
+        record: LeftOutRecord = {"rows": self.rows, "first_lines": self.first_lines}
         if self.others:
             record["first_repeat"] = [
                 {"source": source, "line": line} for source, line in self.others

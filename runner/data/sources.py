@@ -16,6 +16,7 @@ from runner.data.columns import renamed
 from runner.data.dialect import WORDS
 from runner.data.hub import read_hub
 from runner.data.read import ReadOptions, Row, read_rows, table_record
+from runner.data.report_types import TableRecord
 from runner.data.row_index import EVAL, TEST, TRAIN
 from runner.data.rows_plan import RowsPlan
 from runner.data.tables import TableOptions
@@ -103,7 +104,7 @@ def table_options(table: TableSettings) -> TableOptions:
     return TableOptions(delimiter, table.quote, table.escape, table.encoding)
 
 
-def table_of(plan: RowsPlan, source: Source) -> dict[str, Any] | None:
+def table_of(plan: RowsPlan, source: Source) -> TableRecord | None:
     """How a CSV or TSV source is written, for the report; None for others."""
     if source.planned.path is None:
         return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from runner.data.dialect import Choice, Lines, Reading, choose, rows_in
+from runner.data.report_types import TableRecord
 from runner.data.row_errors import fail, fail_decoding
 
 Row = dict[str, Any]
@@ -55,7 +56,7 @@ class Table:
     reading: Reading
     header: list[str]
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> TableRecord:
         """For the report, JSON-ready."""
         read = self.reading
         return {

@@ -28,7 +28,7 @@ class SurveyedTraining(TypedDict):
     passes: float
     saves: int
     kept: int
-    data: dict[str, object]
+    data: RowsReport
     lines: list[str]
     parameters: CountedParameters
     checkpoint_bytes: int
@@ -60,7 +60,8 @@ class AuditedRows(TypedDict):
     samples: list[SampleRow]
 
 
-class RowsReport(TypedDict):
-    """A training's `data` (data.json), as far as `runner check` shows it."""
+class RowsReport(TypedDict, total=False):
+    """A training's `data` (data.json), as far as others read it; the rest is handed on."""
 
     train: AuditedRows
+    prepared_in: str

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from runner.common import terminal
 from runner.common.errors import Problem, RunnerError, SpecError, bug
@@ -28,7 +29,7 @@ from runner.engines.sft.inside.train.schedule import (
 )
 from runner.engines.sft.memory.ask import Batch
 from runner.engines.sft.plan import SftPlan
-from runner.engines.sft.survey_record import Survey
+from runner.engines.sft.survey_record import RowsReport, Survey
 from runner.engines.sft.unused_packages import leave_out_unused
 from runner.jobs.training import TrainingSettings, beyond_the_end
 
@@ -168,7 +169,7 @@ def survey(plan: SftPlan, samples: int) -> Survey:
                 "passes": length.passes,
                 "saves": length.saves,
                 "kept": length.kept,
-                "data": rows.report(),
+                "data": cast(RowsReport, rows.report()),
                 "lines": rows.lines(),
                 "parameters": {
                     "trainable": count.trainable,
