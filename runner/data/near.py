@@ -12,12 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from runner.data.compare import comparable
 from runner.data.prepared import Prepared, PreparedRow, Split
 from runner.data.report_types import NearRecord
 
+if TYPE_CHECKING:
+    import datasketch
+    import numpy
+    from numpy.typing import NDArray
+
+Hashes: TypeAlias = "NDArray[numpy.uint64]"
 SIMILARITY = 0.8
 """Jaccard index from which two questions are said to be near duplicates."""
 PIECE = 5  # characters
@@ -62,7 +68,7 @@ def near_duplicates(
     trained = _drawn(prepared, "train", counts, MOST_TRAINED)
     common = _common(prepared, counts)
     lsh = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, BAND_ROWS))
-    pieces: dict[int, Any] = {}
+    pieces: dict[int, Hashes] = {}
     short = 0
     for place, (_, row) in enumerate(held):
         own = _own_pieces(row, common)
@@ -123,7 +129,7 @@ def _question(row: PreparedRow) -> str:
     )
 
 
-def _pieces(row: PreparedRow) -> Any:
+def _pieces(row: PreparedRow) -> Hashes:
     """The pieces of a row's question, as 64-bit hashes, each once."""
     import numpy
 
@@ -139,7 +145,7 @@ def _pieces(row: PreparedRow) -> Any:
     return numpy.unique(hashed)
 
 
-def _common(prepared: Prepared, counts: dict[str, int]) -> Any:
+def _common(prepared: Prepared, counts: dict[str, int]) -> NDArray[numpy.bool_]:
     """For each bucket of hashes, whether so many rows have it that it is of a template."""
     import numpy
 
@@ -151,14 +157,14 @@ def _common(prepared: Prepared, counts: dict[str, int]) -> Any:
     return seen >= max(LEAST_COMMON, COMMON * rows)
 
 
-def _own_pieces(row: PreparedRow, common: Any) -> Any:
+def _own_pieces(row: PreparedRow, common: NDArray[numpy.bool_]) -> Hashes:
     import numpy
 
     pieces = _pieces(row)
     return pieces[~common[pieces % numpy.uint64(_BUCKETS)]]
 
 
-def _sketch(pieces: Any) -> Any:
+def _sketch(pieces: Hashes) -> datasketch.MinHash:
     import numpy
 
     sketch = _empty_sketch().copy()
@@ -167,14 +173,14 @@ def _sketch(pieces: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _empty_sketch() -> Any:
+def _empty_sketch() -> datasketch.MinHash:
     """One with the permutations of all, which are drawn once."""
     from datasketch import MinHash
 
     return MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=index)
 
 
-def _jaccard(one: Any, other: Any) -> float:
+def _jaccard(one: Hashes, other: Hashes) -> float:
     import numpy
 
     shared = len(numpy.intersect1d(one, other, assume_unique=True))
