@@ -13,12 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from runner.common import staged_folder
 from runner.common.errors import RefusedError
 from runner.data.messages import Message, Tools
 from runner.data.report_types import PreparedRecord
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
 
 Split = Literal["train", "eval", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -105,7 +109,7 @@ class Prepared:
                 first = stop
         return picked
 
-    def _open(self, split: Split) -> Any:
+    def _open(self, split: Split) -> pyarrow.parquet.ParquetFile:
         import pyarrow.parquet
 
         # pages are read as they are needed, not a row group's columns at once
@@ -150,7 +154,7 @@ class Prepared:
                 shutil.copyfile(self.folder / hashes_name(split), staging / hashes_name(split))
 
 
-def _rows(table: Any) -> Iterator[PreparedRow]:
+def _rows(table: pyarrow.Table | pyarrow.RecordBatch) -> Iterator[PreparedRow]:
     columns = [table.column(index).to_pylist() for index in range(table.num_columns)]
     for source, line, messages, images, label, tools in zip(*columns, strict=True):
         given = None if tools is None else json.loads(tools)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from runner.common.errors import nearest
 from runner.data.columns import renamed
@@ -20,7 +20,7 @@ from runner.data.tables import AS_TOLD, USUAL, TableOptions, look_at, read_table
 
 __all__ = ["ReadOptions", "Row", "read_rows", "shorten", "table_record"]
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError
@@ -60,13 +59,13 @@ def sources_of(plan: RowsPlan) -> list[Source]:
     return out
 
 
-def identity_of(plan: RowsPlan, source: Source) -> list[Any] | None:
+def identity_of(plan: RowsPlan, source: Source) -> list[object] | None:
     """What tells a source's content; None where only reading it can."""
     planned = source.planned
     if planned.path is None:
         pinned = len(planned.revision or "") == 40  # a commit, not a branch that may move
         name = plan.data.hub.name
-        where = [planned.kind, planned.id, planned.revision, name, source.hub_split]
+        where: list[object] = [planned.kind, planned.id, planned.revision, name, source.hub_split]
         return where if pinned else None
     path = Path(planned.path)
     root = str(image_root(plan, source)) if plan.vision else None

@@ -71,6 +71,12 @@ class TemplateRecord(TypedDict):
     special_tokens: Policy
 
 
+class AuditedTemplate(TemplateRecord):
+    """The same, and what a person is told of it."""
+
+    notes: list[str]
+
+
 class TemplateError(Exception):
     """A template refuses a conversation; the message is its own words."""
 
