@@ -12,7 +12,6 @@ from runner.common.output import Output, colour, field
 from runner.engines.load import load_job
 from runner.engines.registry import engine_of
 from runner.engines.render import summary
-from runner.engines.sft.survey_record import SampleRow
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import EngineRefused
 from runner.launch.calibrate import corrected_survey, memory_line
@@ -20,7 +19,7 @@ from runner.launch.gpus import preflight, with_free_cards
 from runner.launch.plan import planned
 from runner.launch.preflight import place_line, require_place
 from runner.launch.risks import all_warnings
-from runner.launch.survey import require_disk, survey, survey_lines
+from runner.launch.survey import SampleRow, require_disk, survey, survey_lines
 from runner.launch.vram import over_budget, require_fits
 from runner.plans.base import Plan
 from runner.plans.facts import HostFacts

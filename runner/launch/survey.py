@@ -13,6 +13,7 @@ from runner.common.errors import RefusedError
 from runner.common.output import Output, field
 from runner.common.units import format_bytes
 from runner.engines.sft.plan import SftPlan
+from runner.engines.sft.survey_record import SampleRow as SampleRow
 from runner.engines.sft.survey_record import Survey
 from runner.launch.ask_engine import ask_engine, read_answer
 from runner.launch.survey_cache import keep_survey, kept_survey, survey_key
