@@ -29,7 +29,7 @@ def cleaning_lines(report: PreparedRecord) -> list[str]:
         out += table_lines(source, f"{name_of(source)}: " if len(sources) > 1 else "")
         beside = f" of {name_of(source)}" if len(sources) > 1 else ""
         for left_out, what in (
-            (source["empty"], "with an empty prompt or answer"),
+            (source.get("empty"), "with an empty prompt or answer"),
             (source.get("untrained"), "whose marks leave no answer to train"),
             (source.get("duplicates"), "that repeat an earlier one"),
             (source.get("conflicts"), "with another answer to the same prompt"),

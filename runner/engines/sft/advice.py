@@ -104,7 +104,7 @@ def _ask(
         except (OSError, ValueError, IndexError) as error:
             warn(f"what would have fitted could not be worked out: {error}")
             return None
-    if isinstance(answer, dict) and texts(answer.get("error")):
+    if isinstance(answer, dict) and texts(answer.get("error")) and answer["error"]:
         warn(f"what would have fitted: {answer['error'][0]}")
         return None
     try:
