@@ -11,14 +11,13 @@ import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from runner.common import terminal
 from runner.common.caches import cache_folder
 from runner.common.errors import EXIT_INTERRUPTED, RefusedError
 from runner.common.output import Output, field, table
 from runner.common.own_python import safe_environment
-from runner.data.report_types import PreparedRecord
 from runner.data.summary import OLD_RULE, cleaning_lines, leaks, name_of
 from runner.engines.load import load_job
 from runner.engines.mounts import plan_mounts
@@ -97,7 +96,7 @@ def data_job(
     return 0
 
 
-def report_lines(report: dict[str, Any]) -> list[str]:
+def report_lines(report: Any) -> list[str]:
     """What became of the rows: a table of the steps, then splits, mix, labels and lengths."""
     sources = report["sources"]
     steps = [
@@ -127,7 +126,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         f"{rows:,} {side} ({rows / total:.1%})" for side, rows in report["sides"].items() if rows
     )
     lines.append(field("sides", shares))
-    lines += [field("", text) for text in cleaning_lines(cast(PreparedRecord, report))]
+    lines += [field("", text) for text in cleaning_lines(report)]
     lines.append(field("leakage", _leakage_words(report["leakage"])))
     strata = (report["split"] or {}).get("strata")
     if strata:
