@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from runner.common import terminal
 from runner.common.output import Output, colour, field
@@ -11,7 +10,7 @@ from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import EngineRefused
 from runner.launch.check import CheckedJob, check_job
 from runner.launch.jobs import load_job
-from runner.launch.survey import survey_lines
+from runner.launch.survey import SampleRow, survey_lines
 
 _GREEN, _PLAIN = terminal.ink("30;42"), terminal.ink("0")
 
@@ -71,11 +70,12 @@ def _last_line(found: CheckedJob, command: list[str]) -> str:
     return field("ok", starts)
 
 
-def sample_lines(sample: dict[str, Any]) -> list[str]:
+def sample_lines(sample: SampleRow) -> list[str]:
     """A row as the model sees it; what carries loss stands in green, or between ⟦ and ⟧."""
     opening, closing = (_GREEN, _PLAIN) if colour() else ("⟦", "⟧")
     text = "".join(
-        f"{opening}{part}{closing}" if trained else part for part, trained in sample["segments"]
+        f"{opening}{part}{closing}" if trained else f"{part}"
+        for part, trained in sample["segments"]
     )
     head = (
         f"sample, line {sample['line']}: {sample['supervised']} of {sample['tokens']} tokens "

@@ -6,15 +6,13 @@ Starts nothing, downloads no weights. Imports no torch.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from typing import Any
 
 from runner.common.errors import RefusedError
 from runner.common.output import Output, colour, field
 from runner.common.units import format_bytes, parse_bytes
 from runner.common.yaml_text import to_yaml
+from runner.launch.fit import Fitted, fit
 from runner.launch.fit import apply as write_fitted
-from runner.launch.fit import fit
 from runner.launch.jobs import load_job
 from runner.launch.vram import device_line
 from runner.report.ladder import ladder_lines
@@ -33,7 +31,7 @@ def fit_job(
     out = Output(as_json=as_json)
     loaded = load_job(name, sets)
     found = fit(loaded, out, budget=budget, gpu_total=gpu_total)
-    job, plan, facts, record = found.job, found.plan, found.facts, found.record
+    plan, facts, record = found.plan, found.facts, found.record
     fitted, limit, overrides = found.fits, found.limit_bytes, found.overrides
     lines = [
         field("job", f"{loaded.name}: {plan.model.id}, {plan.method}"),
@@ -47,7 +45,7 @@ def fit_job(
         "",
     ]
     if not fitted:
-        lines += _not_fitted(record, job.fit.allow)
+        lines += _not_fitted(found)
     else:
         command = ["runner", "train", name, *(_set(key, overrides[key]) for key in overrides)]
         lines.append(field("train", shlex.join(command)))
@@ -61,11 +59,12 @@ def fit_job(
     return 0 if fitted else RefusedError("").exit_code
 
 
-def _set(name: str, value: Any) -> str:
+def _set(name: str, value: object) -> str:
     return f"--set={name}={value if isinstance(value, str) else to_yaml(value)}"
 
 
-def _not_fitted(record: dict[str, Any], allow: Sequence[str]) -> list[str]:
+def _not_fitted(found: Fitted) -> list[str]:
+    record, allow = found.record, found.job.fit.allow
     lines = [field("NO PLAN", "that keeps the result, or that fit.allow permits, fits this budget")]
     would = list(
         dict.fromkeys(name for part in record["trainings"] for name in part["allowed_would_fit"])

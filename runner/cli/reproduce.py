@@ -29,7 +29,7 @@ def reproduce_run(
     found = reproduce(
         run, out, steps=steps, on=on, at=at, trust_code=trust_code, runs=runs, unsafe=unsafe
     )
-    end, folder = dict(found.end), found.folder
+    end, folder = found.end, found.folder
     for line in ended_lines(folder, end)[:1]:
         out.say(line)
     if found.compared is None:

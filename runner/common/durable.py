@@ -14,9 +14,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 
 def fsync_folder(folder: Path) -> None:
@@ -174,7 +174,7 @@ def read_word(path: Path) -> str:
         return ""
 
 
-def parse_record(text: str) -> Any:
+def parse_record(text: str) -> object:
     """The JSON value in `text`, of bounded depth, count of values and digits of its whole numbers.
 
     Raises ValueError where it is no JSON, or beyond the bounds.
@@ -205,7 +205,7 @@ def _figure(digits: str) -> int:
     return int(digits)
 
 
-def read_json(path: Path, *, follow_link: bool = False) -> Any | None:
+def read_json(path: Path, *, follow_link: bool = False) -> object:
     """The JSON document at `path`, or None where there is none or it is damaged.
 
     What open_record and parse_record refuse counts as damaged.
@@ -217,7 +217,7 @@ def read_json(path: Path, *, follow_link: bool = False) -> Any | None:
         return None
 
 
-def newer(record: Any, known: int) -> str | None:
+def newer(record: object, known: int) -> str | None:
     """That a newer runner wrote `record`, in words; None where this one can read it."""
     version = record.get("schema_version") if isinstance(record, dict) else None
     if isinstance(version, int) and version > known:
@@ -241,7 +241,7 @@ class JsonlWriter:
         size = os.fstat(self._descriptor).st_size
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Mapping[str, object]) -> None:
         """Append `record`. Raises OSError where the disk refuses, ValueError for a NaN."""
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         if self._torn:
@@ -276,7 +276,7 @@ def lines_in(stream: BinaryIO, at_most_bytes: int = MAX_JSONL_BYTES) -> Iterator
         yield b""
 
 
-def parse_line(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, object] | None:
     """The object in a line; None where there is none, or it is damaged."""
     try:
         record = parse_record(line.decode(errors="replace"))
@@ -285,7 +285,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def read_jsonl(path: Path, at_most_bytes: int = MAX_JSONL_BYTES) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path, at_most_bytes: int = MAX_JSONL_BYTES) -> Iterator[dict[str, object]]:
     """The records of a JSONL file; a torn last line (a kill in mid-write) is passed over.
 
     None where it can't be read.
@@ -301,7 +301,7 @@ def read_jsonl(path: Path, at_most_bytes: int = MAX_JSONL_BYTES) -> Iterator[dic
                 yield record
 
 
-def last_jsonl(path: Path, having: str | None = None) -> dict[str, Any] | None:
+def last_jsonl(path: Path, having: str | None = None) -> dict[str, object] | None:
     """The last whole record of a JSONL file, of those with the key `having` where it is given.
 
     Read from the last 64 KiB; None where there is none.

@@ -306,5 +306,5 @@ def _parse(content: bytes, instead: str, modified: float) -> Holder:
         return damaged
 
 
-def _word(value: Any) -> str | None:
+def _word(value: object) -> str | None:
     return value if isinstance(value, str) else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from runner.common import terminal
 
@@ -19,7 +18,7 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
 
-    def result(self, record: Any, lines: list[str]) -> None:
+    def result(self, record: object, lines: list[str]) -> None:
         """The command's result: `record` as JSON, or `lines` for people."""
         if self.as_json:
             terminal.put_json(record, indent=2)

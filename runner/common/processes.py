@@ -6,13 +6,13 @@ reused; together with its start time it identifies a process.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from runner.common.process_times import boot_id, pid_namespace, start_ticks
 
 
-def host_pid(record: dict[str, Any]) -> int | None:
+def host_pid(record: Mapping[str, object]) -> int | None:
     """The pid, as seen from here, of the process that wrote a record; None where it is gone.
 
     A process in a container writes the pid that it has inside. Its start time is the same on both
@@ -56,6 +56,6 @@ def uid_of(status: str) -> int | None:
     return None
 
 
-def is_living(record: dict[str, Any]) -> bool:
+def is_living(record: Mapping[str, object]) -> bool:
     """Whether the process of a record with `pid` and `start_ticks` lives, in a container or not."""
     return host_pid(record) is not None

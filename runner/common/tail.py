@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable
 
@@ -26,7 +25,7 @@ class Tail:
         if newest_bytes == 0:
             self._begin_at_the_end()
 
-    def read(self, at_most_bytes: int = durable.MAX_JSONL_BYTES) -> Iterator[dict[str, Any]]:
+    def read(self, at_most_bytes: int = durable.MAX_JSONL_BYTES) -> Iterator[dict[str, object]]:
         """New whole lines, one by one; a line in mid-write waits for the next look.
 
         What is over `at_most_bytes` waits too.

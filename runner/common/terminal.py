@@ -59,7 +59,7 @@ def indented(text: str, width: int) -> str:
     return text.replace("\n", "\n" + " " * width)
 
 
-def json_text(record: Any, *, indent: int | None = None) -> str:
+def json_text(record: object, *, indent: int | None = None) -> str:
     """`record` as JSON that a terminal can be shown: the same values, unfit characters escaped.
 
     A figure that is not finite, which JSON has no word for, is null.
@@ -73,7 +73,7 @@ def json_text(record: Any, *, indent: int | None = None) -> str:
     return _UNFIT_IN_TEXT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -116,7 +116,7 @@ def put(text: str, *, end: str = "\n", stream: TextIO | None = None) -> None:
     _write(stream or sys.stdout, inked(text) + end)
 
 
-def put_json(record: Any, *, indent: int | None = None, stream: TextIO | None = None) -> None:
+def put_json(record: object, *, indent: int | None = None, stream: TextIO | None = None) -> None:
     """Print one JSON document to stdout, on one line unless it is indented.
 
     Where stdout has not every sign of it, all that is not ASCII stands as JSON's escapes.
@@ -195,7 +195,7 @@ class _Guarded:
         for line in lines:
             self.write(line)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.unguarded, name)
 
 

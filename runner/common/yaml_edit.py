@@ -8,7 +8,6 @@ must differ in the given fields only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import yaml
 
@@ -20,7 +19,7 @@ class NotEdited(Exception):
     """The text can't be edited in place; the message says why."""
 
 
-def set_fields(text: str, fields: Mapping[str, Any]) -> str:
+def set_fields(text: str, fields: Mapping[str, object]) -> str:
     """The text with `fields` (dotted name -> value) set; None removes a field's value (null).
 
     Raises NotEdited where the text has a form that this does not edit.
@@ -38,16 +37,20 @@ def set_fields(text: str, fields: Mapping[str, Any]) -> str:
     return text
 
 
-def _put(value: Any, path: list[str], new: Any) -> None:
+def _put(value: object, path: list[str], new: object) -> None:
+    """Set what lies at `path` in nested lists and mappings; nothing where it leads elsewhere."""
     for part in path[:-1]:
-        value = value[int(part)] if isinstance(value, list) else value.setdefault(part, {})
+        if isinstance(value, list):
+            value = value[int(part)]
+        elif isinstance(value, dict):
+            value = value.setdefault(part, {})
     if isinstance(value, list):
         value[int(path[-1])] = new
-    else:
+    elif isinstance(value, dict):
         value[path[-1]] = new
 
 
-def _set(text: str, path: list[str], value: Any) -> str:
+def _set(text: str, path: list[str], value: object) -> str:
     node = yaml.compose(text, Loader)
     flow = False
     for depth, part in enumerate(path):
@@ -61,21 +64,23 @@ def _set(text: str, path: list[str], value: Any) -> str:
         if inner is None:
             return _added(text, node, _nested(path[depth + 1 :], value), part)
         node = inner
+    if node is None:
+        raise NotEdited("there is nothing in it")
     return _replaced(text, node, _rendered(value, flow=flow))
 
 
-def _rendered(value: Any, *, flow: bool) -> str:
+def _rendered(value: object, *, flow: bool) -> str:
     """A value on one line; inside of [] and {} commas and brackets are quoted."""
     return to_yaml([value])[1:-1] if flow else to_yaml(value)
 
 
-def _nested(path: list[str], value: Any) -> Any:
+def _nested(path: list[str], value: object) -> object:
     for part in reversed(path):
         value = {part: value}
     return value
 
 
-def _replaced(text: str, node: Any, new: str) -> str:
+def _replaced(text: str, node: yaml.Node, new: str) -> str:
     start, end = node.start_mark.index, node.end_mark.index
     if _is_block(node):
         raise NotEdited("a block of several lines is not replaced")
@@ -86,7 +91,7 @@ def _replaced(text: str, node: Any, new: str) -> str:
     return text[:start] + new + text[end:]
 
 
-def _added(text: str, block: yaml.MappingNode, value: Any, name: str) -> str:
+def _added(text: str, block: yaml.MappingNode, value: object, name: str) -> str:
     flow = bool(block.flow_style)
     line = f"{_rendered(name, flow=flow)}: {_rendered(value, flow=flow)}"
     if not block.value:
@@ -105,5 +110,5 @@ def _added(text: str, block: yaml.MappingNode, value: Any, name: str) -> str:
     return f"{text[:end]}\n{indent}{line}{text[end:]}"
 
 
-def _is_block(node: Any) -> bool:
+def _is_block(node: object) -> bool:
     return isinstance(node, yaml.CollectionNode) and not node.flow_style

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
@@ -27,7 +27,7 @@ MAX_RECORD_NODES = 50_000  # the largest plan has some two thousand
 class Loader(yaml.SafeLoader):
     """Safe YAML with YAML 1.2's scalars: 1e-4 is a number, `no` and 12:30 are text."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - pyyaml's own protocol
+    yaml_implicit_resolvers: dict[str, object] = {}  # noqa: RUF012 - pyyaml's own protocol
 
 
 for _tag, _pattern, _first in (
@@ -62,7 +62,7 @@ class RecordLoader(yaml.SafeLoader):
         super().__init__(text)
         self._depth = self._count = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             self._refuse("an alias, which no record of runner's has")
         self._depth, self._count = self._depth + 1, self._count + 1
@@ -138,7 +138,7 @@ def _refusal(
     return SpecError([Problem(where, dotted_name(key), problem, value, expected)])
 
 
-def read_mapping(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int]]:
+def read_mapping(path: Path) -> tuple[dict[str, object], dict[FieldPath, int]]:
     shown = shown_path(path)
     try:
         with path.open("rb") as stream:
@@ -164,12 +164,12 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], dict[FieldPath, int]]:
     return value, lines
 
 
-def parse(text: str, shown: str) -> tuple[Any, dict[FieldPath, int]]:
+def parse(text: str, shown: str) -> tuple[object, dict[FieldPath, int]]:
     """Plain values of a YAML text, and the line of each. Raises SpecError naming `shown`:line."""
     lines: dict[FieldPath, int] = {}
     seen = 0
 
-    def value_of(node: yaml.Node, key: FieldPath) -> Any:
+    def value_of(node: yaml.Node, key: FieldPath) -> object:
         nonlocal seen
         seen += 1
         line = node.start_mark.line + 1
@@ -197,8 +197,8 @@ def parse(text: str, shown: str) -> tuple[Any, dict[FieldPath, int]]:
                 shown, f"can't be read as {tag}", line, key=key, value=brief(node.value)
             ) from None
 
-    def mapping_of(node: yaml.MappingNode, key: FieldPath) -> dict[str, Any]:
-        out: dict[str, Any] = {}
+    def mapping_of(node: yaml.MappingNode, key: FieldPath) -> dict[str, object]:
+        out: dict[str, object] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):

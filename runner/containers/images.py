@@ -75,7 +75,7 @@ class Verification:
     """In words, what is not as this runner's lock and code say; none where all is."""
     packages: int | None
     """How many installed packages were compared; None where that was not possible."""
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -271,7 +271,7 @@ def _look_inside(cli: ContainerCli, image: Image) -> dict[str, Any] | None:
     asked = look_arguments(image, PYTHON, "-I", "-c", _INSIDE)
     answer = cli.ask(*asked, timeout_seconds=LOOK_SECONDS)
     if answer.code == 0:
-        found: dict[str, Any] = json.loads(answer.out)
+        found: dict[str, object] = json.loads(answer.out)
         return found
     if _is_of_the_program(answer):
         raise explain(cli, answer)

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.common.errors import RunnerError
 from runner.common.process_times import start_ticks
@@ -159,7 +158,7 @@ def parse(text: str) -> list[RunContainer]:
     return [container for container in found if container is not None]
 
 
-def _parse_one(told: dict[str, Any]) -> RunContainer | None:
+def _parse_one(told: dict[str, object]) -> RunContainer | None:
     marks = _part(_part(told, "Config"), "Labels")
     name = str(told.get("Name") or "").removeprefix("/")
     identity = told.get("Id")
@@ -188,7 +187,7 @@ def _parse_one(told: dict[str, Any]) -> RunContainer | None:
     )
 
 
-def _part(told: dict[str, Any], key: str) -> dict[str, Any]:
+def _part(told: dict[str, object], key: str) -> dict[str, object]:
     part = told.get(key)
     return part if isinstance(part, dict) else {}
 

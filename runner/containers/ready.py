@@ -16,7 +16,7 @@ import socket
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from runner.common.errors import RefusedError
 from runner.common.units import MIB, format_bytes
@@ -103,7 +103,7 @@ def ask_daemon(cli: ContainerCli) -> Daemon:
     return look_around(cli, daemon, info)
 
 
-def parse_info(answer: Answer) -> tuple[Daemon, dict[str, Any]] | Answer:
+def parse_info(answer: Answer) -> tuple[Daemon, dict[str, object]] | Answer:
     """The daemon of docker's or podman's `info`, and all that was said; or why there is none.
 
     Pure. The failure comes back as an Answer whose `err` has the daemon's words: some clients put
@@ -132,7 +132,7 @@ def parse_info(answer: Answer) -> tuple[Daemon, dict[str, Any]] | Answer:
     return daemon, info
 
 
-def look_around(cli: ContainerCli, daemon: Daemon, info: dict[str, Any]) -> Daemon:
+def look_around(cli: ContainerCli, daemon: Daemon, info: dict[str, object]) -> Daemon:
     """With the free disk and the GPU hook, where the daemon is on this machine."""
     if not _is_here(info):
         return daemon
@@ -199,7 +199,7 @@ def require_disk(daemon: Daemon, needed_bytes: int | None, name: str = "docker")
 # What the daemon says -----------------------------------------------------------------------
 
 
-def _last_object(text: str) -> dict[str, Any]:
+def _last_object(text: str) -> dict[str, object]:
     """The JSON object that `text` is, or ends with (warnings may stand before it); else {}."""
     lines = [line for line in text.splitlines() if line.strip()]
     for candidate in (text, *lines[-1:]):
@@ -210,7 +210,7 @@ def _last_object(text: str) -> dict[str, Any]:
     return {}
 
 
-def _podman(info: dict[str, Any], host: dict[str, Any]) -> Daemon:
+def _podman(info: dict[str, object], host: dict[str, object]) -> Daemon:
     version, store, security = info.get("version"), info.get("store"), host.get("security")
     controllers = host.get("cgroupControllers")
     known = controllers if isinstance(controllers, list) else None
@@ -227,7 +227,7 @@ def _podman(info: dict[str, Any], host: dict[str, Any]) -> Daemon:
     )
 
 
-def _nvidia_of_docker(info: dict[str, Any]) -> Nvidia:
+def _nvidia_of_docker(info: dict[str, object]) -> Nvidia:
     runtimes = info.get("Runtimes")
     if isinstance(runtimes, dict) and "nvidia" in runtimes:
         return "runtime"
@@ -237,7 +237,7 @@ def _nvidia_of_docker(info: dict[str, Any]) -> Nvidia:
     return "unknown"  # the daemon does not tell whether it found a hook at its start
 
 
-def _is_here(info: dict[str, Any]) -> bool:
+def _is_here(info: dict[str, object]) -> bool:
     """Whether paths and processes that the daemon speaks of are this machine's.
 
     By name and kernel: a daemon behind DOCKER_HOST, an SSH context or in a desktop's virtual

@@ -7,11 +7,10 @@ Imports the standard library and this package.
 
 from __future__ import annotations
 
-from typing import Any
-
 from runner.data.ingest import IngestResult
 from runner.data.mix import MixShare
 from runner.data.prepared import SPLITS
+from runner.data.report_types import MixRecord, SourceRecord, TableRecord
 from runner.data.row_index import EVAL, TEST, TRAIN, RowIndex
 from runner.data.row_table import LeftOut
 from runner.data.rows_plan import RowsPlan
@@ -27,8 +26,8 @@ def source_record(
     left_out: list[LeftOut | None],
     splits: dict[str, int],
     share: MixShare | None,
-    table: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    table: TableRecord | None = None,
+) -> SourceRecord:
     """A source's way through, and what of its rows is not used.
 
     read = empty + untrained + duplicates + conflicts + leaked + the three splits.
@@ -48,14 +47,16 @@ def source_record(
         "duplicates": duplicates.record(),
         "conflicts": conflicts.record(),
         "leaked": leaked.record(),
-        **splits,
+        "train": splits["train"],
+        "eval": splits["eval"],
+        "test": splits["test"],
         "drawn": share.drawn if share else splits["train"],
         **result.notes.record(),
         "table": table,
     }
 
 
-def split_record(plan: RowsPlan, row_index: RowIndex) -> dict[str, Any] | None:
+def split_record(plan: RowsPlan, row_index: RowIndex) -> dict[str, object] | None:
     settings = plan.data.split
     if settings is None:
         return None
@@ -67,7 +68,7 @@ def split_record(plan: RowsPlan, row_index: RowIndex) -> dict[str, Any] | None:
     }
 
 
-def mix_record(plan: RowsPlan, drawn: dict[int, MixShare]) -> dict[str, Any] | None:
+def mix_record(plan: RowsPlan, drawn: dict[int, MixShare]) -> MixRecord | None:
     mix = plan.data.mix
     if mix is None:
         return None

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from runner.common.errors import RefusedError
 from runner.data.encoded import Line, Segment
 from runner.data.masks import segments
 from runner.data.messages import Tools
 from runner.data.template import (
+    AuditedTemplate,
     Turn,
     template_name,
     template_notes,
@@ -21,6 +21,7 @@ from runner.data.template import (
     tokenizer_name,
 )
 from runner.data.token_stats import TokenStats
+from runner.data.tokenizer_type import Tokenizer
 
 SCHEMA_VERSION = 1
 
@@ -67,8 +68,8 @@ class Audit:
     end_of_turn_trained: bool  # in at least one row
     end_of_turn_rows: int  # rows in which it is
     skipped_turns: int  # assistant turns left untrained, see masks.Encoded
-    counted: dict[str, Any]  # what else was met in the rows, see TokenStats.counted
-    template: dict[str, Any]  # what the chat template reads besides the rows; in words: notes
+    counted: dict[str, object]  # what else was met in the rows, see TokenStats.counted
+    template: AuditedTemplate  # what the chat template reads besides the rows; in words: notes
     notes: list[str]
     samples: list[Sample]
 
@@ -77,7 +78,7 @@ class Audit:
         """Trained tokens over all tokens, 0 to 1."""
         return self.supervised_tokens / self.tokens if self.tokens else 0.0
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """The audit as JSON-serialisable values."""
         return {
             "schema_version": SCHEMA_VERSION,
@@ -112,7 +113,7 @@ class Audit:
         }
 
 
-def audit(tokenizer: Any, stats: TokenStats, samples: list[Sample]) -> Audit:
+def audit(tokenizer: Tokenizer, stats: TokenStats, samples: list[Sample]) -> Audit:
     """What the counts amount to, with samples of the rows."""
     ending, record = stats.end_of_turn_id, template_record(tokenizer)
     return Audit(
@@ -142,7 +143,7 @@ def audit(tokenizer: Any, stats: TokenStats, samples: list[Sample]) -> Audit:
 
 
 def sample(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     line: Line,
     messages: Sequence[Turn],
     max_length: int | None,

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from runner.common.errors import Problem, SpecError
 from runner.data.columns import meant, remedy
 from runner.data.formats import REQUIRED_KEYS, Format
 from runner.data.row_errors import shorten
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, object]]
 
 
 def require_columns(name: Format, rows: Rows, place: str, field: str) -> None:

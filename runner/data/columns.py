@@ -6,12 +6,11 @@ Imports the standard library and runner.common.errors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from runner.common.errors import Problem, SpecError, nearest
 from runner.data.row_errors import shorten
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "text": ("review", "sentence", "content", "comment", "query", "input", "body", "document"),
@@ -48,7 +47,7 @@ def renamed(
 
 
 def _fail(
-    source: str, number: int, problem: str, ours: str, other: str, row: Mapping[str, Any]
+    source: str, number: int, problem: str, ours: str, other: str, row: Mapping[str, object]
 ) -> None:
     raise SpecError(
         [

@@ -79,9 +79,9 @@ def rule_words(ignore: Iterable[str]) -> str:
 
 
 def match_keys(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, object]],
     identities: Sequence[str] = (),
-    more: Sequence[Any] = (),
+    more: Sequence[object] = (),
     ignore: Iterable[str] = DEFAULT,
 ) -> tuple[bytes, bytes]:
     """(prompt key, row key), each KEY_BYTES long: equal where two prompts, or rows, are the same.
@@ -98,9 +98,9 @@ def match_keys(
 
 
 def match_keys_by_rules(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, object]],
     identities: Sequence[str],
-    more: Sequence[Any],
+    more: Sequence[object],
     rules: Sequence[Iterable[str]],
 ) -> list[tuple[bytes, bytes]]:
     """`match_keys` by each of the rules; the row is walked once, and hashed once for rules that
@@ -128,7 +128,7 @@ def match_keys_by_rules(
     return keys
 
 
-def _texts(message: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, str]]]:
+def _texts(message: Mapping[str, object]) -> tuple[str, str, list[tuple[str, str]]]:
     """(role, content, other keys with their values) of a turn, all as text."""
     content = message["content"]
     others = (
@@ -160,7 +160,7 @@ def _known(text: str, rule: tuple[str, ...]) -> str:
     return comparable(text, rule)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 

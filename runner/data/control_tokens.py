@@ -18,9 +18,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 from runner.data.messages import strings_in
+from runner.data.tokenizer_type import Backend, Tokenizer
 
 Policy = Literal["text", "allow", "refuse"]
 Offsets = list[tuple[int, int]]
@@ -94,7 +95,7 @@ class Marks:
 class ControlTokens:
     """The special tokens of a tokenizer, and those that its template frames turns with."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     kept: frozenset[str] = frozenset()  # special tokens that rows may hold
     framing: frozenset[str] = frozenset()  # added tokens, not special, that frame turns
     policy: Policy = "text"  # what becomes of those that a row's text spells out
@@ -127,8 +128,8 @@ class ControlTokens:
         return self._search[own_turn]
 
     def mark(
-        self, messages: list[dict[str, Any]], tools: list[Any] | None
-    ) -> tuple[list[dict[str, Any]], list[Any] | None, Marks | None]:
+        self, messages: list[dict[str, object]], tools: list[object] | None
+    ) -> tuple[list[dict[str, object]], list[object] | None, Marks | None]:
         """Messages and tools with special tokens in their text marked; None: they hold none."""
         plain, own = self.pattern(own_turn=False), self.pattern(own_turn=True)
         parts = [(turn, own if turn["role"] == "assistant" else plain) for turn in messages]
@@ -154,7 +155,8 @@ class ControlTokens:
             }
             for message, pattern in parts
         ]
-        return marked, _replaced(tools, plain, wrapped), Marks(pair)
+        told = None if tools is None else [_replaced(tool, plain, wrapped) for tool in tools]
+        return marked, told, Marks(pair)
 
     def tokenize(self, rows: Sequence[Rendered]) -> list[tuple[list[int], Offsets]]:
         """Ids and character offsets of each text; what rows spelled out is encoded as text.
@@ -244,12 +246,12 @@ class ControlTokens:
         )
 
     @property
-    def _plain(self) -> tuple[Any, dict[int | None, int]]:
+    def _plain(self) -> tuple[Backend, dict[int | None, int]]:
         """A copy of the tokenizer without its special tokens, but for one that no text holds.
 
         With it the ids of added tokens that stay, which a copy counts anew, as they were.
         """
-        from tokenizers import AddedToken, Tokenizer
+        import tokenizers
 
         key = frozenset(self.ids)
         made = getattr(self.tokenizer, _COPY, None)
@@ -259,8 +261,10 @@ class ControlTokens:
                 token for token in record["added_tokens"] if token["content"] not in key
             ]
             record["truncation"] = record["padding"] = None
-            backend = Tokenizer.from_str(json.dumps(record))
-            backend.add_special_tokens([AddedToken(_SENTINEL, special=True, normalized=False)])
+            backend = tokenizers.Tokenizer.from_str(json.dumps(record))
+            backend.add_special_tokens(
+                [tokenizers.AddedToken(_SENTINEL, special=True, normalized=False)]
+            )
             was: dict[int | None, int] = {
                 backend.token_to_id(one["content"]): int(one["id"])
                 for one in record["added_tokens"]
@@ -289,7 +293,7 @@ class ControlTokens:
         ]
 
 
-def _replaced(value: Any, pattern: re.Pattern[str], by: str) -> Any:
+def _replaced(value: object, pattern: re.Pattern[str], by: str) -> object:
     if isinstance(value, str):
         return pattern.sub(by, value)
     if isinstance(value, Mapping):
@@ -302,12 +306,16 @@ def _replaced(value: Any, pattern: re.Pattern[str], by: str) -> Any:
     return value
 
 
+_Tree: TypeAlias = "dict[str, _Tree]"
+"""Words by their characters; "" is where one ends."""
+
+
 def _any_of(words: Iterable[str]) -> str:
     """A regular expression for any of `words`, the longest first, by their common beginnings.
 
     Plain alternatives would be tried one by one at each "<", and Gemma has six thousand.
     """
-    tree: dict[str, Any] = {}
+    tree: _Tree = {}
     for word in words:
         node = tree
         for character in word:
@@ -316,7 +324,7 @@ def _any_of(words: Iterable[str]) -> str:
     return _branches(tree) if tree else r"(?!)"
 
 
-def _branches(tree: dict[str, Any]) -> str:
+def _branches(tree: _Tree) -> str:
     ways = []
     for character, rest in tree.items():
         if not character:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from runner.common.errors import Problem, SpecError
 from runner.data.formats import IMAGE_MARK, NO_IMAGES, Conversation, Format, FormatOptions
@@ -77,7 +76,7 @@ class Converter:
         self.notes = RowNotes(options.ignored, options.read_otherwise)
         _check_options(format, options, source)
 
-    def is_empty(self, row: Mapping[str, Any], conversation: Conversation) -> bool:
+    def is_empty(self, row: Mapping[str, object], conversation: Conversation) -> bool:
         """Whether nothing is asked or nothing is answered somewhere in the row.
 
         There is nothing to learn from it: silence as an answer would train the end of the turn
@@ -93,7 +92,7 @@ class Converter:
             for message in conversation.messages
         )
 
-    def convert(self, number: int, row: Mapping[str, Any]) -> Conversation:
+    def convert(self, number: int, row: Mapping[str, object]) -> Conversation:
         """The row at line or row `number`: an optional system turn, then user and assistant.
 
         A turn may be empty here, see `is_empty`. Raises SpecError with one Problem where
@@ -157,8 +156,8 @@ class Converter:
 
 
 def convert_rows(
-    rows: Iterable[tuple[int, Mapping[str, Any]]], converter: Converter
-) -> Iterator[tuple[int, Mapping[str, Any], Conversation | None]]:
+    rows: Iterable[tuple[int, Mapping[str, object]]], converter: Converter
+) -> Iterator[tuple[int, Mapping[str, object], Conversation | None]]:
     """(number, row, conversation) for each row; None for an empty one (Converter.is_empty).
 
     Streams. Bad rows are collected, and the rest is still looked at, so that one go names up to
@@ -211,7 +210,10 @@ def _check_options(name: Format, options: FormatOptions, where: str) -> None:
 
 
 def _place_system(
-    messages: list[Message], row: Mapping[str, Any], options: FormatOptions, problems: RowProblems
+    messages: list[Message],
+    row: Mapping[str, object],
+    options: FormatOptions,
+    problems: RowProblems,
 ) -> None:
     """Put the system turn first: the row's turn, else the row's `system` key, else the option."""
     if messages[0]["role"] == "system":
@@ -224,7 +226,7 @@ def _place_system(
 
 
 def _apply_row_marks(
-    messages: Sequence[Message], row: Mapping[str, Any], notes: RowNotes, problems: RowProblems
+    messages: Sequence[Message], row: Mapping[str, object], notes: RowNotes, problems: RowProblems
 ) -> None:
     """Put what the row's own marks say into its answers; drop marks that say what holds anyway."""
     marks = marks_in(row, notes.read_otherwise)

@@ -13,14 +13,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+
+from runner.data.tokenizer_type import Backend, Tokenizer
 
 MOST_LOST = 0.05
 """Share of the rows' characters that may be lost; more is refused."""
 
 
 def lost_characters(
-    tokenizer: Any, texts: Sequence[str], ids: Sequence[Sequence[int]]
+    tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[Sequence[int]]
 ) -> list[tuple[int, int]]:
     """For each text: its characters, white space apart, and how many the ids don't decode to."""
     backend = tokenizer.backend_tokenizer
@@ -28,7 +29,7 @@ def lost_characters(
     return [_compared(backend, *pair) for pair in zip(texts, decoded, strict=True)]
 
 
-def _compared(backend: Any, text: str, decoded: str) -> tuple[int, int]:
+def _compared(backend: Backend, text: str, decoded: str) -> tuple[int, int]:
     wanted, found = "".join(text.split()), "".join(decoded.split())
     if wanted == found:
         return len(wanted), 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from runner.common.errors import Problem, SpecError, nearest
 from runner.data.formats import FORMATS, REQUIRED_KEYS, Format
@@ -28,7 +27,7 @@ class Detection:
 
 
 def detect(
-    rows_sample: Sequence[Mapping[str, Any]], where: str = "data", field: str = "data.format"
+    rows_sample: Sequence[Mapping[str, object]], where: str = "data", field: str = "data.format"
 ) -> Detection:
     """The format of the first SAMPLE_ROWS rows, told by their keys alone.
 
@@ -85,7 +84,7 @@ def detect(
     return Detection(name, f"{subject} {' and '.join(REQUIRED_KEYS[name])}", media)
 
 
-def _fits(row: Mapping[str, Any], name: Format) -> bool:
+def _fits(row: Mapping[str, object], name: Format) -> bool:
     return all(key in row for key in REQUIRED_KEYS[name])
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runner.data.report_types import LeftOutRecord
+
 MAX_CELL_CHARACTERS = 64 * 1024 * 1024
 NAMED = 10
 DELIMITERS = (",", "\t", ";", "|")
@@ -50,7 +52,7 @@ class Places:
         if self.rows <= NAMED:
             self.first_lines.append(line)
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> LeftOutRecord:
         return {"rows": self.rows, "first_lines": self.first_lines}
 
 

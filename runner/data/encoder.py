@@ -10,7 +10,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from runner.common.errors import Problem, RefusedError, SpecError
 from runner.data.control_tokens import Rendered, UnsafeTextError
@@ -21,6 +20,7 @@ from runner.data.messages import Tools
 from runner.data.template import TemplateError, Turn, settings_of, tokenizer_name
 from runner.data.template_refusals import template_refusal, unsafe_text_refusal
 from runner.data.token_spans import TokenSpans, close_gaps, find_first_token
+from runner.data.tokenizer_type import Tokenizer
 
 TAILS_KEPT = 64
 
@@ -47,7 +47,7 @@ class LabelledRow:
 class Encoder:
     """A tokenizer with what is asked of its template only once."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         if not tokenizer.chat_template:
             raise RefusedError(

@@ -13,13 +13,12 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable
 from runner.common.errors import Problem, SpecError
@@ -73,7 +72,7 @@ class _Known:
 
 def open_images(
     prepared: Prepared, background: str, cache: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Open each image that the rows of every split name, once; the record of it.
 
     Args:
@@ -150,7 +149,7 @@ def _problems(
 
 
 def _look(
-    uses: Iterable[str], known: _Known, keep: Callable[[dict[str, Any]], None]
+    uses: Iterable[str], known: _Known, keep: Callable[[Mapping[str, object]], None]
 ) -> Iterator[tuple[str, Opened]]:
     """Each path with what came of it, in order."""
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
@@ -197,7 +196,7 @@ def _decode(path: str) -> Opened:
 
 def _remember(
     known: _Known,
-    keep: Callable[[dict[str, Any]], None],
+    keep: Callable[[Mapping[str, object]], None],
     path: str,
     key: list[int] | None,
     digest: str,
@@ -227,8 +226,10 @@ def _read(place: Path) -> _Known:
     for line in durable.read_jsonl(place):
         with contextlib.suppress(KeyError, TypeError):
             if "path" in line:
-                known.files[str(line["path"])] = (list(line["key"]), str(line["sha256"]))
-            elif line["by"] == decoder:
+                key, digest = line["key"], line["sha256"]
+                if isinstance(key, list):
+                    known.files[str(line["path"])] = (key, str(digest))
+            elif line["by"] == decoder and isinstance(line["conversions"], list):
                 conversions = tuple(map(str, line["conversions"]))
                 found = Opened(None, conversions, str(line["format"]))
                 known.contents[str(line["sha256"])] = found
@@ -236,7 +237,7 @@ def _read(place: Path) -> _Known:
 
 
 @contextlib.contextmanager
-def _appending(place: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _appending(place: Path) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """What appends a line to the cache; without one that can be written it does nothing."""
     writer: durable.JsonlWriter | None = None
     with contextlib.suppress(OSError):
@@ -245,7 +246,7 @@ def _appending(place: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
             place.unlink()
         writer = durable.JsonlWriter(place)
 
-    def keep(record: dict[str, Any]) -> None:
+    def keep(record: Mapping[str, object]) -> None:
         if writer is not None:
             with contextlib.suppress(OSError):
                 writer.write(record)

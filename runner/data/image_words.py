@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 WORDS: dict[str, str] = {
     "exif_turned": "turned by EXIF's orientation",
@@ -16,13 +16,13 @@ WORDS: dict[str, str] = {
 """What was done to images besides reading them (pixels.Conversion), and what of their names."""
 
 
-def image_lines(record: dict[str, Any]) -> list[str]:
+def image_lines(record: Mapping[str, object]) -> list[str]:
     """What a person is told of the images."""
     told = [
-        f"{record[name]:,} {words.format(background=record['background'])}"
+        f"{count:,} {words.format(background=record['background'])}"
         for name, words in WORDS.items()
-        if record.get(name)
+        if (count := record.get(name)) and isinstance(count, int)
     ]
-    count = record["files"]
-    files = f"{count:,} images, all of them opened" if count != 1 else "1 image, opened"
+    number = record["files"]
+    files = f"{number:,} images, all of them opened" if number != 1 else "1 image, opened"
     return [files + (": " + "; ".join(told) if told else "")]

@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 from runner.common.errors import nearest
 from runner.data.row_errors import decode, fail, fail_decoding
 from runner.data.strict_json import DECODER, MOST_LEVELS, DuplicateKeyError, cut_deep, loads
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 MAX_ROW_CHARACTERS = 256 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
@@ -148,7 +148,7 @@ class _Array:
                 return ""
             self._more()
 
-    def _value(self) -> Any:
+    def _value(self) -> object:
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)
@@ -173,7 +173,7 @@ class _Array:
                     return value
             self._more()
 
-    def _cut(self) -> Any:
+    def _cut(self) -> object:
         """The value here without what is nested too deep, taken; None where it does not end."""
         found = cut_deep(self._text, self._at)
         if found is None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runner.data.messages import Message, Tools, compared_texts, tools_text
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
 
 KEY_BYTES = 16
 
@@ -56,7 +60,7 @@ def row_keys(
     return prompt, state.digest()
 
 
-def draw_numbers(keys: Sequence[bytes], seed: int) -> Any:
+def draw_numbers(keys: Sequence[bytes], seed: int) -> NDArray[numpy.uint64]:
     """Where each key stands in the order that `seed` draws: a numpy array of 64-bit numbers.
 
     Keys are hashes already, so their first half, mixed with the seed's own hash by the finalizer of

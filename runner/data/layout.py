@@ -26,6 +26,7 @@ from runner.data.template import (
     settings_of,
     template_name,
 )
+from runner.data.tokenizer_type import Tokenizer
 
 # A word no template holds, to see what a template writes after an answer.
 _PROBE = "runnerprobe"
@@ -73,7 +74,7 @@ class HiddenAnswerError(Exception):
 class Template:
     """A tokenizer's chat template, with what is asked of it only once."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.name = template_name(tokenizer)
         settings = settings_of(tokenizer)

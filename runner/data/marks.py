@@ -17,7 +17,6 @@ import re
 from collections.abc import Collection, Mapping
 from enum import Enum
 from functools import lru_cache
-from typing import Any
 
 from runner.data.row_problems import RowProblems
 
@@ -68,7 +67,7 @@ def kind_of(key: str) -> Kind | None:
     return _KINDS.get(_LETTERS.sub("", key.lower()))
 
 
-def marks_in(held: Mapping[str, Any], aside: Collection[str] = ()) -> dict[str, Any]:
+def marks_in(held: Mapping[str, object], aside: Collection[str] = ()) -> dict[str, object]:
     """The marks of a row or turn and their values; those under null or an empty text say nothing.
 
     `aside` are keys that the job says are something else.
@@ -92,7 +91,7 @@ def plain(value: object) -> bool | None:
 
 
 def turn_is_trained(
-    marks: Mapping[str, Any], role: str, name: str, problems: RowProblems
+    marks: Mapping[str, object], role: str, name: str, problems: RowProblems
 ) -> bool | None:
     """What a turn's marks say: trained, not trained, or None for nothing.
 
@@ -124,7 +123,7 @@ def turn_is_trained(
     return said
 
 
-def row_is_trained(marks: Mapping[str, Any], problems: RowProblems) -> tuple[bool | None, bool]:
+def row_is_trained(marks: Mapping[str, object], problems: RowProblems) -> tuple[bool | None, bool]:
     """(what a row's marks say of all its answers, whether only the last one is trained).
 
     Raises SpecError as `turn_is_trained` does.

@@ -14,12 +14,12 @@ the end-of-turn token too masks nothing, and template-like text in a user turn s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from runner.data.encoded import IGNORED_LABEL, Encoded, Row, Segment
 from runner.data.encoder import Encoder
 from runner.data.messages import Tools
 from runner.data.template import Turn
+from runner.data.tokenizer_type import Tokenizer
 
 ROWS_AT_ONCE = 512
 
@@ -27,7 +27,10 @@ CHARACTERS_AT_ONCE = 2_000_000
 
 
 def encode(
-    tokenizer: Any, messages: Sequence[Turn], max_length: int | None, tools: Tools | None = None
+    tokenizer: Tokenizer,
+    messages: Sequence[Turn],
+    max_length: int | None,
+    tools: Tools | None = None,
 ) -> Encoded:
     """One conversation's ids and labels; `max_length` (tokens) cuts the end, None cuts nothing.
 
@@ -43,7 +46,9 @@ def encode(
     return encoder.finish(labelled, max_length)
 
 
-def encode_rows(tokenizer: Any, rows: Iterable[Row], max_length: int | None) -> Iterator[Encoded]:
+def encode_rows(
+    tokenizer: Tokenizer, rows: Iterable[Row], max_length: int | None
+) -> Iterator[Encoded]:
     """`encode` for each of (line, messages) or (line, messages, tools), in order.
 
     Streams, ROWS_AT_ONCE in memory at most. A row that truncation leaves without a label comes too,
@@ -56,7 +61,9 @@ def encode_rows(tokenizer: Any, rows: Iterable[Row], max_length: int | None) -> 
 
 
 def prompt_ids(
-    tokenizer: Any, prompts: Sequence[Sequence[Turn]], tools: Sequence[Tools | None] | None = None
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[Turn]],
+    tools: Sequence[Tools | None] | None = None,
 ) -> list[list[int]]:
     """Token ids of each conversation up to where the assistant answers, as training has them.
 
@@ -70,14 +77,17 @@ def prompt_ids(
     ]
 
 
-def special_texts(tokenizer: Any, text: str) -> list[str]:
+def special_texts(tokenizer: Tokenizer, text: str) -> list[str]:
     """The special tokens that a text spells out, in order."""
     pattern = Encoder(tokenizer).template.control.pattern(own_turn=False)
     return pattern.findall(text)
 
 
 def segments(
-    tokenizer: Any, messages: Sequence[Turn], max_length: int | None, tools: Tools | None = None
+    tokenizer: Tokenizer,
+    messages: Sequence[Turn],
+    max_length: int | None,
+    tools: Tools | None = None,
 ) -> tuple[Encoded, list[Segment]]:
     """The row, and the text its tokens stand for, in alternating trained and untrained stretches.
 
@@ -104,7 +114,7 @@ def segments(
     return row, out
 
 
-def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
+def end_of_turn_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that should stop generation: eos, then what the chat template ends a turn with."""
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     encoder = Encoder(tokenizer)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
-Tools = list[dict[str, Any]]
+Tools = list[Mapping[str, object]]
 """Tool definitions: {"type": "function", "function": {"name", "description", "parameters"}}."""
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -49,7 +49,7 @@ def tools_text(tools: Tools) -> str:
     return json.dumps(tools, sort_keys=True)
 
 
-def strings_in(value: Any) -> Iterator[str]:
+def strings_in(value: object) -> Iterator[str]:
     """All texts in a JSON value, keys included."""
     if isinstance(value, str):
         yield value

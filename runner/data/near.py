@@ -12,11 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from runner.data.compare import comparable
 from runner.data.prepared import Prepared, PreparedRow, Split
+from runner.data.report_types import NearRecord
 
+if TYPE_CHECKING:
+    import datasketch
+    import numpy
+    from numpy.typing import NDArray
+
+Hashes: TypeAlias = "NDArray[numpy.uint64]"
 SIMILARITY = 0.8
 """Jaccard index from which two questions are said to be near duplicates."""
 PIECE = 5  # characters
@@ -36,7 +43,7 @@ _PRIME = 1_099_511_628_211  # of FNV-1a's 64-bit hash
 
 def near_duplicates(
     prepared: Prepared, counts: dict[str, int], say: Callable[[str], None]
-) -> dict[str, Any] | None:
+) -> NearRecord | None:
     """How many held-out rows have a near duplicate in training, and the first of them.
 
     None where nothing is held out. At most MOST_HELD_OUT and MOST_TRAINED rows are looked at, of
@@ -45,14 +52,15 @@ def near_duplicates(
     if not counts["train"] or not (counts["eval"] or counts["test"]):
         return None
     started = time.monotonic()
-    record: dict[str, Any] = {
+    record: NearRecord = {
         "similarity": SIMILARITY,
         "rule": f"pieces of {PIECE} characters of the last question, white space and case apart",
+        "looked_at": None,
     }
     try:
         from datasketch import MinHashLSH
     except ImportError:
-        return {**record, "looked_at": None, "because": "datasketch is not installed"}
+        return {**record, "because": "datasketch is not installed"}
     say("looking for near duplicates")
     held = [
         (split, row) for split in _HELD for row in _drawn(prepared, split, counts, MOST_HELD_OUT)
@@ -60,7 +68,7 @@ def near_duplicates(
     trained = _drawn(prepared, "train", counts, MOST_TRAINED)
     common = _common(prepared, counts)
     lsh = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, BAND_ROWS))
-    pieces: dict[int, Any] = {}
+    pieces: dict[int, Hashes] = {}
     short = 0
     for place, (_, row) in enumerate(held):
         own = _own_pieces(row, common)
@@ -121,7 +129,7 @@ def _question(row: PreparedRow) -> str:
     )
 
 
-def _pieces(row: PreparedRow) -> Any:
+def _pieces(row: PreparedRow) -> Hashes:
     """The pieces of a row's question, as 64-bit hashes, each once."""
     import numpy
 
@@ -137,7 +145,7 @@ def _pieces(row: PreparedRow) -> Any:
     return numpy.unique(hashed)
 
 
-def _common(prepared: Prepared, counts: dict[str, int]) -> Any:
+def _common(prepared: Prepared, counts: dict[str, int]) -> NDArray[numpy.bool_]:
     """For each bucket of hashes, whether so many rows have it that it is of a template."""
     import numpy
 
@@ -149,14 +157,14 @@ def _common(prepared: Prepared, counts: dict[str, int]) -> Any:
     return seen >= max(LEAST_COMMON, COMMON * rows)
 
 
-def _own_pieces(row: PreparedRow, common: Any) -> Any:
+def _own_pieces(row: PreparedRow, common: NDArray[numpy.bool_]) -> Hashes:
     import numpy
 
     pieces = _pieces(row)
     return pieces[~common[pieces % numpy.uint64(_BUCKETS)]]
 
 
-def _sketch(pieces: Any) -> Any:
+def _sketch(pieces: Hashes) -> datasketch.MinHash:
     import numpy
 
     sketch = _empty_sketch().copy()
@@ -165,14 +173,14 @@ def _sketch(pieces: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _empty_sketch() -> Any:
+def _empty_sketch() -> datasketch.MinHash:
     """One with the permutations of all, which are drawn once."""
     from datasketch import MinHash
 
     return MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=index)
 
 
-def _jaccard(one: Any, other: Any) -> float:
+def _jaccard(one: Hashes, other: Hashes) -> float:
     import numpy
 
     shared = len(numpy.intersect1d(one, other, assume_unique=True))

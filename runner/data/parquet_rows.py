@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runner.common.errors import RefusedError
 from runner.data.row_errors import fail, shorten
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _BATCH_ROWS = 1000
 
@@ -31,7 +34,7 @@ class Unreadable:
     __str__ = __repr__
 
 
-def read_parquet(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_parquet(path: Path, field: str) -> Iterator[tuple[int, dict[str, object]]]:
     """(1-based row number, row); SpecError where the file is broken or names a column twice."""
     if path.stat().st_size == 0:
         return
@@ -67,7 +70,7 @@ def read_parquet(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]
         )
 
 
-def _refuse_twice(path: Path, field: str, schema: Any) -> None:
+def _refuse_twice(path: Path, field: str, schema: pyarrow.Schema) -> None:
     """Refuse a column, or a field of a nested one, of which there are two of one name."""
     waiting = [("", list(schema))]
     while waiting:
@@ -91,7 +94,7 @@ def _refuse_twice(path: Path, field: str, schema: Any) -> None:
                 waiting.append((f"{place}.{each.name}".lstrip("."), inner))
 
 
-def _values(column: Any) -> list[Any]:
+def _values(column: pyarrow.ChunkedArray) -> list[object]:
     """A column's values as Python has them, each by itself where not all can be."""
     import pyarrow
 
@@ -101,7 +104,7 @@ def _values(column: Any) -> list[Any]:
         return [_value(one, str(column.type)) for one in column]
 
 
-def _value(one: Any, kind: str) -> Any:
+def _value(one: pyarrow.Scalar, kind: str) -> object:
     import pyarrow
 
     try:

@@ -10,7 +10,11 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFile, TiffImagePlugin
 
 Conversion = Literal[
     "exif_turned",
@@ -42,7 +46,7 @@ class UnreadableImage(Exception):
 class Decoded:
     """An image that was read."""
 
-    image: Any
+    image: Image.Image
     """A Pillow image of mode RGB, the way up that viewers show it."""
     conversions: frozenset[Conversion]
     format: str
@@ -100,7 +104,7 @@ def decode(path: str | Path, background: str = DEFAULT_BACKGROUND) -> Decoded:
 
 
 @cache
-def _pillow() -> tuple[Any, list[str]]:
+def _pillow() -> tuple[ModuleType, list[str]]:
     """Pillow's Image module, and the formats that it may take a file for."""
     from PIL import Image
 
@@ -112,7 +116,7 @@ def _pillow() -> tuple[Any, list[str]]:
     return Image, [name for name in Image.ID if name != "EPS"]
 
 
-def _require_size(image: Any) -> None:
+def _require_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UnreadableImage(
@@ -127,7 +131,7 @@ def _require_size(image: Any) -> None:
         )
 
 
-def _is_animated(image: Any) -> bool:
+def _is_animated(image: Image.Image) -> bool:
     """Whether the file holds several frames or pages, of which the first is taken."""
     try:
         return bool(getattr(image, "is_animated", False))
@@ -151,11 +155,14 @@ def _not_an_image(path: Path) -> str:
     return f"it is no image that Pillow knows, or its head is broken (it begins {start[:12]!r})"
 
 
-def _decoded(image: Any, done: set[Conversion], background: tuple[int, int, int]) -> Decoded:
+def _decoded(
+    opened: ImageFile.ImageFile, done: set[Conversion], background: tuple[int, int, int]
+) -> Decoded:
+    image: Image.Image = opened
     told = str(image.format)
-    raw = " ".join(str(tile.args) for tile in image.tile)
+    raw = " ".join(str(tile.args) for tile in opened.tile)
     bits = _bits_a_sample(image)
-    turned = image.format == "TIFF" and image.tag_v2.get(_ORIENTATION, 1) in _turns()
+    turned = image.format == "TIFF" and _tiff_tags(image).get(_ORIENTATION, 1) in _turns()
     image.load()  # a TIFF is turned by Pillow here
     if image.mode in _COLOURS:
         done.add("other_colours")
@@ -181,7 +188,7 @@ def _decoded(image: Any, done: set[Conversion], background: tuple[int, int, int]
     return Decoded(image, frozenset(done), told)
 
 
-def _orientation(image: Any) -> int:
+def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 where it has none, or none that can be read."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
@@ -190,7 +197,7 @@ def _orientation(image: Any) -> int:
 
 
 @cache
-def _turns() -> dict[int, Any]:
+def _turns() -> dict[int, Image.Transpose]:
     """EXIF orientation -> what puts the picture upright, as PIL.ImageOps.exif_transpose has it."""
     from PIL import Image
 
@@ -206,16 +213,23 @@ def _turns() -> dict[int, Any]:
     }
 
 
-def _bits_a_sample(image: Any) -> int:
+def _tiff_tags(image: Image.Image) -> TiffImagePlugin.ImageFileDirectory_v2:
+    from PIL import TiffImagePlugin
+
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)  # noqa: S101 - its format is TIFF
+    return image.tag_v2
+
+
+def _bits_a_sample(image: Image.Image) -> int:
     """Bits of a sample of 16: fewer where a TIFF says so (12 bits lie in 16)."""
     if image.format == "TIFF" and image.mode.startswith("I;16"):
-        said = image.tag_v2.get(_BITS, (16,))
+        said = _tiff_tags(image).get(_BITS, (16,))
         first = int(said[0] if isinstance(said, tuple) else said)
         return first if 8 < first <= 16 else 16
     return 16
 
 
-def _key_alpha(image: Any, raw: str) -> Any | None:
+def _key_alpha(image: Image.Image, raw: str) -> Image.Image | None:
     """The opacity (mode L) of 16-bit samples of which one value is transparent (PNG's tRNS).
 
     None where there is no such value, or Pillow itself makes alpha of it.
@@ -235,7 +249,7 @@ def _key_alpha(image: Any, raw: str) -> Any | None:
     return Image.fromarray(opaque.astype("uint8") * 255)
 
 
-def _scaled(image: Any, low: float, high: float) -> Any:
+def _scaled(image: Image.Image, low: float, high: float) -> Image.Image:
     """One channel with `low` to `high` as 0 to 255, rounded; mode L."""
     import numpy
     from PIL import Image
@@ -245,7 +259,7 @@ def _scaled(image: Any, low: float, high: float) -> Any:
     return Image.fromarray((share.clip(0, 255) + 0.5).astype("uint8"))
 
 
-def _ranged(image: Any, *, mode_16: bool) -> tuple[Any, set[Conversion]]:
+def _ranged(image: Image.Image, *, mode_16: bool) -> tuple[Image.Image, set[Conversion]]:
     """A picture of 32-bit numbers (I, F), which have no white of their own, as mode L.
 
     0 to 255 is taken for 8 bits, up to 65,535 for 16; fractions within 0 to 1 for shares of white;
@@ -268,7 +282,9 @@ def _ranged(image: Any, *, mode_16: bool) -> tuple[Any, set[Conversion]]:
     return _scaled(image, low, high), {"scaled_32_bit"}
 
 
-def _on_background(image: Any, background: tuple[int, int, int]) -> tuple[Any, bool]:
+def _on_background(
+    image: Image.Image, background: tuple[int, int, int]
+) -> tuple[Image.Image, bool]:
     """The image as RGB, and whether any of the background shows through."""
     from PIL import Image
 

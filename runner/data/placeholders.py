@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from runner.common.errors import nearest
 from runner.data.messages import Message
@@ -29,7 +28,7 @@ def fill_message(message: Message, placeholders: Mapping[str, str], problems: Ro
         ]
 
 
-def _filled(value: Any, placeholders: Mapping[str, str], problems: RowProblems) -> Any:
+def _filled(value: object, placeholders: Mapping[str, str], problems: RowProblems) -> object:
     """A JSON value with the placeholders of its texts replaced."""
     if isinstance(value, str):
         return _fill(value, placeholders, problems)

@@ -5,10 +5,9 @@ Imports `runner.common.errors` and this package's `template`.
 
 from __future__ import annotations
 
-from typing import Any
-
 from runner.common.errors import RefusedError
 from runner.data.template import tokenizer_name
+from runner.data.tokenizer_type import Tokenizer
 
 # The space before an answer is rendered with it, not with the generation prompt: tokenizers join
 # a space to the word that follows, and a prompt that ends in one would cut that token in two.
@@ -25,7 +24,7 @@ _PLAIN_TEMPLATE = (
 )
 
 
-def ensure_chat_template(tokenizer: Any) -> str | None:
+def ensure_chat_template(tokenizer: Tokenizer) -> str | None:
     """Give a tokenizer without a chat template a plain one; returns a sentence that says so.
 
     Returns None, and changes nothing, where there is a template. The plain template writes

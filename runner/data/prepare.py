@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable
 from runner.common.caches import cache_folder
@@ -86,7 +85,7 @@ def _with_images(plan: RowsPlan, prepared: Prepared, say: Callable[[str], None])
     return replace(prepared, images=open_images(prepared, plan.data.image_background, cache, say))
 
 
-def _key(plan: RowsPlan, sources: list[Source], contents: list[list[Any] | None]) -> str:
+def _key(plan: RowsPlan, sources: list[Source], contents: list[list[object] | None]) -> str:
     settings = plan.data.model_dump(
         mode="json",
         exclude={

@@ -9,15 +9,20 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from runner.common import durable, staged_folder
 from runner.common.errors import RefusedError
 from runner.data.messages import Message, Tools
+from runner.data.report_types import PreparedRecord
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
 
 Split = Literal["train", "eval", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -68,14 +73,14 @@ class Prepared:
 
     folder: Path
     places: tuple[str, ...] = ()  # where the sources lie now; empty: where they lay when prepared
-    images: dict[str, Any] | None = (
+    images: Mapping[str, object] | None = (
         None  # what opening the rows' images gave; None: of a text model
     )
 
     @cached_property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> PreparedRecord:
         """What became of the rows that were read; see docs/data.md."""
-        record: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+        record: PreparedRecord = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
         for source, place in zip(record["sources"], self.places, strict=False):
             source["place"] = place
         if self.images is not None:
@@ -107,7 +112,7 @@ class Prepared:
                 first = stop
         return picked
 
-    def _open(self, split: Split) -> Any:
+    def _open(self, split: Split) -> pyarrow.parquet.ParquetFile:
         import pyarrow.parquet
 
         # pages are read as they are needed, not a row group's columns at once
@@ -164,7 +169,7 @@ class Prepared:
                 shutil.copyfile(self.folder / hashes_name(split), staging / hashes_name(split))
 
 
-def _rows(table: Any) -> Iterator[PreparedRow]:
+def _rows(table: pyarrow.Table | pyarrow.RecordBatch) -> Iterator[PreparedRow]:
     columns = [table.column(index).to_pylist() for index in range(table.num_columns)]
     for source, line, messages, images, label, tools in zip(*columns, strict=True):
         given = None if tools is None else json.loads(tools)

@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from runner.common.errors import nearest
 from runner.data.columns import renamed
 from runner.data.json_rows import read_json, read_jsonl
 from runner.data.parquet_rows import read_parquet
+from runner.data.report_types import TableRecord
 from runner.data.row_errors import fail, shorten
 from runner.data.tables import AS_TOLD, USUAL, TableOptions, look_at, read_table
 
 __all__ = ["ReadOptions", "Row", "read_rows", "shorten", "table_record"]
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _fail_missing(path: Path, field: str) -> NoReturn:
     )
 
 
-def table_record(path: Path, options: ReadOptions, of: str = "data.train") -> dict[str, Any] | None:
+def table_record(path: Path, options: ReadOptions, of: str = "data.train") -> TableRecord | None:
     """How a CSV or TSV file is written, for the report; None for other files."""
     if path.suffix.lower() not in USUAL:
         return None

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from itertools import islice
 from json.encoder import encode_basestring
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runner.common.errors import Problem, SpecError, nearest
 from runner.data.compare import DEFAULT, match_keys_by_rules
@@ -22,8 +22,11 @@ from runner.data.read import shorten
 from runner.data.row_formats import label_text
 from runner.data.row_table import Lines
 
+if TYPE_CHECKING:
+    import pyarrow
 
-def content_schema() -> Any:
+
+def content_schema() -> pyarrow.Schema:
     """Arrow schema of the rows as they are written down."""
     import pyarrow
 
@@ -66,10 +69,10 @@ class RowBuffer:
         return len(self._rows)
 
     def clear(self) -> None:
-        self._rows: list[tuple[Any, ...]] = []
+        self._rows: list[tuple[object, ...]] = []
         self.characters = 0
 
-    def add(self, number: int, row: Mapping[str, Any], conversation: Conversation) -> None:
+    def add(self, number: int, row: Mapping[str, object], conversation: Conversation) -> None:
         messages, written, tools = conversation
         images, identities = find_images(self._intake, number, written) if written else ((), ())
         rules = (DEFAULT,) if self._intake.ignore == DEFAULT else (DEFAULT, self._intake.ignore)
@@ -85,7 +88,7 @@ class RowBuffer:
         keys = (matched, exact, loose)
         self._rows.append((number, text, images, label, given, *keys, stratum, characters))
 
-    def tables(self, first_id: int, schema: Any) -> tuple[Any, Lines]:
+    def tables(self, first_id: int, schema: pyarrow.Schema) -> tuple[pyarrow.Table, Lines]:
         """The rows' content as an Arrow table of `schema`, and their columns."""
         import pyarrow
 
@@ -119,7 +122,7 @@ class RowBuffer:
         )
 
 
-def stratum_of(intake: Intake, number: int, row: Mapping[str, Any]) -> str:
+def stratum_of(intake: Intake, number: int, row: Mapping[str, object]) -> str:
     key = intake.stratify or ""
     value = row.get(key)
     if value is None:

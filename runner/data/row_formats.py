@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
 
 from runner.common.errors import nearest
 from runner.data.formats import IMAGE_MARK, Format, FormatOptions
@@ -38,7 +37,7 @@ _WHOLE = re.compile(r"-?[0-9]+\.0+")
 
 
 def read_turns(
-    row: Mapping[str, Any], key: Format, problems: RowProblems, notes: RowNotes
+    row: Mapping[str, object], key: Format, problems: RowProblems, notes: RowNotes
 ) -> list[Message]:
     if key not in row:
         problems.fail(key, "is missing", sorted(row)[:8], "a list of turns", nearest(key, row))
@@ -48,7 +47,7 @@ def read_turns(
     return messages_of(turns, key, problems, notes)
 
 
-def read_alpaca(row: Mapping[str, Any], problems: RowProblems) -> list[Message]:
+def read_alpaca(row: Mapping[str, object], problems: RowProblems) -> list[Message]:
     messages: list[Message] = []
     history = row.get("history") or []
     if not isinstance(history, list):
@@ -78,7 +77,7 @@ def read_alpaca(row: Mapping[str, Any], problems: RowProblems) -> list[Message]:
 
 
 def read_text_label(
-    row: Mapping[str, Any], options: FormatOptions, problems: RowProblems
+    row: Mapping[str, object], options: FormatOptions, problems: RowProblems
 ) -> list[Message]:
     text = problems.text(row, "text", "text")
     if "label" not in row:
@@ -111,7 +110,7 @@ def read_text_label(
 
 
 def read_data_juicer(
-    row: Mapping[str, Any],
+    row: Mapping[str, object],
     images: tuple[str, ...],
     options: FormatOptions,
     problems: RowProblems,

@@ -6,7 +6,6 @@ Imports the standard library and this package's `formats` and `row_problems`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from runner.data.formats import FormatOptions
 from runner.data.row_problems import RowProblems
@@ -19,7 +18,7 @@ MEDIA = frozenset(MEDIA_KEYS)
 
 
 def images_of(
-    row: Mapping[str, Any], options: FormatOptions, problems: RowProblems
+    row: Mapping[str, object], options: FormatOptions, problems: RowProblems
 ) -> tuple[str, ...]:
     """The row's image paths as it writes them; `image` is one path or a list, `images` a list."""
     for key in MEDIA_KEYS:
@@ -43,7 +42,7 @@ def images_of(
     return paths
 
 
-def image_names(row: Mapping[str, Any]) -> tuple[str, ...] | None:
+def image_names(row: Mapping[str, object]) -> tuple[str, ...] | None:
     """The images of a row as it names them; None where what it holds is no list of names."""
     key = "image" if row.get("image") else "images"
     held = row.get(key) or []

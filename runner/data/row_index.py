@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from runner.data.row_table import NAMED, LeftOut, RowTable
 from runner.data.split import allot, draw
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
 
 _BATCH = 50_000
 
@@ -195,7 +199,9 @@ class RowIndex(RowTable):
         )
         self.run("DELETE FROM entries WHERE times = 0")
 
-    def decided(self, first: int, stop: int) -> tuple[Any, Any, Any]:
+    def decided(
+        self, first: int, stop: int
+    ) -> tuple[NDArray[numpy.int64], NDArray[numpy.uint8], NDArray[numpy.int32]]:
         """numpy arrays (id, split, times) of the rows from `first` to before `stop`, by id."""
         found = self.run(
             f"SELECT id, split, times FROM entries WHERE id >= {first} AND id < {stop} ORDER BY id"

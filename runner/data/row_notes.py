@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any
 
 from runner.data.marks import kind_of
+from runner.data.report_types import NotesRecord
 
 MOST_KEYS = 500
 """Different keys that are counted by name; those beyond it are counted together."""
@@ -31,13 +31,13 @@ class RowNotes:
     tools: int = 0  # rows with tool definitions
     padded: int = 0  # rows whose calls or definitions a table had filled up with nulls
 
-    def without_ignored(self, held: Mapping[str, Any]) -> Mapping[str, Any]:
+    def without_ignored(self, held: Mapping[str, object]) -> Mapping[str, object]:
         """A row or turn without the keys that the job leaves unread."""
         if self.ignored.isdisjoint(held):
             return held
         return {key: value for key, value in held.items() if key not in self.ignored}
 
-    def count_unused(self, held: Mapping[str, Any], used: Set[str], prefix: str = "") -> None:
+    def count_unused(self, held: Mapping[str, object], used: Set[str], prefix: str = "") -> None:
         """Count the keys of a row or turn that nothing reads; null says nothing and counts not."""
         if held.keys() <= used and self.ignored.isdisjoint(held):
             return
@@ -52,7 +52,7 @@ class RowNotes:
         """Count an answer that the mark `name` says something of."""
         self.marks[name, trained] += 1
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> NotesRecord:
         """Its part of a source's record in the report."""
         marks: dict[str, dict[str, int]] = {}
         for (name, trained), number in sorted(self.marks.items()):

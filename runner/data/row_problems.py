@@ -6,7 +6,7 @@ Imports `runner.common.errors` and this package's `read`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from runner.common.errors import Problem, SpecError, nearest
 from runner.data.read import shorten
@@ -34,7 +34,7 @@ class RowProblems:
         where = f"{self.source}:{self.number}"
         raise SpecError([Problem(where, name, problem, shown, expected, near)])
 
-    def text(self, row: Mapping[str, Any], key: str, name: str) -> str:
+    def text(self, row: Mapping[str, object], key: str, name: str) -> str:
         """The string under `key`, which must be there; `name` is what the user is shown."""
         if key not in row:
             self.fail(name, "is missing", sorted(row)[:8], "a string", nearest(key, row))

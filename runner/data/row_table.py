@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import duckdb
+    import numpy
+    import pyarrow
+    from numpy.typing import NDArray
+
+
+from runner.data.report_types import LeftOutRecord
 
 MEMORY_LIMIT = "300MB"
 THREADS = 2
@@ -31,8 +40,10 @@ class Lines:
     exact_rows: Sequence[bytes]
     loose_prompts: Sequence[bytes]  # keys.row_keys, by which the draws and earlier runs go
     loose_rows: Sequence[bytes]
-    split_draws: Any  # keys.draw_numbers of the loose prompts; None: rows are not split
-    mix_draws: Any  # of the rows; None: rows are not mixed
+    split_draws: (
+        NDArray[numpy.uint64] | None
+    )  # keys.draw_numbers of the loose prompts; None: rows are not split
+    mix_draws: NDArray[numpy.uint64] | None  # of the rows; None: rows are not mixed
     labels: Sequence[str | None]
     strata: Sequence[str | None]
     characters: Sequence[int]
@@ -55,8 +66,8 @@ class LeftOut:
             (self.others + other.others)[:NAMED],
         )
 
-    def record(self) -> dict[str, Any]:
-        record: dict[str, Any] = {"rows": self.rows, "first_lines": self.first_lines}
+    def record(self) -> LeftOutRecord:
+        record: LeftOutRecord = {"rows": self.rows, "first_lines": self.first_lines}
         if self.others:
             record["first_repeat"] = [
                 {"source": source, "line": line} for source, line in self.others
@@ -183,22 +194,22 @@ class RowTable:
         self.run("DROP TABLE entries")
         self.run("ALTER TABLE next RENAME TO entries")
 
-    def insert(self, table: str, rows: Any) -> None:
+    def insert(self, table: str, rows: pyarrow.Table) -> None:
         self.database.register("arriving", rows)
         self.run(f"INSERT INTO {table} SELECT * FROM arriving")
         self.database.unregister("arriving")
 
-    def run(self, statement: str) -> Any:
+    def run(self, statement: str) -> duckdb.DuckDBPyConnection:
         return self.database.execute(statement)
 
-    def read_all(self, query: str) -> list[Any]:
+    def read_all(self, query: str) -> list[tuple[Any, ...]]:
         return list(self.run(query).fetchall())
 
     def read_number(self, query: str) -> int:
         return int(self.run(query).fetchone()[0])
 
 
-def _uuids(keys: Sequence[bytes]) -> Any:
+def _uuids(keys: Sequence[bytes]) -> pyarrow.Array:
     """128-bit keys as an Arrow array that DuckDB takes for its 128-bit UUID."""
     import pyarrow
 

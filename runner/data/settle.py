@@ -6,7 +6,6 @@ Imports the standard library and this package.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any
 
 from runner.common.errors import Problem, SpecError
 from runner.data.account import ratio_words
@@ -22,11 +21,11 @@ from runner.data.sources import Source
 
 def settle_leaks(
     plan: RowsPlan, sources: list[Source], row_index: RowIndex
-) -> tuple[dict[str, Any], dict[int, LeftOut]]:
+) -> tuple[dict[str, object], dict[int, LeftOut]]:
     """What the splits share, and the rows that were left out for it."""
     mode = plan.data.leakage
     rule = rule_words(plan.data.clean.ignore)
-    record: dict[str, Any] = {"mode": mode, "rule": rule}
+    record: dict[str, object] = {"mode": mode, "rule": rule}
     looser: dict[str, int] = {}
     first: dict[str, list[dict[str, int]]] = {}
     problems = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.common.caches import file_sha256
 from runner.common.errors import RefusedError
@@ -16,6 +15,7 @@ from runner.data.columns import renamed
 from runner.data.dialect import WORDS
 from runner.data.hub import read_hub
 from runner.data.read import ReadOptions, Row, read_rows, table_record
+from runner.data.report_types import TableRecord
 from runner.data.row_index import EVAL, TEST, TRAIN
 from runner.data.rows_plan import RowsPlan
 from runner.data.tables import TableOptions
@@ -59,13 +59,13 @@ def sources_of(plan: RowsPlan) -> list[Source]:
     return out
 
 
-def identity_of(plan: RowsPlan, source: Source) -> list[Any] | None:
+def identity_of(plan: RowsPlan, source: Source) -> list[object] | None:
     """What tells a source's content; None where only reading it can."""
     planned = source.planned
     if planned.path is None:
         pinned = len(planned.revision or "") == 40  # a commit, not a branch that may move
         name = plan.data.hub.name
-        where = [planned.kind, planned.id, planned.revision, name, source.hub_split]
+        where: list[object] = [planned.kind, planned.id, planned.revision, name, source.hub_split]
         return where if pinned else None
     path = Path(planned.path)
     root = str(image_root(plan, source)) if plan.vision else None
@@ -103,7 +103,7 @@ def table_options(table: TableSettings) -> TableOptions:
     return TableOptions(delimiter, table.quote, table.escape, table.encoding)
 
 
-def table_of(plan: RowsPlan, source: Source) -> dict[str, Any] | None:
+def table_of(plan: RowsPlan, source: Source) -> TableRecord | None:
     """How a CSV or TSV source is written, for the report; None for others."""
     if source.planned.path is None:
         return None

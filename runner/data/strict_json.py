@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal
-from typing import Any
 
 MOST_DIGITS = 4300
 """Digits of an integer that Python reads at once (sys.int_info.default_max_str_digits)."""
@@ -28,7 +27,7 @@ class DuplicateKeyError(ValueError):
         self.key = key
 
 
-def loads(text: str) -> Any:
+def loads(text: str) -> object:
     """The value of a whole JSON text.
 
     An integer of more than MOST_DIGITS digits is a Decimal; what is nested deeper than MOST_LEVELS
@@ -74,7 +73,7 @@ def _integer(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= MOST_DIGITS else Decimal(digits)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     out = dict(pairs)
     if len(out) != len(pairs):
         seen: set[str] = set()

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 from runner.data.image_words import image_lines
+from runner.data.report_types import LeftOutRecord, MixRecord, PreparedRecord, SourceRecord
 
 NAMED = 10  # lines that a message names
 UNUSED_SHOWN = 20  # keys that a message names
-_NONE: dict[str, Any] = {"rows": 0}  # of a report of before
 NEAR_NAMED = 3
 OLD_RULE = "width, case and white space apart"
 """By which reports of before compared rows."""
 
 
-def name_of(source: dict[str, Any]) -> str:
+def name_of(source: SourceRecord) -> str:
     """A source's file name, or its id on a hub."""
     place = str(source["place"])
     return PurePosixPath(place).name if place.startswith("/") else place
 
 
-def cleaning_lines(report: dict[str, Any]) -> list[str]:
+def cleaning_lines(report: PreparedRecord) -> list[str]:
     """What was left out and why, and what was mixed, a line each; nothing where all was kept."""
-    words = {
-        "empty": ("with an empty prompt or answer", "are left out"),
-        "untrained": ("whose marks leave no answer to train", "are left out"),
-        "duplicates": ("that repeat an earlier one", "are left out"),
-        "conflicts": ("with another answer to the same prompt", "are left out"),
-        "leaked": ("whose prompt is on another side", "are left out"),
-    }
     sources = report["sources"]
     out = []
     for source in sources:
         out += table_lines(source, f"{name_of(source)}: " if len(sources) > 1 else "")
         beside = f" of {name_of(source)}" if len(sources) > 1 else ""
-        for key, (what, done) in words.items():
-            if source.get(key, _NONE)["rows"]:
-                shown = _left_out(source, source[key], sources)
-                out.append(f"{source[key]['rows']:,} rows{beside} {what} {done}: {shown}")
+        for left_out, what in (
+            (source.get("empty"), "with an empty prompt or answer"),
+            (source.get("untrained"), "whose marks leave no answer to train"),
+            (source.get("duplicates"), "that repeat an earlier one"),
+            (source.get("conflicts"), "with another answer to the same prompt"),
+            (source.get("leaked"), "whose prompt is on another side"),
+        ):
+            if left_out is not None and left_out["rows"]:  # a report of before has not all
+                shown = _left_out(source, left_out, sources)
+                out.append(f"{left_out['rows']:,} rows{beside} {what} are left out: {shown}")
         out += _kind_lines(source, beside)
     leakage = report["leakage"]
     if leakage["mode"] == "keep":
@@ -47,7 +46,8 @@ def cleaning_lines(report: dict[str, Any]) -> list[str]:
                 f"WARNING: {number:,} {split} rows have a prompt that is in {other} too "
                 f"({leakage.get('rule', OLD_RULE)}); the job keeps them (data.leakage)"
             )
-    for (split, other), number in leaks(leakage.get("by_case_and_width_alone") or {}):
+    looser = leakage.get("by_case_and_width_alone")
+    for (split, other), number in leaks(looser if isinstance(looser, Mapping) else {}):
         out.append(
             f"WARNING: {number:,} {split} rows differ from prompts in {other} by case, width or "
             "white space alone; data.clean.ignore: [white_space, case, width] takes them for the "
@@ -55,21 +55,22 @@ def cleaning_lines(report: dict[str, Any]) -> list[str]:
         )
     out += near_lines(report)
     if report["mix"]:
-        out.append(mix_line(report))
-    if report.get("images"):
-        out += image_lines(report["images"])
+        out.append(mix_line(report["mix"], sources))
+    images = report.get("images")
+    if images:
+        out += image_lines(images)
     return out
 
 
-def _kind_lines(source: dict[str, Any], beside: str) -> list[str]:
+def _kind_lines(source: SourceRecord, beside: str) -> list[str]:
     """What rows hold beside texts: reasoning, tools, marks, and keys that nothing reads."""
     out = []
-    held = {
-        "reasoning_turns": "answers with reasoning of their own",
-        "tool_call_turns": "answers that call tools",
-        "rows_with_tools": "rows with tool definitions",
-    }
-    shown = [f"{source[key]:,} {words}" for key, words in held.items() if source.get(key)]
+    held = (
+        (source.get("reasoning_turns"), "answers with reasoning of their own"),
+        (source.get("tool_call_turns"), "answers that call tools"),
+        (source.get("rows_with_tools"), "rows with tool definitions"),
+    )
+    shown = [f"{count:,} {words}" for count, words in held if count]
     if shown:
         out.append(f"rows{beside} hold {', '.join(shown)}")
     if source.get("rows_filled_with_nulls"):
@@ -93,17 +94,17 @@ def _kind_lines(source: dict[str, Any], beside: str) -> list[str]:
     return out
 
 
-def leaks(leakage: dict[str, Any]) -> list[tuple[tuple[str, str], int]]:
+def leaks(leakage: Mapping[str, object]) -> list[tuple[tuple[str, str], int]]:
     """((split, other split), rows) of each pair of splits that share prompts."""
     found = []
     for key, number in leakage.items():
         split, between, other = key.partition("_in_")
-        if between and number:
-            found.append(((split, other), int(number)))
+        if between and number and isinstance(number, int):
+            found.append(((split, other), number))
     return found
 
 
-def table_lines(source: dict[str, Any], head: str = "") -> list[str]:
+def table_lines(source: SourceRecord, head: str = "") -> list[str]:
     """How a CSV or TSV file was read, and what in its cells may not be meant; [] for others."""
     table = source.get("table")
     if not table:
@@ -123,13 +124,13 @@ def table_lines(source: dict[str, Any], head: str = "") -> list[str]:
     ]
     if table["because"] not in ("no cell is quoted", "quotes stand around cells"):
         out.append(f"{head}{table['because']}")
-    for key, words in (
-        ("with_line_breaks", "have a cell that holds line breaks"),
-        ("with_tabs", "have a cell that holds tabs"),
+    for cells, words in (
+        (table["with_line_breaks"], "have a cell that holds line breaks"),
+        (table["with_tabs"], "have a cell that holds tabs"),
     ):
-        if table[key]["rows"]:
-            shown = named(table[key]["first_lines"], table[key]["rows"])
-            out.append(f"{head}{table[key]['rows']:,} rows {words}: {shown}")
+        if cells["rows"]:
+            shown = named(cells["first_lines"], cells["rows"])
+            out.append(f"{head}{cells['rows']:,} rows {words}: {shown}")
     if table["joined_lines"]["rows"]:
         joined = table["joined_lines"]
         out.append(
@@ -140,7 +141,7 @@ def table_lines(source: dict[str, Any], head: str = "") -> list[str]:
     return out
 
 
-def near_lines(report: dict[str, Any]) -> list[str]:
+def near_lines(report: PreparedRecord) -> list[str]:
     """Held-out rows that nearly repeat a training row; [] where there are none."""
     near = report.get("near_duplicates")
     if not near:
@@ -166,11 +167,9 @@ def near_lines(report: dict[str, Any]) -> list[str]:
     return out
 
 
-def _left_out(
-    source: dict[str, Any], left_out: dict[str, Any], sources: list[dict[str, Any]]
-) -> str:
+def _left_out(source: SourceRecord, left_out: LeftOutRecord, sources: list[SourceRecord]) -> str:
     """ "lines 3 (as 1), 8 (as other.jsonl:4) and 12 more"."""
-    shown = left_out["first_lines"]
+    shown: Sequence[object] = left_out["first_lines"]
     others = left_out.get("first_repeat")
     if others:
         shown = [
@@ -180,20 +179,20 @@ def _left_out(
     return named(shown, left_out["rows"])
 
 
-def _beside(source: dict[str, Any], other: dict[str, Any]) -> str:
+def _beside(source: SourceRecord, other: SourceRecord) -> str:
     return "" if other["place"] == source["place"] else f"{name_of(other)}:"
 
 
-def mix_line(report: dict[str, Any]) -> str:
+def mix_line(mix: MixRecord, sources: list[SourceRecord]) -> str:
     """ "mix 3:1 -> 760 task.jsonl + 253 identity.jsonl (each 2 or 3 times)"."""
     parts = []
-    for portion in report["mix"]["portions"]:
+    for portion in mix["portions"]:
         words = f" ({portion['words']})" if portion["words"] else ""
-        parts.append(f"{portion['drawn']:,} {name_of(report['sources'][portion['source']])}{words}")
-    return f"mix {report['mix']['ratio']} -> {' + '.join(parts)}"
+        parts.append(f"{portion['drawn']:,} {name_of(sources[portion['source']])}{words}")
+    return f"mix {mix['ratio']} -> {' + '.join(parts)}"
 
 
-def named(lines: list[Any], rows: int) -> str:
+def named(lines: Sequence[object], rows: int) -> str:
     """ "lines 3, 8 and 12 more": the first few, and how many rows there are besides."""
     shown = ", ".join(map(str, lines[:NAMED]))
     more = rows - len(lines[:NAMED])

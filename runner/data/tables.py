@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from runner.data.dialect import Choice, Lines, Reading, choose, rows_in
+from runner.data.report_types import TableRecord
 from runner.data.row_errors import fail, fail_decoding
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 USUAL = {".csv": ",", ".tsv": "\t"}
 _BOMS = (  # the longer first: UTF-32's begins as UTF-16's
@@ -55,7 +56,7 @@ class Table:
     reading: Reading
     header: list[str]
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> TableRecord:
         """For the report, JSON-ready."""
         read = self.reading
         return {

@@ -16,16 +16,17 @@ import datetime
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TypedDict
 
 from runner.common.errors import RefusedError
 from runner.data.control_tokens import ControlTokens, Policy, Rendered
 from runner.data.formats import IMAGE_MARK
 from runner.data.messages import REASONING_KEYS
 from runner.data.rows_plan import RowsPlan
+from runner.data.tokenizer_type import Tokenizer
 
 _ATTRIBUTE = "runner_template"
 _DATE = re.compile(r"\bstrftime_now\b")
@@ -61,11 +62,26 @@ class TemplateReads:
     unset: tuple[str, ...]  # names that nothing sets: always undefined, which templates ask about
 
 
+class TemplateRecord(TypedDict):
+    """What a template reads and was told, as data.json has it."""
+
+    date: str | None
+    random_seed: int | None
+    unset: list[str]
+    special_tokens: Policy
+
+
+class AuditedTemplate(TemplateRecord):
+    """The same, and what a person is told of it."""
+
+    notes: list[str]
+
+
 class TemplateError(Exception):
     """A template refuses a conversation; the message is its own words."""
 
 
-def fix_template(tokenizer: Any, settings: TemplateSettings) -> None:
+def fix_template(tokenizer: Tokenizer, settings: TemplateSettings) -> None:
     """Hold `settings` for all that is rendered with this tokenizer from now on."""
     setattr(tokenizer, _ATTRIBUTE, settings)
 
@@ -80,19 +96,19 @@ def settings_for(plan: RowsPlan) -> TemplateSettings:
     )
 
 
-def keep_special_token(tokenizer: Any, text: str) -> None:
+def keep_special_token(tokenizer: Tokenizer, text: str) -> None:
     """Let rows hold this special token, as one that stands for an image."""
     settings = settings_of(tokenizer)
     fix_template(tokenizer, replace(settings, kept=settings.kept | {text}))
 
 
-def settings_of(tokenizer: Any) -> TemplateSettings:
+def settings_of(tokenizer: Tokenizer) -> TemplateSettings:
     """What `fix_template` was told last, or the defaults."""
     found = getattr(tokenizer, _ATTRIBUTE, None)
     return found if isinstance(found, TemplateSettings) else TemplateSettings()
 
 
-def template_text(tokenizer: Any) -> str:
+def template_text(tokenizer: Tokenizer) -> str:
     """The chat template; of several by name ("default", "tool_use"), all of them."""
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
@@ -100,17 +116,17 @@ def template_text(tokenizer: Any) -> str:
     return str(template or "")
 
 
-def template_name(tokenizer: Any) -> str:
+def template_name(tokenizer: Tokenizer) -> str:
     """The chat template as messages name it."""
     return f"the chat template of {tokenizer_name(tokenizer)}"
 
 
-def tokenizer_name(tokenizer: Any) -> str:
+def tokenizer_name(tokenizer: Tokenizer) -> str:
     """The folder or id that a tokenizer came from."""
     return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
 
 
-def template_reads(tokenizer: Any) -> TemplateReads:
+def template_reads(tokenizer: Tokenizer) -> TemplateReads:
     """What the tokenizer's template asks for, told from its text."""
     return _reads(template_text(tokenizer))
 
@@ -134,7 +150,7 @@ def _unset(text: str) -> tuple[str, ...]:
     return tuple(sorted(jinja2.meta.find_undeclared_variables(parsed) - _GIVEN))
 
 
-def template_key(tokenizer: Any) -> list[Any]:
+def template_key(tokenizer: Tokenizer) -> list[object]:
     """What of the settings decides the ids, JSON-ready: equal keys, equal text."""
     settings, reads = settings_of(tokenizer), template_reads(tokenizer)
     return [
@@ -145,7 +161,7 @@ def template_key(tokenizer: Any) -> list[Any]:
     ]
 
 
-def template_record(tokenizer: Any) -> dict[str, Any]:
+def template_record(tokenizer: Tokenizer) -> TemplateRecord:
     """What the template reads and was told, for data.json."""
     settings, reads = settings_of(tokenizer), template_reads(tokenizer)
     return {
@@ -156,7 +172,7 @@ def template_record(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def template_notes(tokenizer: Any) -> list[str]:
+def template_notes(tokenizer: Tokenizer) -> list[str]:
     """What a person is told of it; nothing where the template reads the row alone."""
     settings, reads = settings_of(tokenizer), template_reads(tokenizer)
     notes = []
@@ -172,11 +188,11 @@ def template_notes(tokenizer: Any) -> list[str]:
 
 
 def render(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     messages: Sequence[Turn],
     *,
     generation_prompt: bool,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Mapping[str, object]] | None = None,
     control: ControlTokens | None = None,
 ) -> Rendered:
     """The conversation as text, with the places of special tokens that its rows' text wrote.
@@ -197,17 +213,17 @@ def render(
 
 
 def _rendered(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     messages: Sequence[Turn],
     generation_prompt: bool,
-    tools: Sequence[Mapping[str, Any]] | None,
+    tools: Sequence[Mapping[str, object]] | None,
     control: ControlTokens | None,
     *,
     as_text: bool,
 ) -> Rendered:
     settings = settings_of(tokenizer)
     given = [as_templates_take(message, as_text=as_text) for message in messages]
-    defined: Any = list(tools) if tools else None
+    defined: list[object] | None = list(tools) if tools else None
     marks = None
     if control is not None:
         given, defined, marks = control.mark(given, defined)
@@ -221,7 +237,7 @@ def _rendered(
     return Rendered(str(text)) if marks is None else marks.remove(str(text))
 
 
-def require_steady(tokenizer: Any, messages: Sequence[Turn]) -> None:
+def require_steady(tokenizer: Tokenizer, messages: Sequence[Turn]) -> None:
     """Refuse a template that writes the same conversation otherwise the second time.
 
     Raises RefusedError.
@@ -235,22 +251,23 @@ def require_steady(tokenizer: Any, messages: Sequence[Turn]) -> None:
         )
 
 
-def as_templates_take(message: Turn, *, as_text: bool = False) -> dict[str, Any]:
+def as_templates_take(message: Turn, *, as_text: bool = False) -> dict[str, object]:
     """The message without what is ours, its reasoning under each name that templates read.
 
     Arguments of tool calls are objects, since most templates put them through `tojson`, which would
     write JSON text in quotes; `as_text` makes them JSON text, for those that write that as it is.
     """
-    out: dict[str, Any] = {key: value for key, value in message.items() if key not in _OWN_KEYS}
+    out: dict[str, object] = {key: value for key, value in message.items() if key not in _OWN_KEYS}
     told = next((out[key] for key in REASONING_KEYS if out.get(key) is not None), None)
     if told is not None:
         out = {**dict.fromkeys(REASONING_KEYS, told), **out}
-    if out.get("tool_calls"):
-        out["tool_calls"] = [_call(call, as_text) for call in out["tool_calls"]]
+    calls = out.get("tool_calls")
+    if calls and isinstance(calls, Iterable):
+        out["tool_calls"] = [_call(call, as_text) for call in calls]
     return out
 
 
-def _call(call: Any, as_text: bool) -> Any:
+def _call(call: object, as_text: bool) -> object:
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):
@@ -268,7 +285,7 @@ def _call(call: Any, as_text: bool) -> Any:
 
 @contextlib.contextmanager
 def _held_still(
-    tokenizer: Any, settings: TemplateSettings, messages: Sequence[Turn]
+    tokenizer: Tokenizer, settings: TemplateSettings, messages: Sequence[Turn]
 ) -> Iterator[None]:
     reads = template_reads(tokenizer)
     with contextlib.ExitStack() as stack:
@@ -288,7 +305,7 @@ def _day_is(day: datetime.date) -> Iterator[None]:
 
     class Clock(datetime.datetime):
         @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
             return midnight if tz is None else midnight.replace(tzinfo=tz)
 
     before = module.datetime

@@ -206,7 +206,7 @@ class TokenStats:
             )
         ]
 
-    def counted(self) -> dict[str, Any]:
+    def counted(self) -> dict[str, object]:
         """What was met in the rows' text, for the record."""
         return {
             "unended_turns": self.unended_turns,
@@ -227,7 +227,7 @@ class TokenStats:
             },
         }
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The counts as JSON-serialisable values, for `from_record`."""
         return asdict(self)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from runner.data.messages import REASONING_KEYS, Tools
 from runner.data.row_problems import RowProblems
@@ -22,7 +21,7 @@ _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 def tools_of(
-    row: Mapping[str, Any], problems: RowProblems, keys: Sequence[str] = TOOL_KEYS
+    row: Mapping[str, object], problems: RowProblems, keys: Sequence[str] = TOOL_KEYS
 ) -> Tools | None:
     """The row's tool definitions, under `tools` or OpenAI's older `functions`; None: it has none.
 
@@ -48,7 +47,7 @@ def tools_of(
     ] or None  # fmt: skip
 
 
-def calls_of(turn: Mapping[str, Any], name: str, problems: RowProblems) -> Tools:
+def calls_of(turn: Mapping[str, object], name: str, problems: RowProblems) -> Tools:
     """A turn's `tool_calls`, or OpenAI's older `function_call`; empty where it makes none."""
     older = turn.get("function_call")
     held = turn.get("tool_calls")
@@ -77,7 +76,7 @@ def part_thought(text: str) -> tuple[str, str]:
     return (found[0].strip(), text[found.end() :]) if found else ("", text)
 
 
-def reasoning_of(held: Mapping[str, Any], name: str, problems: RowProblems) -> str | None:
+def reasoning_of(held: Mapping[str, object], name: str, problems: RowProblems) -> str | None:
     """What a turn, or a row beside its answer, gives as reasoning; None: nothing.
 
     Raises SpecError for what is not text, and for two keys that say different things.
@@ -101,14 +100,14 @@ def reasoning_of(held: Mapping[str, Any], name: str, problems: RowProblems) -> s
     return found
 
 
-def without_padding(row: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], bool]:
+def without_padding(row: Mapping[str, object], key: str) -> tuple[Mapping[str, object], bool]:
     """A row of a Parquet table without the nulls that its calls and definitions are filled up with.
 
     The columns of a table have one layout for all rows, so that a call gets a null for each
     argument of every other call. Returns the row, and whether there were any; `key` names the
     turns.
     """
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     for name in (*TOOL_KEYS, *_CALL_KEYS):
         if not _is_empty(row.get(name)):
             changed[name] = _unfilled(row[name])
@@ -131,7 +130,7 @@ def result_text(value: object) -> object:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _definition(value: object, name: str, problems: RowProblems) -> dict[str, Any]:
+def _definition(value: object, name: str, problems: RowProblems) -> dict[str, object]:
     if not isinstance(value, Mapping):
         problems.fail(name, "is not a tool definition", value, _DEFINITION)
     inner = value.get("function")
@@ -146,7 +145,7 @@ def _definition(value: object, name: str, problems: RowProblems) -> dict[str, An
     return {"type": "function", "function": function}
 
 
-def _call(value: object, name: str, problems: RowProblems) -> dict[str, Any]:
+def _call(value: object, name: str, problems: RowProblems) -> dict[str, object]:
     if not isinstance(value, Mapping):
         problems.fail(name, "is not a tool call", value, _CALL)
     inner = value.get("function")
@@ -162,7 +161,7 @@ def _call(value: object, name: str, problems: RowProblems) -> dict[str, Any]:
         problems.fail(
             name, f"the arguments of {called} are not an object", written, '{"name": value, ...}'
         )
-    out: dict[str, Any] = {
+    out: dict[str, object] = {
         "type": "function",
         "function": {"name": called, "arguments": dict(arguments)},
     }
@@ -171,7 +170,7 @@ def _call(value: object, name: str, problems: RowProblems) -> dict[str, Any]:
     return out
 
 
-def _json(value: object, name: str, expected: str, problems: RowProblems) -> Any:
+def _json(value: object, name: str, expected: str, problems: RowProblems) -> object:
     """The value, read where it is text. Raises SpecError for text that is not JSON."""
     if not isinstance(value, str):
         return value
@@ -182,7 +181,7 @@ def _json(value: object, name: str, expected: str, problems: RowProblems) -> Any
         problems.fail(name, f"is text that is not JSON ({told})", value, expected)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     out = dict(pairs)
     if len(out) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -191,13 +190,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _unfilled(value: Any) -> Any:
+def _unfilled(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _unfilled(inner) for key, inner in value.items() if inner is not None}
     return [_unfilled(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _without_nulls(held: Mapping[str, Any]) -> dict[str, Any]:
+def _without_nulls(held: Mapping[str, object]) -> dict[str, object]:
     """Without the keys that a table's other rows have (Parquet writes them as null)."""
     return {key: value for key, value in held.items() if value is not None}
 

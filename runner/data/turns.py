@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from runner.common.errors import nearest
 from runner.data.marks import marks_in, turn_is_trained
@@ -40,7 +39,7 @@ _ORDER = "an optional system turn, then user and assistant in turn, with tool tu
 
 
 def messages_of(
-    turns: Sequence[Any], key: str, problems: RowProblems, notes: RowNotes
+    turns: Sequence[object], key: str, problems: RowProblems, notes: RowNotes
 ) -> list[Message]:
     """A row's turns as messages. Raises SpecError for a turn that does not fit, or is out of order.
 
@@ -89,7 +88,7 @@ def messages_of(
 
 
 def _message(
-    turn: Mapping[str, Any], role: str, pair: tuple[str, str], name: str, problems: RowProblems
+    turn: Mapping[str, object], role: str, pair: tuple[str, str], name: str, problems: RowProblems
 ) -> Message:
     if role == "call":
         text = turn.get(pair[1])
@@ -107,8 +106,9 @@ def _message(
         content = problems.text(held, pair[1], f"{name}.{pair[1]}")
         message = {"role": "tool", "content": content}
         for key in ("name", "tool_call_id"):
-            if isinstance(turn.get(key), str) and turn[key]:
-                message[key] = turn[key]
+            told = turn.get(key)
+            if isinstance(told, str) and told:
+                message[key] = told
         return message
     else:
         calls = calls_of(turn, name, problems)
@@ -134,7 +134,7 @@ def _message(
 
 def _mark(
     message: Message,
-    turn: Mapping[str, Any],
+    turn: Mapping[str, object],
     role: str,
     key: str,
     name: str,

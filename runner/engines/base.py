@@ -51,7 +51,7 @@ class Looked:
 
     lines: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    record: Mapping[str, Any] | None = None
+    record: Mapping[str, object] | None = None
     """JSON-ready, for `check --json`; None where nothing was looked at."""
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic.json_schema import models_json_schema
 
 from runner.common import terminal
 from runner.engines.registry import ENGINES
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """The JSON Schema of a job file, as committed in jobs/job.schema.json."""
     kinds = {name: engine.job_type for name, engine in ENGINES.items()}
     default, *_ = kinds.values()
     names, whole = models_json_schema([(kind, "validation") for kind in kinds.values()])
-    chosen: dict[str, Any] = names[(default, "validation")]  # where a file names no engine
+    chosen: dict[str, object] = names[(default, "validation")]  # where a file names no engine
     for engine, kind in kinds.items():
         if kind is not default:
             chosen = {

@@ -53,12 +53,12 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
     return out
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
+def _members(annotation: object) -> tuple[object, ...]:
     union = get_origin(annotation) in (Union, types.UnionType)
     return get_args(annotation) if union else (annotation,)
 
 
-def _values(annotation: Any) -> str:
+def _values(annotation: object) -> str:
     return ", ".join(
         dict.fromkeys(_value(part) for part in _members(annotation) if part is not types.NoneType)
     )

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.common.errors import RefusedError
 from runner.common.units import format_bytes
@@ -31,7 +30,7 @@ class Fetched:
     """Of the weights or rows; of several files the hash of their list."""
     rows: int | None = None
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """As the process that asked reads it."""
         return {
             "place": str(self.place),

@@ -67,7 +67,7 @@ def needed(files: Sequence[RemoteFile], *, code: bool) -> list[RemoteFile]:
 
 
 def weights(
-    files: Sequence[RemoteFile], index: dict[str, Any] | None, what: str
+    files: Sequence[RemoteFile], index: dict[str, object] | None, what: str
 ) -> list[RemoteFile]:
     """The safetensors files that transformers reads: one, or those that the index names.
 
@@ -125,7 +125,7 @@ def _no_weights(paths: Iterable[str], what: str) -> tuple[str, str]:
 
 
 def data_files(
-    files: Sequence[RemoteFile], card: dict[str, Any], name: str | None
+    files: Sequence[RemoteFile], card: dict[str, object], name: str | None
 ) -> list[RemoteFile]:
     """The files of one configuration of a data set, by its card; all data files without one.
 

@@ -11,7 +11,7 @@ import os
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runner.common import durable
 from runner.common.caches import cache_folder, file_sha256
@@ -21,6 +21,9 @@ from runner.fetch.files import RemoteFile, checked, combined_sha256, data_files,
 from runner.fetch.progress import FileProgress
 from runner.fetch.secure import check_requests
 from runner.plans.sources import INDEX, MANIFEST, modelscope_folder
+
+if TYPE_CHECKING:
+    from modelscope_hub import HubApi
 
 
 def fetch_model(
@@ -88,7 +91,7 @@ def fetch_data_files(
     return folder, named, files, came
 
 
-def make_client() -> Any:
+def make_client() -> HubApi:
     """ModelScope's client. Raises RefusedError where it is not installed."""
     os.environ.setdefault("MODELSCOPE_LOG_LEVEL", "CRITICAL")
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would be drawn over ours
@@ -104,7 +107,7 @@ def make_client() -> Any:
     return HubApi()
 
 
-def _listing(api: Any, identity: str, type_: str, revision: str | None) -> list[RemoteFile]:
+def _listing(api: HubApi, identity: str, type_: str, revision: str | None) -> list[RemoteFile]:
     return [
         checked(RemoteFile(file.path, file.size, file.sha256 or None), f"modelscope:{identity}")
         for file in api.list_repo_files(identity, type_, revision=revision)
@@ -113,7 +116,7 @@ def _listing(api: Any, identity: str, type_: str, revision: str | None) -> list[
 
 
 def _bring(
-    api: Any,
+    api: HubApi,
     identity: str,
     type_: str,
     revision: str | None,
@@ -208,7 +211,7 @@ def _write_manifest(folder: Path, identity: str, revision: str, files: list[Remo
     return named
 
 
-def _card(path: Path) -> dict[str, Any]:
+def _card(path: Path) -> dict[str, object]:
     """The YAML head of a README.md."""
     import yaml
 

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from runner.common import durable, locks
 from runner.common.caches import file_sha256
@@ -24,6 +25,9 @@ from runner.fetch.fetched import Fetched
 from runner.fetch.files import RemoteFile
 from runner.fetch.refusals import gated, is_connection_error
 from runner.plans.sources import HubKind, rows_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetBuilder
 
 _SPLIT_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
@@ -80,7 +84,7 @@ def fetch_rows(asked: Asked, *, quiet: bool, say: Callable[[str], None]) -> Fetc
         return _publish(made, asked, commit, rows, files, came)
 
 
-def _datasets() -> Any:
+def _datasets() -> ModuleType:
     try:
         import datasets
     except ImportError as error:
@@ -106,8 +110,13 @@ def _staging(target: Path, say: Callable[[str], None]) -> Iterator[Path]:
 
 
 def _builder(
-    datasets: Any, source: str, name: str | None, commit: str | None, staging: Path, what: str
-) -> Any:
+    datasets: ModuleType,
+    source: str,
+    name: str | None,
+    commit: str | None,
+    staging: Path,
+    what: str,
+) -> DatasetBuilder:
     """What `datasets` makes of the repository: its configuration and the files of each split."""
     try:
         return datasets.load_dataset_builder(
@@ -131,7 +140,7 @@ def _builder(
 
 
 def _bring_split(
-    builder: Any,
+    builder: DatasetBuilder,
     identity: str,
     commit: str,
     split: str,
@@ -158,7 +167,7 @@ def _require_inside(files: list[str], prefix: str, what: str) -> None:
         )
 
 
-def _narrow(builder: Any, split: str, what: str) -> list[list[str]]:
+def _narrow(builder: DatasetBuilder, split: str, what: str) -> list[list[str]]:
     """Leave the builder the asked split's files alone; those files, as addresses or paths.
 
     `datasets` would otherwise fetch and prepare every split there is.
@@ -180,7 +189,9 @@ def _narrow(builder: Any, split: str, what: str) -> list[list[str]]:
     return [list(part) for part in kept.values()]
 
 
-def _prepare(datasets: Any, builder: Any, split: str, staging: Path, what: str) -> Any:
+def _prepare(
+    datasets: ModuleType, builder: DatasetBuilder, split: str, staging: Path, what: str
+) -> Dataset:
     try:
         builder.download_and_prepare(
             download_config=datasets.DownloadConfig(cache_dir=str(staging / "downloads")),
@@ -200,7 +211,7 @@ def _prepare(datasets: Any, builder: Any, split: str, staging: Path, what: str) 
 
 
 def _publish(
-    made: Path, asked: Asked, commit: str, rows: Any, files: list[RemoteFile], came: int
+    made: Path, asked: Asked, commit: str, rows: Dataset, files: list[RemoteFile], came: int
 ) -> Fetched:
     """The rows to their place, then their record, without which they don't count as there."""
     target = asked.target

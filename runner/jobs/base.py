@@ -6,7 +6,7 @@ Imports pydantic and the parts' common ground only. The jobs themselves lie with
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -175,7 +175,7 @@ class Job(JobHead):
         "outcome as JSON on stdin, and 60 seconds.",
     )
 
-    def shown_values(self) -> dict[str, Any]:
+    def shown_values(self) -> dict[str, object]:
         """Every field with its value, JSON-ready."""
         return self.model_dump(mode="json")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -33,8 +32,8 @@ class Complaint:
     kind: str
     """pydantic's name of it, such as "greater_than"."""
     message: str
-    context: Mapping[str, Any]
-    value: Any
+    context: Mapping[str, object]
+    value: object
     """What the field was given."""
     key: FieldPath
     root: type[BaseModel]

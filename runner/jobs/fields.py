@@ -6,7 +6,7 @@ Every function takes the type of job that is meant (`root`).
 from __future__ import annotations
 
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -14,7 +14,7 @@ from runner.common.errors import nearest
 from runner.common.yaml_text import FieldPath
 
 
-def possible_types(key: FieldPath, root: type[BaseModel]) -> tuple[Any, ...]:
+def possible_types(key: FieldPath, root: type[BaseModel]) -> tuple[object, ...]:
     """The members of a field's type, None for NoneType; of an entry of a text mapping too."""
     info = annotation_at(key, root)
     if info is None and key[:-1]:
@@ -24,12 +24,12 @@ def possible_types(key: FieldPath, root: type[BaseModel]) -> tuple[Any, ...]:
     return tuple(None if part is types.NoneType else part for part in _members(info))
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
+def _members(annotation: object) -> tuple[object, ...]:
     union = get_origin(annotation) in (Union, types.UnionType)
     return get_args(annotation) if union else (annotation,)
 
 
-def model_at(annotation: Any) -> type[BaseModel] | None:
+def model_at(annotation: object) -> type[BaseModel] | None:
     """The block that a field holds, itself or in a list, or None."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
@@ -39,9 +39,9 @@ def model_at(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def annotation_at(key: FieldPath, root: type[BaseModel]) -> Any:
+def annotation_at(key: FieldPath, root: type[BaseModel]) -> object:
     """The type of the field at `key`, or None."""
-    current: Any = root
+    current: object = root
     for part in key:
         if isinstance(part, int) or part.isdigit():  # an entry of a list of blocks
             lists = [each for each in _members(current) if get_origin(each) is list]
@@ -68,13 +68,13 @@ def all_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
     return out
 
 
-def without_empty_nulls(raw: dict[str, Any], root: type[BaseModel]) -> dict[str, Any]:
+def without_empty_nulls(raw: dict[str, object], root: type[BaseModel]) -> dict[str, object]:
     """`raw` without the nulls that stand for an empty list or mapping, where that is the default.
 
     So `stages: null` says what leaving the field out says. Other nulls stay, and are judged by the
     field's own type.
     """
-    kept: dict[str, Any] = {}
+    kept: dict[str, object] = {}
     for name, value in raw.items():
         info = root.model_fields.get(str(name))
         members = _members(info.annotation) if info else ()
@@ -132,13 +132,13 @@ def example_of(key: FieldPath, root: type[BaseModel]) -> str | None:
     return None
 
 
-def _plain_choices(key: FieldPath, root: type[BaseModel]) -> list[Any]:
+def _plain_choices(key: FieldPath, root: type[BaseModel]) -> list[object]:
     """Words that a field takes in place of a list."""
     members = _members(annotation_at(key, root))
     return [one for part in members if get_origin(part) is Literal for one in get_args(part)]
 
 
-def choices_of(annotation: Any) -> list[Any]:
+def choices_of(annotation: object) -> list[object]:
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return [choice for part in get_args(annotation) for choice in choices_of(part)]

@@ -115,7 +115,7 @@ def _leaves(dotted: str, value: object) -> list[str]:
 
 
 def _kind(
-    raw: Mapping[str, Any], overrides: Sequence[str], kinds: Mapping[str, type[Job]]
+    raw: Mapping[str, object], overrides: Sequence[str], kinds: Mapping[str, type[Job]]
 ) -> type[Job]:
     """The kind of job that the file, or the last --set of it, says."""
     engine = raw.get("engine")
@@ -140,7 +140,7 @@ def _with_engines(problem: Problem, kinds: Mapping[str, type[Job]]) -> Problem:
     return replace(problem, expected=" or ".join(kinds), nearest=near)
 
 
-def _parse_override(text: str, kind: type[Job]) -> tuple[FieldPath, Any]:
+def _parse_override(text: str, kind: type[Job]) -> tuple[FieldPath, object]:
     name, equals, value = text.partition("=")
     key: FieldPath = tuple(name.strip().split("."))
     if not equals or not all(key) or not _is_utf8(text):
@@ -167,7 +167,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _put(raw: dict[str, Any], key: FieldPath, value: Any, text: str) -> FieldPath:
+def _put(raw: dict[str, object], key: FieldPath, value: object, text: str) -> FieldPath:
     """Set the field; its key, with numbers where it leads through lists."""
     place: Any = raw
     real: FieldPath = ()
@@ -199,7 +199,7 @@ def _put(raw: dict[str, Any], key: FieldPath, value: Any, text: str) -> FieldPat
     return (*real, key[-1])
 
 
-def _entry(entries: list[Any], key: FieldPath, depth: int, text: str) -> Any:
+def _entry(entries: list[object], key: FieldPath, depth: int, text: str) -> object:
     """The entry that a number in a dotted name means; SpecError where there is none."""
     part = str(key[depth])
     if not part.isdigit() or int(part) >= len(entries):

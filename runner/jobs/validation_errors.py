@@ -6,7 +6,6 @@ Imports pydantic, runner.common.yaml_text and this package's `describe_errors` a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,7 +20,7 @@ from runner.jobs.model import ConflictError
 
 def problems_of(
     error: ValidationError,
-    raw: Mapping[str, Any],
+    raw: Mapping[str, object],
     shown: str,
     lines: Mapping[FieldPath, int],
     given: Mapping[FieldPath, str],
@@ -52,10 +51,10 @@ def problems_of(
     return list(found.values())
 
 
-def _real_key(loc: tuple[str | int, ...], raw: Any, root: type[BaseModel]) -> FieldPath:
+def _real_key(loc: tuple[str | int, ...], raw: object, root: type[BaseModel]) -> FieldPath:
     """pydantic's location without the labels that it puts in for union members."""
     key: list[str | int] = []
-    place: Any = raw
+    place: object = raw
     for index, part in enumerate(loc):
         if isinstance(place, dict) and (part in place or index == 0):
             place = place.get(part)
@@ -83,7 +82,7 @@ def _where(
     return shown
 
 
-def _value_at(raw: Any, key: FieldPath) -> str | None:
+def _value_at(raw: object, key: FieldPath) -> str | None:
     for part in key:
         if isinstance(raw, list) and isinstance(part, int):
             raw = raw[part] if part < len(raw) else None

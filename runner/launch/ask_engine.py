@@ -14,18 +14,26 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar
 
 from runner.common.caches import cache_folder
 from runner.common.errors import EXIT_INTERRUPTED, RefusedError, RunnerError
 from runner.common.output import Output, field
 from runner.common.own_python import safe_environment
+from runner.common.typed_json import WrongRecord, typed_record
 from runner.engines.mounts import plan_mounts
 from runner.engines.sft.plan import SftPlan
 from runner.plans.container.mounts import PREPARED
 from runner.plans.engine_command import question
 
 _OURS = "runner: "
+R = TypeVar("R")
+
+
+class Refusal(TypedDict):
+    """The engine's document where it refused: its lines for the user."""
+
+    error: list[str]
 
 
 class EngineRefused(RunnerError):
@@ -46,7 +54,7 @@ class EngineRefused(RunnerError):
 
 def ask_engine(
     plan: SftPlan, out: Output, arguments: Callable[[Path], list[str]], *, failed: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The JSON document that `python -m ARGUMENTS` prints.
 
     Args:
@@ -91,15 +99,30 @@ def ask_engine(
             sys.exit(EXIT_INTERRUPTED)
         listener.join()
     try:
-        record: dict[str, Any] = json.loads(printed.splitlines()[-1])
+        record: object = json.loads(printed.splitlines()[-1])
+        if not isinstance(record, dict):
+            raise ValueError("no object")
     except (ValueError, IndexError):
         raise RefusedError(
             f"{failed}: {others[0] if others else 'no output'}",
             "runner doctor looks at the packages",
         ) from None
     if "error" in record:
-        raise EngineRefused(record["error"], process.returncode)
+        refusal = read_answer(record, Refusal, failed=failed)
+        raise EngineRefused(refusal["error"], process.returncode)
     return record
+
+
+def read_answer(record: object, kind: type[R], *, failed: str) -> R:
+    """A document of the engine as the TypedDict `kind`.
+
+    Raises:
+        RefusedError: it lacks a field, or a field is of another type; the text names it.
+    """
+    try:
+        return typed_record(record, kind, "the engine's answer")
+    except WrongRecord as error:
+        raise RefusedError(f"{failed}: {error}", "runner doctor looks at the packages") from None
 
 
 def _listen(process: subprocess.Popen[str], out: Output, others: deque[str]) -> None:

@@ -7,7 +7,7 @@ its tensors, and nothing of a model's own.
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Mapping
 
 from runner.common import durable
 from runner.common.errors import RefusedError
@@ -16,6 +16,7 @@ from runner.engines.registry import engine_of
 from runner.engines.sft.facts import Facts
 from runner.engines.sft.memory.ask import stack
 from runner.engines.sft.plan import SftPlan
+from runner.engines.sft.survey_record import Survey
 from runner.launch.ask_engine import EngineRefused
 from runner.launch.vram import correct, device_name, predict_plan, versions_at
 from runner.plans.base import Plan
@@ -78,9 +79,9 @@ def memory_line(prediction: Prediction, plan: Plan) -> str:
     return f"predicted {headline(prediction)} · {verdict(prediction, plan.budget.limit_bytes)}"
 
 
-def corrected_survey(surveyed: dict[str, Any], plan: SftPlan, facts: Facts) -> Prediction | None:
+def corrected_survey(surveyed: Survey, plan: SftPlan, facts: Facts) -> Prediction | None:
     """The prediction that a survey brought, as measurements correct it; None where it has none."""
-    if surveyed.get("memory") is None:
+    if surveyed["memory"] is None:
         return None
     return correct(Prediction.model_validate(surveyed["memory"]), plan, facts)
 
@@ -99,10 +100,10 @@ def training_peak(folder: RunFolder) -> tuple[int, str] | None:
     """
     last = max((time_of(line) or 0.0 for line in loss_lines(folder.metrics)), default=0.0)
     seen = [
-        (line["own_bytes"], f"{line['attribution']}:{line.get('measure') or 'trainer'}")
+        (own, f"{line['attribution']}:{line.get('measure') or 'trainer'}")
         for line in durable.read_jsonl(folder.memory)
         if line.get("attribution") in SEES_ALL
-        and isinstance(line.get("own_bytes"), int)
+        and isinstance(own := line.get("own_bytes"), int)
         and (time_of(line) or 0.0) <= last
     ]
     return max(seen, default=None)
@@ -113,7 +114,7 @@ def keep_measurement(
     facts: HostFacts,
     folder: RunFolder,
     prediction: Prediction | None,
-    end: dict[str, Any],
+    end: Mapping[str, object],
     out: Output,
 ) -> None:
     """Keep what a smoke that completed measured beside what was predicted for it, and say so."""

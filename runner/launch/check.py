@@ -12,6 +12,7 @@ from typing import Any
 from runner.common.output import Output
 from runner.engines.registry import engine_of
 from runner.engines.render import summary
+from runner.engines.sft.survey_record import Survey
 from runner.jobs.load import LoadedJob
 from runner.launch.calibrate import corrected_survey, memory_line
 from runner.launch.gpus import preflight, with_free_cards
@@ -37,7 +38,7 @@ class CheckedJob:
     gpus: str
     """The line that a start says of its GPUs."""
     warnings: list[str]
-    survey: dict[str, Any] | None
+    survey: Survey | None
     """What a survey found out of the rows and the model; None where these are its engine's own."""
     prediction: Prediction | None
     memory: str | None

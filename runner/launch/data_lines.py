@@ -12,7 +12,7 @@ _ALWAYS = ("empty", "duplicates", "conflicts", "leaked")
 _LABELS_SHOWN = 20
 
 
-def report_lines(report: dict[str, Any]) -> list[str]:
+def report_lines(report: Any) -> list[str]:
     """What became of the rows: a table of the steps, then splits, mix, labels and lengths."""
     sources = report["sources"]
     steps = [

@@ -162,8 +162,9 @@ def _sha256(source: ModelSource | DataSource) -> str | None:
         return source.sha256
     stated: dict[str, str] = {}
     if source.kind == "modelscope" and source.folder is not None:
-        manifest = durable.read_json(source.folder / MANIFEST) or {}
-        stated = {str(file["path"]): str(file["sha256"]) for file in manifest.get("files", [])}
+        manifest = durable.read_json(source.folder / MANIFEST)
+        files = manifest.get("files", []) if isinstance(manifest, dict) else []
+        stated = {str(file["path"]): str(file["sha256"]) for file in files}
     weights = []
     for path in _files(source.folder):
         if path.suffix == ".safetensors":

@@ -5,9 +5,9 @@ Nothing is started, no weights are fetched; imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable
 from runner.common.errors import RefusedError, UsageError
@@ -19,9 +19,10 @@ from runner.common.yaml_text import shown_path
 from runner.engines.sft.facts import Facts
 from runner.engines.sft.job import SftJob, sft_job
 from runner.engines.sft.memory.ask import correction_of, write_request
+from runner.engines.sft.memory.messages import FitAnswer, FitAsked
 from runner.engines.sft.plan import SftPlan
 from runner.jobs.load import LoadedJob
-from runner.launch.ask_engine import ask_engine
+from runner.launch.ask_engine import ask_engine, read_answer
 from runner.launch.vram import device_name, versions_at, vram_plan
 
 TOTAL_SHARE = 0.95
@@ -38,7 +39,7 @@ class Fitted:
     assumed: str | None
     """The GPUs that were assumed, in words, where there are none."""
     limit_bytes: int
-    record: dict[str, Any]
+    record: FitAnswer
     """As the engine answered: `trainings`, each with its ladder and its choice, and `overrides`."""
 
     @property
@@ -47,9 +48,9 @@ class Fitted:
         return all(part["chosen"] is not None for part in self.record["trainings"])
 
     @property
-    def overrides(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, object]:
         """Field -> value by which the job fits; the budget among them."""
-        found: dict[str, Any] = self.record["overrides"]
+        found = self.record["overrides"]
         if not self.fits:
             return found
         kind = "gpu_memory" if self.plan.launch.device == "cuda" else "host_memory"
@@ -73,18 +74,17 @@ def fit(loaded: LoadedJob, out: Output, *, budget: str | None, gpu_total: str | 
     found = correction_of(
         device=device_name(plan, facts), method=plan.method, versions=versions_at(facts.place)
     )
-    asked = {
+    asked: FitAsked = {
         "budget_bytes": limit,
         "allow": job.fit.allow,
         "models": job.fit.models,
-        "correction": found and found.model_dump(),
+        "correction": None if found is None else found.model_dump(),
     }
-    record = ask_engine(
-        plan,
-        out,
-        lambda folder: write_request(folder, plan, fit=asked),
-        failed="no plan could be fitted",
+    failed = "no plan could be fitted"
+    answer = ask_engine(
+        plan, out, lambda folder: write_request(folder, plan, fit=asked), failed=failed
     )
+    record = read_answer(answer, FitAnswer, failed=failed)
     return Fitted(job, plan, facts, assumed, limit, record)
 
 
@@ -125,7 +125,7 @@ def exact_size(limit: int) -> str:
     return f"{limit}B"
 
 
-def apply(loaded: LoadedJob, overrides: dict[str, Any], out: Output) -> str:
+def apply(loaded: LoadedJob, overrides: Mapping[str, object], out: Output) -> str:
     """Set the fields in the job's file; where that is runner's own, in a copy under jobs/.
 
     Raises RefusedError where the file can't be edited so; it is as it was then.

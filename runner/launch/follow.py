@@ -12,7 +12,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 from runner.common import terminal
 from runner.common.output import Output, field
@@ -25,6 +24,7 @@ from runner.plans.base import Plan
 from runner.report.stopping import stop_in_words
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import is_loss_line, time_of
+from runner.runs.record_types import LossLine
 from runner.runs.records import number, object_at, status_of, whole
 
 POLL_SECONDS = 0.2
@@ -62,7 +62,7 @@ class Progress:
         self._folder, self._plan, self._engine = folder, plan, engine_of(plan)
         self._metrics, self._memory = Tail(folder.metrics), Tail(folder.memory)
         self._events = Tail(folder.events, newest_bytes=0)
-        self.last: dict[str, Any] = {}
+        self.last: LossLine | None = None
         self.phase = "starting"
         self.waiting = ""
         """Its place in the queue for a GPU, while it waits."""
@@ -79,7 +79,7 @@ class Progress:
         for record in self._metrics.read():
             if not is_loss_line(record):
                 continue
-            if record.get("phase") != self.last.get("phase") and self.last:
+            if self.last is not None and record.get("phase") != self.last.get("phase"):
                 self._paced.clear()  # another training has a speed of its own
                 self._before = int(self.last["step"])
             now = time_of(record)
@@ -96,7 +96,8 @@ class Progress:
         # an engine says what it does; a toolkit's losses say which training they are of
         at = self._engine.stage(self._folder)
         stage = at.name if at else None
-        self.phase = str(status.get("phase") or stage or self.last.get("phase") or self.phase)
+        logged = self.last.get("phase") if self.last else None
+        self.phase = str(status.get("phase") or stage or logged or self.phase)
         self._trainings = planned_trainings(self._folder, self._plan)
         self._total = self._total or status.get("planned_steps")
         return [
@@ -109,31 +110,29 @@ class Progress:
         """step 76/125 ━━━━────  loss 0.412  lr 1e-05  18.2k tok/s  5.0/12 GiB  0:41 left"""
         if self.waiting:
             return field("waiting", self.waiting)[:width]
-        step = int(self.last.get("step", 0))
+        last = self.last
+        step = last["step"] if last else 0
         total = self._total
         left_of = ""
         parts = []
-        if not self.last or self.phase not in ("training",):
+        if last is None or self.phase not in ("training",):
             parts.append(self.phase)
-        name = str(self.last.get("phase"))
+        name = str(last.get("phase") if last else None)
         others = self.phase != name and self._engine.counts_by_training
         if name in self._trainings and self._engine.counts_by_training:
             step, total = step - self._before, self._trainings[name]
             left_of = f" of {name}"
-        if self.last and not others:
+        if last is not None and not others:
             parts.append(f"step {step}/{total}" if total else f"step {step}")
             if total:
                 filled = round(24 * max(0.0, min(1.0, step / total)))
                 parts.append("━" * filled + "─" * (24 - filled))
-            loss = self.last.get("loss")
+            loss = last["loss"]
             parts.append(f"loss {loss:.3f}" if number(loss) else "loss not finite")
-            learning_rate, rate = (
-                value if number(value := self.last.get(name)) else 0
-                for name in ("learning_rate", "tokens_per_second")
-            )
-            if number(self.last.get("learning_rate")):
+            learning_rate, rate = last.get("learning_rate"), last.get("tokens_per_second")
+            if number(learning_rate):
                 parts.append(f"lr {learning_rate:.2g}")
-            if rate:
+            if number(rate) and rate:
                 parts.append(f"{rate / 1000:.1f}k tok/s" if rate >= 1000 else f"{rate:.0f} tok/s")
         limit = self._plan.budget.limit_bytes
         if self.own_bytes is not None:

@@ -8,10 +8,9 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.common.caches import cache_folder
 from runner.common.errors import RefusedError, UsageError, nearest
@@ -40,6 +39,7 @@ from runner.runs.create import create_run
 from runner.runs.find import default_root
 from runner.runs.folder import RunFolder
 from runner.runs.origin import Origin
+from runner.runs.record_types import OutcomeRecord
 from runner.runs.records import read_outcome
 from runner.runs.supervisor_process import signal_supervisor
 
@@ -54,7 +54,7 @@ class Reproduction:
     folder: RunFolder
     exit_code: int
     """Of the new run."""
-    end: Mapping[str, Any]
+    end: OutcomeRecord
     """How the new run ended, as its termination.json says."""
     compared: Compared | None
     """Both runs; None where the new one ended otherwise than the first."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable
 from runner.engines.render import read_any_plan
@@ -13,11 +12,13 @@ from runner.launch.stop import stop
 from runner.launch.wait import states
 from runner.plans.base import Plan
 from runner.report.run import read_report
+from runner.report.run_report import RunReport
 from runner.runs.find import all_runs, default_root, find_run
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines
 from runner.runs.outcome import Reason
-from runner.runs.records import read_outcome
+from runner.runs.record_types import LossLine
+from runner.runs.records import number, read_outcome, whole
 from runner.runs.state import exit_code_of, state_of
 
 
@@ -122,7 +123,7 @@ class Run:
         """Every logged step that has a loss, in the order of the log."""
         return [_step(line) for line in loss_lines(self._folder.metrics)]
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> RunReport:
         """The document of `runner report --json`."""
         return read_report(self._folder)
 
@@ -172,12 +173,16 @@ def _nothing(text: str) -> None:
     return
 
 
-def _step(line: dict[str, Any]) -> Step:
+def _number(value: object) -> float | None:
+    return value if number(value) else None
+
+
+def _step(line: LossLine) -> Step:
     return Step(
         step=line["step"],
         loss=line["loss"],
-        learning_rate=line.get("learning_rate"),
-        tokens_per_second=line.get("tokens_per_second"),
-        memory_bytes=line.get("memory_bytes"),
+        learning_rate=_number(line.get("learning_rate")),
+        tokens_per_second=_number(line.get("tokens_per_second")),
+        memory_bytes=memory if whole(memory := line.get("memory_bytes")) else None,
         phase=str(line.get("phase") or ""),
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from runner.common import durable
 from runner.common.output import Output, field
 from runner.engines.registry import engine_of
 from runner.engines.sft.resolve import SMOKE_DEFAULT_STEPS
@@ -15,6 +13,9 @@ from runner.launch.calibrate import keep_measurement, predict_smoke
 from runner.launch.gpus import preflight
 from runner.launch.preflight import place_line
 from runner.launch.train import ready_smoke, start_and_follow
+from runner.runs.folder import RunFolder
+from runner.runs.record_types import TrainingRecord
+from runner.runs.records import object_at, read_outcome
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class SmokeResult:
     steps: int | None
     first_loss: float | None
     last_loss: float | None
-    trainings: list[dict[str, Any]]
+    trainings: list[TrainingRecord]
     eval_loss: float | None
     peak_bytes: int | None
     peak_source: str | None
@@ -40,7 +41,7 @@ class SmokeResult:
     """Why it did not pass; empty where it did."""
     exit_code: int
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """JSON-ready."""
         return asdict(self)
 
@@ -69,14 +70,13 @@ def smoke(
     prediction = predict_smoke(plan, facts, folder, out)
     out.say(field("run", str(folder.path)))
     code = start_and_follow(folder, plan, out, wait=wait)
-    end = durable.read_json(folder.termination) or {}
-    result = durable.read_json(folder.engine_result) or {}
+    end = read_outcome(folder) or {}
     reached = end.get("steps") == plan.planned_steps
-    reloaded = bool((result.get("checks") or {}).get("reload", {}).get("loaded"))
+    reloaded = _was_reloaded(folder)
     # of a script of the user's own nothing is known but that it ended well
     proven = (reached and reloaded) or engine_of(plan).is_judged_by_exit_code
     passed = code == 0 and end.get("reason") == "completed" and proven
-    why = end.get("message", "there is no outcome") if not passed else ""
+    why = end.get("message") or "there is no outcome" if not passed else ""
     keep_measurement(plan, facts, folder, prediction, end, out)
     if not passed:
         out.say(field("failed", str(why)))
@@ -89,7 +89,7 @@ def smoke(
         steps=end.get("steps"),
         first_loss=end.get("first_loss"),
         last_loss=end.get("last_loss"),
-        trainings=end.get("trainings") or [],
+        trainings=list(end.get("trainings") or ()),
         eval_loss=end.get("eval_loss"),
         peak_bytes=end.get("peak_bytes"),
         peak_source=end.get("peak_source"),
@@ -98,3 +98,10 @@ def smoke(
         why=why,
         exit_code=code,
     )
+
+
+def _was_reloaded(folder: RunFolder) -> bool:
+    """Whether the engine loaded its result once more, as its result.json says."""
+    checks = object_at(folder.engine_result).get("checks")
+    reload = checks.get("reload") if isinstance(checks, dict) else None
+    return isinstance(reload, dict) and bool(reload.get("loaded"))

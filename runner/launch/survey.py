@@ -7,25 +7,25 @@ what it said (survey_cache): the same question is not asked twice.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from runner.common.errors import RefusedError
 from runner.common.output import Output, field
 from runner.common.units import format_bytes
 from runner.engines.sft.plan import SftPlan
-from runner.launch.ask_engine import ask_engine
+from runner.engines.sft.survey_record import SampleRow as SampleRow
+from runner.engines.sft.survey_record import Survey
+from runner.launch.ask_engine import ask_engine, read_answer
 from runner.launch.survey_cache import keep_survey, kept_survey, survey_key
 from runner.plans.plan_file import plan_yaml
 
 
-def survey(plan: SftPlan, out: Output, samples: int = 0) -> dict[str, Any]:
+def survey(plan: SftPlan, out: Output, samples: int = 0) -> Survey:
     """The document of runner.engines.sft.inside.survey for `plan`, its predicted memory included.
 
     Raises:
         EngineRefused: as the engine refused.
-        RefusedError: it could not be asked.
+        RefusedError: it could not be asked, or what it answered is no survey.
     """
     key = survey_key(plan, samples)
     known = kept_survey(key) if key is not None else None
@@ -39,13 +39,14 @@ def survey(plan: SftPlan, out: Output, samples: int = 0) -> dict[str, Any]:
         path.write_text(plan_yaml(plan), encoding="utf-8")
         return ["runner.engines.sft.inside.survey", str(path), str(samples)]
 
-    record = ask_engine(plan, out, arguments, failed="the plan could not be surveyed")
+    failed = "the plan could not be surveyed"
+    record = read_answer(ask_engine(plan, out, arguments, failed=failed), Survey, failed=failed)
     if key is not None and key == survey_key(plan, samples):  # nothing changed meanwhile
         keep_survey(key, record)
     return record
 
 
-def survey_lines(surveyed: Mapping[str, Any]) -> list[str]:
+def survey_lines(surveyed: Survey) -> list[str]:
     """Rows, parameters, steps and disk in a few lines, each training's own."""
     out = []
     for part in surveyed["trainings"]:

@@ -17,14 +17,15 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import runner
 from runner.common import durable
 from runner.common.caches import cache_folder
+from runner.common.typed_json import WrongRecord, typed_record
 from runner.data.cache import is_whole
 from runner.engines.sft.memory.ask import ASSUME_VARIABLE
 from runner.engines.sft.plan import SftPlan
+from runner.engines.sft.survey_record import Survey
 from runner.plans.base import PlannedContainer
 from runner.plans.plan_file import plan_yaml
 
@@ -66,19 +67,22 @@ def survey_key(plan: SftPlan, samples: int) -> str | None:
     return _hash(parts)
 
 
-def kept_survey(key: str) -> dict[str, Any] | None:
+def kept_survey(key: str) -> Survey | None:
     """What is kept under a key, if it is whole and its prepared rows are still there."""
     record = durable.read_json(_place(key))
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
         return None
-    survey = record.get("survey")
-    if not isinstance(survey, dict) or record.get("sha256") != _hash([key, survey]):
+    try:
+        survey = typed_record(record.get("survey"), Survey, "a survey")
+    except WrongRecord:
+        return None
+    if record.get("sha256") != _hash([key, survey]):
         return None
     prepared = {str(part["data"]["prepared_in"]) for part in survey["trainings"]}
     return survey if all(is_whole(Path(folder)) for folder in prepared) else None
 
 
-def keep_survey(key: str, survey: dict[str, Any]) -> None:
+def keep_survey(key: str, survey: Survey) -> None:
     """Keep a survey; one without a predicted memory is none that should be repeated.
 
     A disk that takes nothing costs time only.
@@ -95,14 +99,14 @@ def keep_survey(key: str, survey: dict[str, Any]) -> None:
             old.unlink(missing_ok=True)
 
 
-def packages(places: Iterable[str], container: PlannedContainer | None) -> list[Any]:
+def packages(places: Iterable[str], container: PlannedContainer | None) -> list[object]:
     """Python and the packages that it finds in `places`, by name and version; or an image's id.
 
     Each package has a folder or file named after both (PyPA's "Recording installed projects").
     """
     if container is not None:
         return [container.image_id]
-    found: list[Any] = [sys.version, sys.prefix]
+    found: list[object] = [sys.version, sys.prefix]
     for place in places:
         names = sorted(each.name for each in durable.entries(Path(place or ".")))
         installed = [name for name in names if name.endswith(("-info", ".egg-link"))]
@@ -118,13 +122,13 @@ def own_code(package: Path) -> str:
     return whole.hexdigest()
 
 
-def _folder(folder: Path) -> list[Any]:
+def _folder(folder: Path) -> list[object]:
     """All files of a model's folder, links followed. Raises OSError where one can't be read."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir())
     return [[str(folder), str(path.relative_to(folder)), _content(path)] for path in files]
 
 
-def _content(path: Path) -> list[Any]:
+def _content(path: Path) -> list[object]:
     """What tells a file's content. Raises OSError: it can't be read, or may still be changing."""
     stat = path.stat()
     if stat.st_size <= READ_BYTES:
@@ -134,7 +138,7 @@ def _content(path: Path) -> list[Any]:
     return [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino]
 
 
-def _hash(parts: list[Any]) -> str:
+def _hash(parts: list[object]) -> str:
     canonical = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.common.output import Output, field
 from runner.engines.registry import engine_of
 from runner.engines.render import render, summary
+from runner.engines.sft.survey_record import Survey
 from runner.jobs.load import LoadedJob
 from runner.launch.calibrate import corrected_survey, keep_prediction, memory_line
 from runner.launch.follow import follow
@@ -138,7 +137,7 @@ def announce(
     facts: HostFacts,
     folder: RunFolder,
     out: Output,
-    surveyed: Mapping[str, Any] | None,
+    surveyed: Survey | None,
     prediction: Prediction | None = None,
 ) -> None:
     """The quiet lines before a run starts."""

@@ -6,13 +6,15 @@ Traces the native counterpart, so that the toolkit need not be here. Imports no 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from runner.common.output import Output
 from runner.engines.load import load_job
+from runner.engines.mgm.plan import PlannedMgmTraining
 from runner.engines.mgm.resolve import make_mgm_plan, mgm_job
 from runner.engines.mgm.smoke import STAND_IN
 from runner.engines.sft.memory.ask import write_request
+from runner.engines.sft.memory.messages import StageAsked
 from runner.jobs.load import LoadedJob
 from runner.launch.ask_engine import ask_engine
 from runner.launch.vram import vram_plan
@@ -48,7 +50,7 @@ def predict_mgm(loaded: LoadedJob, out: Output) -> MgmMemory:
     )
     relative, _, assumed = vram_plan(native)
     pretrain, finetune = plan.mgm.pretrain, plan.mgm.finetune
-    stages = [
+    stages: list[StageAsked] = [
         _stage("pretrain", 0, "lora", pretrain),
         _stage("finetune", 1, "lora", finetune),
         {**_stage(FULL, 1, "full", finetune), "rows": 1, "tokens": 1024, "adam": "card"},
@@ -66,7 +68,9 @@ def predict_mgm(loaded: LoadedJob, out: Output) -> MgmMemory:
     return MgmMemory(plan.mgm.profile, assumed, budget, prediction, record)
 
 
-def _stage(name: str, training: int, method: str, planned: Any) -> dict[str, Any]:
+def _stage(
+    name: str, training: int, method: Literal["lora", "full"], planned: PlannedMgmTraining
+) -> StageAsked:
     return {
         "name": name,
         "training": training,

@@ -7,7 +7,7 @@ raises: what a driver does not report is None.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from types import ModuleType
 
 from runner.machine.nvml import DeviceGone, Nvml, NvmlFailed, text_of
 from runner.machine.readings import DeviceHealth, MigDevice
@@ -44,7 +44,7 @@ def read_health(nvml: Nvml, index: int) -> DeviceHealth:
         return DeviceHealth()
 
 
-def _read(nvml: Nvml, api: Any, handle: Any) -> DeviceHealth:
+def _read(nvml: Nvml, api: ModuleType, handle: object) -> DeviceHealth:
     milliwatts = nvml.optional(api.nvmlDeviceGetEnforcedPowerLimit, handle)
     mask = nvml.optional(api.nvmlDeviceGetCurrentClocksEventReasons, handle)
     if mask is None:  # before driver 535
@@ -65,7 +65,7 @@ def _read(nvml: Nvml, api: Any, handle: Any) -> DeviceHealth:
     )
 
 
-def _mig_devices(nvml: Nvml, api: Any, handle: Any) -> tuple[MigDevice, ...] | None:
+def _mig_devices(nvml: Nvml, api: ModuleType, handle: object) -> tuple[MigDevice, ...] | None:
     """The MIG devices of a GPU; its slots need not be filled in order."""
     slots = nvml.optional(api.nvmlDeviceGetMaxMigDeviceCount, handle)
     if slots is None:
@@ -97,7 +97,7 @@ class XidWatch:
 
     def __init__(self, nvml: Nvml) -> None:
         self._nvml = nvml
-        self._set: Any = None
+        self._set: object = None
         self._seen: dict[int, list[int]] = {}
 
     def __enter__(self) -> XidWatch:

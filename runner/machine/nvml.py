@@ -13,8 +13,8 @@ import importlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from types import ModuleType, TracebackType
+from typing import Literal, Protocol, Self, TypeVar
 
 from runner.machine.readings import DeviceProcess, DeviceReading
 
@@ -58,11 +58,27 @@ def library_present() -> bool:
     return True
 
 
+class _Memory(Protocol):
+    """What pynvml says of a GPU's memory, in bytes; `reserved` in API 2 alone."""
+
+    total: int
+    used: int
+    free: int
+    reserved: int
+
+
+class _Process(Protocol):
+    """What pynvml says of a process on a GPU; None where the driver does not tell."""
+
+    pid: int
+    usedGpuMemory: int | None
+
+
 class Nvml:
     """An open NVML. A context manager: `with Nvml() as nvml: nvml.read(0)`."""
 
     def __init__(self) -> None:
-        self._api: Any = None
+        self._api: ModuleType | None = None
         self._known: dict[int, tuple[str | None, str | None]] = {}  # uuid and name, as last seen
 
     def open(self) -> None:
@@ -208,7 +224,7 @@ class Nvml:
 
     # How questions are asked: here and in guard.health ----------------------------------------
 
-    def opened(self) -> Any:
+    def opened(self) -> ModuleType:
         """The pynvml module. Raises NvmlFailed where NVML is not open."""
         if self._api is None:
             raise NvmlFailed("NVML is not open")
@@ -242,7 +258,7 @@ class Nvml:
         except self.opened().NVMLError as error:
             raise NvmlFailed(f"{what}: {error}") from error
 
-    def handle(self, index: int) -> Any:
+    def handle(self, index: int) -> object:
         """pynvml's handle of a GPU. Raises DeviceGone, NvmlFailed."""
         # Asked anew each time (about a microsecond): a kept handle outlives a GPU that was reset.
         return self.required(f"GPU {index}", self.opened().nvmlDeviceGetHandleByIndex, index)
@@ -275,7 +291,7 @@ class Nvml:
             total_bytes=None if memory is None else int(memory.total),
             used_bytes=None if memory is None else int(memory.used),
             free_bytes=None if memory is None else int(memory.free),
-            reserved_bytes=int(memory.reserved) if memory_api == 2 else None,
+            reserved_bytes=int(memory.reserved) if memory is not None and memory_api == 2 else None,
             memory_api=memory_api,
             utilization_percent=None if rates is None else int(rates.gpu),
             temperature_celsius=None if celsius is None else int(celsius),
@@ -284,7 +300,7 @@ class Nvml:
             processes=self._processes(handle),
         )
 
-    def _memory(self, index: int, handle: Any) -> tuple[Any, Literal[1, 2] | None]:
+    def _memory(self, index: int, handle: object) -> tuple[_Memory | None, Literal[1, 2] | None]:
         """Memory by API 2 (driver's share apart) or else 1; (None, None) where not supported."""
         api = self.opened()
         found = self.optional(api.nvmlDeviceGetMemoryInfo, handle, api.nvmlMemory_v2)
@@ -298,7 +314,7 @@ class Nvml:
                 return None, None
             raise NvmlFailed(f"GPU {index} memory: {error}") from error
 
-    def _processes(self, handle: Any) -> tuple[DeviceProcess, ...] | None:
+    def _processes(self, handle: object) -> tuple[DeviceProcess, ...] | None:
         """The processes on a GPU: the compute, graphics and MPS lists, each pid once.
 
         The lists overlap and repeat the same figure, so the larger one is kept and nothing is
@@ -331,7 +347,9 @@ class Nvml:
                 held[pid] = used
         return tuple(DeviceProcess(pid, held[pid]) for pid in sorted(held))
 
-    def _process_list(self, handle: Any, *versions: Callable[[Any], list[Any]]) -> Any:
+    def _process_list(
+        self, handle: object, *versions: Callable[[object], list[_Process]]
+    ) -> list[_Process] | None:
         """The list by the newest version that this driver has, or None."""
         api = self.opened()
         for question in versions:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from runner.machine.nvml import Nvml, NvmlFailed, NvmlUnavailable
 from runner.machine.readings import DeviceReading
@@ -106,8 +106,8 @@ class NvmlWithTimeout:
 class _Call:
     """One question on its way."""
 
-    def __init__(self, question: Callable[[], Any], what: str = "", last: bool = False) -> None:
+    def __init__(self, question: Callable[[], object], what: str = "", last: bool = False) -> None:
         self.question, self.what, self.last = question, what, last
         self.done = threading.Event()
-        self.answer: Any = None
+        self.answer: object = None
         self.error: Exception | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 SAMPLE_SCHEMA_VERSION = 1
 
@@ -113,6 +113,6 @@ class Sample:
         """Whether one of the run's GPUs is gone."""
         return any(device.lost for device in self.devices)
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """The sample, ready for JSON."""
         return {"schema_version": SAMPLE_SCHEMA_VERSION, **asdict(self)}

@@ -5,8 +5,6 @@ Imports runner.runs.folder, runner.runs.records and the manifest's models.
 
 from __future__ import annotations
 
-from typing import Any
-
 from runner.common import durable
 from runner.common.errors import RunnerError
 from runner.engines.render import read_any_plan
@@ -52,7 +50,7 @@ def _numbers(folder: RunFolder) -> list[int]:
     return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
-def _changed(plan: Plan, then: Plan) -> dict[str, list[Any]]:
+def _changed(plan: Plan, then: Plan) -> dict[str, list[object]]:
     """Dotted field to what it was and what it became."""
     ours, theirs = (settings_of(each.model_dump(mode="json")) for each in (plan, then))
     names = dict.fromkeys([*ours, *theirs])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -60,8 +60,8 @@ class Difference:
 
     group: Group
     what: str
-    one: Any
-    other: Any
+    one: object
+    other: object
     text: str
     decides: bool = True
     """Whether two runs that differ in it are not identical."""
@@ -188,7 +188,7 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[Difference]:
         yield Difference("settings", "plan", a.plan_hash, b.plan_hash, text, decides=not known)
 
 
-def _with_defaults(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_defaults(plan: Mapping[str, object]) -> Mapping[str, object]:
     """A plan as this runner reads it: what an earlier one did not know yet has its default."""
     try:
         read: Plan = ENGINES[str(plan.get("engine"))].plan_type.model_validate(plan)
@@ -197,7 +197,7 @@ def _with_defaults(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     return read.model_dump(mode="json")
 
 
-def settings_of(plan: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(plan: Mapping[str, object]) -> dict[str, object]:
     """A plan's settings by dotted name, without what only says where things lie."""
     flat = dict(_flat(plan))
     for prefix in ("model", "vision.model"):
@@ -206,7 +206,7 @@ def settings_of(plan: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if not _PLACES.search(name)}
 
 
-def _flat(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(record: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(record, Mapping) and record:
         for key, value in record.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
@@ -341,16 +341,16 @@ def _elsewhere(a: Manifest, b: Manifest) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _substitutions(side: Manifest) -> Any:
+def _substitutions(side: Manifest) -> object:
     return [side.plan.get("substitutions"), (side.plan.get("mgm") or {}).get("substitutions")]
 
 
-def _named(group: Group, what: str, one: Any, other: Any) -> Difference:
+def _named(group: Group, what: str, one: object, other: object) -> Difference:
     shown = [_NOTHING if each is None else str(each) for each in (one, other)]
     return Difference(group, what, one, other, f"{what}: {shown[0]} → {shown[1]}")
 
 
-def _in_order(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def _in_order(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
     """The keys of both, in the order of the first, then what only the second has."""
     return list(dict.fromkeys([*ours, *theirs]))
 
@@ -373,6 +373,6 @@ def _code(manifest: Manifest) -> str:
     return f"{code.version} {code.source_sha256[:12]}{commit}"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."

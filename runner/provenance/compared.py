@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.common.caches import cache_folder
 from runner.common.errors import UsageError
@@ -29,7 +28,7 @@ class Compared:
     def first(self) -> Difference | None:
         return first_of(self.found)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """JSON-ready."""
         return {
             "schema_version": 1,

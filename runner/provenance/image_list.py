@@ -108,7 +108,9 @@ def _read_known(place: Path) -> _Known:
     found: _Known = {}
     for line in durable.read_jsonl(place):
         with contextlib.suppress(KeyError, TypeError):
-            found[str(line["name"])] = (list(line["key"]), str(line["sha256"]))
+            name, key, digest = line["name"], line["key"], line["sha256"]
+            if isinstance(key, list):
+                found[str(name)] = (key, str(digest))
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from runner.engines.registry import engine_of
 from runner.plans.base import Plan
@@ -67,7 +66,7 @@ def moving(records: Iterable[FileRecord]) -> list[str]:
     ]
 
 
-def seeds_of(record: Any, prefix: str = "") -> dict[str, int]:
+def seeds_of(record: object, prefix: str = "") -> dict[str, int]:
     """Every seed in a plan's record, by its dotted field."""
     found: dict[str, int] = {}
     parts = (

@@ -121,7 +121,9 @@ class Results(JobModel):
     first_loss: float | None = None
     last_loss: float | None = None
     eval_loss: float | None = None
-    best: dict[str, Any] | None = Field(None, description="The best checkpoint, where it was kept")
+    best: dict[str, object] | None = Field(
+        None, description="The best checkpoint, where it was kept"
+    )
     result: str | None = Field(None, description="The folder of what was trained")
     adapter_sha256: str | None = None
     adapter_bytes: int | None = None
@@ -140,7 +142,7 @@ class Attempt(JobModel):
 
     number: int = Field(description="Of its folder, attempts/N")
     plan_hash: str
-    changed: dict[str, list[Any]] = Field(
+    changed: dict[str, list[object]] = Field(
         description="Dotted field of the plan to [what it was, what the next attempt had]"
     )
     reason: str
@@ -255,7 +257,7 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(durable.read_record(path, durable.MAX_JSON_BYTES)).hexdigest()
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """The JSON Schema of manifest.json, as committed in docs/manifest.schema.json."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

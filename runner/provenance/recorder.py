@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from runner.common import durable
 from runner.common.caches import cache_folder
@@ -27,18 +26,9 @@ from runner.provenance.hashes import GaveUp, Hasher
 from runner.provenance.manifest import JobFile, Manifest, NeverBegan, Origin
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
-from runner.runs.records import named_texts, object_at, plain, text, texts, valid_fields
+from runner.runs.records import object_at, plain, sources_of, valid_fields
 
 DIFF_BYTES = 1 << 20
-_SOURCES = {
-    "job_file": text,
-    "job_sha256": text,
-    "command": texts,
-    "secrets": texts,
-    "sources": named_texts,
-    "reproduces": named_texts,
-}
-"""What is taken from sources.json, which lies where anybody may have edited it."""
 _NICENESS = 10  # of the hashing thread: the trainer goes first
 
 
@@ -95,7 +85,7 @@ class ManifestRecorder:
         self._give_up.clear()
 
     def _begin(self, plan: Plan, *, resume: bool, bare: Outcome | None = None) -> None:
-        said = valid_fields(object_at(self._folder.sources), _SOURCES)
+        said = sources_of(self._folder)
         named = {*said.get("secrets", ()), *(plan.container.secrets if plan.container else ())}
         self._secrets = secret_values(os.environ, named)
         code, diff = software.code()
@@ -190,7 +180,7 @@ class ManifestRecorder:
             while self._thread.is_alive() and not stopped():
                 self._thread.join(0.1)
             self._end_hashing()
-        changed: dict[str, Any] = {}
+        changed: dict[str, object] = {}
         if plan.hash != self._manifest.plan_hash:  # a recovery has put another in its place
             dumped = plan.model_dump(mode="json")
             changed = {

@@ -18,7 +18,7 @@ from runner.provenance.manifest import Losses, Results, Rows
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines
 from runner.runs.outcome import Outcome
-from runner.runs.records import RESULT, named_texts, object_at, valid_fields, whole
+from runner.runs.records import named_texts, object_at, valid_result, whole
 
 OUTPUT_BYTES = 4 << 30
 """What a script wrote is hashed up to this size, so that no outcome waits for minutes."""
@@ -57,7 +57,7 @@ def results_of(
     """What the run gave. Raises OSError, GaveUp."""
     result = object_at(folder.engine_result)
     best = result.get("best")
-    tokens = valid_fields(result, RESULT).get("tokens")
+    tokens = valid_result(result).get("tokens")
     return Results(
         reason=outcome.reason.value,
         exit_code=outcome.exit_code,
@@ -98,9 +98,7 @@ def rows_of(folder: RunFolder, plan: Plan) -> dict[str, Rows]:
         sides = {side: report.get(f"{side}_rows") for side in ("train", "eval", "test")}
         found[training.phase] = Rows(
             counts={side: rows for side, rows in sides.items() if whole(rows)},
-            split_sha256=valid_fields(report, {"split_sha256": named_texts}).get(
-                "split_sha256", {}
-            ),
+            split_sha256=_texts_by_name(report.get("split_sha256")),
         )
     return found
 
@@ -109,9 +107,14 @@ def executed(folder: RunFolder) -> list[str]:
     """The command that the last start executed."""
     argv: list[str] = []
     for event in durable.read_jsonl(folder.events):
-        if event.get("kind") == "started" and isinstance(event.get("argv"), list):
-            argv = [str(word) for word in event["argv"]]
+        words = event.get("argv")
+        if event.get("kind") == "started" and isinstance(words, list):
+            argv = [str(word) for word in words]
     return argv
+
+
+def _texts_by_name(value: object) -> dict[str, str]:
+    return value if named_texts(value) else {}
 
 
 def _output(place: Path | None, hasher: Hasher, notes: list[str]) -> FileRecord | None:

@@ -5,16 +5,15 @@ Pure; imports runner.common.units and the prediction's view.
 
 from __future__ import annotations
 
-from typing import Any
-
 from runner.common.units import format_bytes
+from runner.engines.sft.memory.messages import FitAnswer, FittedTraining
 from runner.report.prediction import training_lines
 from runner.vram.prediction import Prediction
 
 _WIDTH = 24
 
 
-def ladder_lines(record: dict[str, Any], *, colour: bool = False) -> list[str]:
+def ladder_lines(record: FitAnswer, *, colour: bool = False) -> list[str]:
     """Every option with its peak, time and what it changes; then the chosen one's memory."""
     lines: list[str] = []
     limit = int(record["budget_bytes"])
@@ -28,7 +27,7 @@ def ladder_lines(record: dict[str, Any], *, colour: bool = False) -> list[str]:
     return lines
 
 
-def _rungs(part: dict[str, Any], limit: int) -> list[str]:
+def _rungs(part: FittedTraining, limit: int) -> list[str]:
     rungs = part["ladder"]
     largest = max(limit, *(rung["peak_bytes"] for rung in rungs))
     mark = round(limit / largest * _WIDTH)

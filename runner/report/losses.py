@@ -9,11 +9,12 @@ import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from runner.common import durable
+from runner.report.run_report import LossFigures, TrainingFigures
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import is_loss_line
+from runner.runs.record_types import LossLine
 from runner.runs.records import number
 
 
@@ -35,8 +36,8 @@ class Losses:
         """`planned`: the trainings of a run with several, by name."""
         found = cls(phases={name: cls() for name in planned})
         for line in durable.read_jsonl(folder.metrics):
-            if number(line.get("eval_loss")):
-                found.eval_loss = line["eval_loss"]
+            if number(eval_loss := line.get("eval_loss")):
+                found.eval_loss = eval_loss
             if is_loss_line(line):
                 found._add(line)
                 phase = found.phases.get(str(line.get("phase")))
@@ -44,7 +45,7 @@ class Losses:
                     phase._add(line)
         return found
 
-    def _add(self, line: Mapping[str, Any]) -> None:
+    def _add(self, line: LossLine) -> None:
         loss = line["loss"] if number(line["loss"]) else None
         self.first = self.first if self.losses else loss
         self.last, self.last_step = loss, line["step"]
@@ -52,7 +53,7 @@ class Losses:
         rate = line.get("tokens_per_second")
         self.rates.append(float(rate) if number(rate) else 0.0)
 
-    def to_record(self) -> dict[str, Any] | None:
+    def to_record(self) -> LossFigures | None:
         if not self.losses:
             return None
         return {
@@ -64,9 +65,10 @@ class Losses:
             "curve": sparkline(self.losses),
         }
 
-    def trainings(self, planned: Mapping[str, int | None]) -> list[dict[str, Any]]:
+    def trainings(self, planned: Mapping[str, int | None]) -> list[TrainingFigures]:
         """Each training of a run with several, its steps counted from its own start."""
-        found, before = [], 0
+        found: list[TrainingFigures] = []
+        before = 0
         for name, steps in planned.items():
             one = self.phases[name]
             done = max(0, one.last_step - before) if one.losses else 0

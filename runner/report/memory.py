@@ -6,13 +6,13 @@ Unknown figures are left out.
 
 from __future__ import annotations
 
-from typing import Any
-
 from runner.common import durable
 from runner.common.units import format_bytes
 from runner.report.prediction import headline, ordered
+from runner.report.run_report import MemoryFigures
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines, time_of
+from runner.runs.record_types import OutcomeRecord
 from runner.vram.prediction import read_prediction
 
 SOURCES = {
@@ -27,15 +27,16 @@ SOURCES = {
 SHOWN_PARTS = 4
 
 
-def read_memory(folder: RunFolder, end: dict[str, Any]) -> dict[str, Any]:
+def read_memory(folder: RunFolder, end: OutcomeRecord) -> MemoryFigures:
     """Predicted, measured and budget, JSON-ready; `end` is termination.json's record, or empty."""
     prediction = read_prediction(folder.prediction)
-    measured, predicted = end.get("peak_bytes"), prediction and prediction.process_bytes
+    measured = end.get("peak_bytes")
+    predicted = None if prediction is None else prediction.process_bytes
     step, of = peak_step(folder, end)
-    record: dict[str, Any] = {
+    record: MemoryFigures = {
         "predicted_bytes": predicted,
-        "predicted_low_bytes": prediction and prediction.low_bytes,
-        "predicted_high_bytes": prediction and prediction.high_bytes,
+        "predicted_low_bytes": None if prediction is None else prediction.low_bytes,
+        "predicted_high_bytes": None if prediction is None else prediction.high_bytes,
         "measured_bytes": measured,
         "measured_by": end.get("peak_source"),
         "error_percent": round(100 * (predicted / measured - 1), 2)
@@ -52,7 +53,7 @@ def read_memory(folder: RunFolder, end: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def peak_step(folder: RunFolder, end: dict[str, Any]) -> tuple[int | None, str | None]:
+def peak_step(folder: RunFolder, end: OutcomeRecord) -> tuple[int | None, str | None]:
     """The step in which memory was highest, and by which source.
 
     Torch knows its own steps; other peaks are placed by time among the logged steps.
@@ -70,17 +71,17 @@ def peak_step(folder: RunFolder, end: dict[str, Any]) -> tuple[int | None, str |
         return None, None
     source = str(end.get("peak_source"))
     last = None
-    for line in loss_lines(folder.metrics):
-        logged = time_of(line)
+    for loss_line in loss_lines(folder.metrics):
+        logged = time_of(loss_line)
         if logged is None:
             continue
         if logged >= when:
-            return int(line["step"]), source
-        last = int(line["step"])
+            return loss_line["step"], source
+        last = loss_line["step"]
     return None if last is None else last + 1, source
 
 
-def memory_lines(memory: dict[str, Any]) -> list[str]:
+def memory_lines(memory: MemoryFigures) -> list[str]:
     """For people, each after the label "memory"."""
     parts = []
     if memory.get("predicted_bytes"):
@@ -111,7 +112,7 @@ def memory_lines(memory: dict[str, Any]) -> list[str]:
     return lines
 
 
-def attempts_lines(end: dict[str, Any]) -> list[tuple[str, str]]:
+def attempts_lines(end: OutcomeRecord) -> list[tuple[str, str]]:
     """Label and text of each attempt that was recovered from, and of what would have fitted."""
     lines = [
         (

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from runner.report.outcome_lines import outcome_lines
 from runner.report.run import read_report
 from runner.runs.folder import RunFolder
+from runner.runs.record_types import OutcomeRecord
 
 
-def ended_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
+def ended_lines(folder: RunFolder, record: OutcomeRecord) -> list[str]:
     """How a run ended, from its termination.json; one without it is described as it is."""
     return (
         outcome_lines(read_report(folder))
@@ -18,7 +17,7 @@ def ended_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
             {
                 "run": folder.name,
                 "folder": str(folder.path),
-                "state": record.get("reason"),
+                "state": record["reason"],
                 "termination": record,
             }
         )

@@ -6,21 +6,22 @@ Imports the standard library, runner.common, runs and this package; reads nothin
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from runner.common import durable
 from runner.common.units import format_bytes, format_duration
 from runner.report.labelled import labelled, loss_figure
 from runner.report.memory import attempts_lines
+from runner.report.run_report import RunReport
 from runner.report.run_table import still_alive
 from runner.runs.outcome import SCHEMA_VERSION, Reason
+from runner.runs.record_types import OutcomeRecord
 from runner.runs.trainings import in_words
 
 
-def outcome_lines(report: dict[str, Any]) -> list[str]:
+def outcome_lines(report: RunReport) -> list[str]:
     """How it ended, in a few lines that could be pasted into a chat."""
     state, termination = report["state"], report.get("termination")
-    if isinstance(termination, dict):
+    if termination is not None:
         lines = _ended(report["run"], report["folder"], termination, report.get("goes_on_by"))
         return [*lines, *(labelled("damaged", text) for text in report.get("damaged", ()))]
     if state == "running":
@@ -71,12 +72,13 @@ def outcome_lines(report: dict[str, Any]) -> list[str]:
         lines.append(labelled("alive", alive))
     if checkpoint:
         lines.append(labelled("next", f"the same runner train command resumes from {checkpoint}"))
-    if report.get("goes_on_by"):
-        lines.append(labelled("resume", report["goes_on_by"]))
+    goes_on_by = report.get("goes_on_by")
+    if goes_on_by:
+        lines.append(labelled("resume", goes_on_by))
     return lines
 
 
-def _ended(run: str, folder: str, end: dict[str, Any], by: str | None = None) -> list[str]:
+def _ended(run: str, folder: str, end: OutcomeRecord, by: str | None = None) -> list[str]:
     other = durable.newer(end, SCHEMA_VERSION)
     if other is not None:
         said = f"{end.get('message') or 'no message'} (exit code {end.get('exit_code')})"
@@ -101,9 +103,10 @@ def _ended(run: str, folder: str, end: dict[str, Any], by: str | None = None) ->
         predicted = f", predicted {format_bytes(guess)}" if guess else ""
         source = end.get("peak_source") or "its source is not known"
         figures.append(f"peak {format_bytes(end['peak_bytes'])}{budget} ({source}{predicted})")
-    if end.get("adapter_sha256"):
-        size, digest = format_bytes(end.get("adapter_bytes")), end["adapter_sha256"][:12]
-        figures.append(f"{end.get('result') or 'adapter'} {size} sha256 {digest}…")
+    digest = end.get("adapter_sha256")
+    if digest:
+        size = format_bytes(end.get("adapter_bytes"))
+        figures.append(f"{end.get('result') or 'adapter'} {size} sha256 {digest[:12]}…")
     lines = [labelled(end["reason"], " · ".join(figures))]
     if end["reason"] != Reason.COMPLETED:
         lines.append(labelled("why", f"{end['message']} (exit code {end['exit_code']})"))

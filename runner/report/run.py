@@ -6,7 +6,8 @@ is gone without an outcome is `lost`, and the report shows what is known.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeGuard
 
 from runner.common import durable
 from runner.common.errors import RunnerError
@@ -19,6 +20,7 @@ from runner.provenance.bundle.index import maker_beside
 from runner.provenance.bundle.local_plan import plan_here
 from runner.report.losses import Losses
 from runner.report.memory import read_memory
+from runner.report.run_report import RunReport
 from runner.report.run_table import kept_in, last_sign
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
@@ -26,6 +28,7 @@ from runner.runs.metrics import time_of
 from runner.runs.orphans import living_processes
 from runner.runs.outcome import Reason
 from runner.runs.ranks import living_engines
+from runner.runs.record_types import EventRecord
 from runner.runs.records import object_at, read_outcome, record_problems, status_of
 from runner.runs.resume_command import going_on
 from runner.runs.state import BY_HAND, state_of
@@ -36,7 +39,7 @@ EVENTS_BYTES = 16 << 20
 UNFINISHED = tuple(reason for reason in Reason if reason is not Reason.COMPLETED)
 
 
-def read_report(folder: RunFolder) -> dict[str, Any]:
+def read_report(folder: RunFolder) -> RunReport:
     """Everything the report says, JSON-ready.
 
     Raises RunnerError where the folder has no readable plan.
@@ -47,7 +50,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     state = state_of(folder)
     termination = read_outcome(folder)
     kept = state in (Reason.LOST, *UNFINISHED) and kept_in(folder) is not None
-    report: dict[str, Any] = {
+    report: RunReport = {
         "schema_version": 1,
         "run": folder.name,
         "folder": str(folder.path),
@@ -70,11 +73,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
         "stage": stage_now(folder).name,
         "eval_loss": losses.eval_loss,
         "events": [
-            event
-            for event in durable.read_jsonl(folder.events, EVENTS_BYTES)
-            if event.get("kind") in ("warning", "notice", "signal")
-            and time_of(event) is not None
-            and isinstance(event.get("text"), str)
+            event for event in durable.read_jsonl(folder.events, EVENTS_BYTES) if _is_told(event)
         ],
         "memory": read_memory(folder, termination or {}),
         "checkpoints": [path.name for path in checkpoints.listed(folder.checkpoints)],
@@ -87,6 +86,15 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     return report
 
 
+def _is_told(event: Mapping[str, object]) -> TypeGuard[EventRecord]:
+    """Whether an event is one of those that people are told."""
+    return (
+        event.get("kind") in ("warning", "notice", "signal")
+        and time_of(event) is not None
+        and isinstance(event.get("text"), str)
+    )
+
+
 def _origin(folder: RunFolder) -> str | None:
     """Of a run that came in a bundle, who made it, in words; None of one that was made here."""
     if not durable.is_there(folder.bundle):
@@ -95,7 +103,7 @@ def _origin(folder: RunFolder) -> str | None:
     return f"a bundle, made by {maker}; its outcome is what the bundle says"
 
 
-def _traces(folder: RunFolder, plan: Plan, losses: Losses) -> dict[str, Any]:
+def _traces(folder: RunFolder, plan: Plan, losses: Losses) -> RunReport:
     """What a run without an outcome left behind."""
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
     step = losses.last_step

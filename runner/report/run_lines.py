@@ -12,10 +12,11 @@ from runner.common.units import format_duration
 from runner.report.labelled import labelled, loss_figure
 from runner.report.memory import memory_lines
 from runner.report.outcome_lines import outcome_lines
-from runner.runs.records import number, text, valid_fields, whole
+from runner.report.run_report import LossFigures, RunReport
+from runner.runs.records import is_object, number, text, valid_fields, whole
 
 
-def report_lines(report: dict[str, Any]) -> list[str]:
+def report_lines(report: RunReport) -> list[str]:
     """The report for people."""
     plan = report["plan"]
     out = [
@@ -37,9 +38,10 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     best = valid_fields(result.get("best"), {"eval_loss": number, "step": whole})
     if len(best) == 2:
         out.append(labelled("best", f"eval {best['eval_loss']:.4g} at step {best['step']}"))
-    if text(result.get("stopped_early")):
-        out.append(labelled("early end", result["stopped_early"]))
-    times = _times(valid_fields(result.get("times"), dict.fromkeys(_TIMES, number)))
+    stopped_early = result.get("stopped_early")
+    if text(stopped_early):
+        out.append(labelled("early end", stopped_early))
+    times = _times(result.get("times"))
     if times:
         out.append(labelled("times", times))
     if report["checkpoints"]:
@@ -52,15 +54,16 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     return [*out, "", *outcome_lines(report)]
 
 
-def _loss_lines(report: dict[str, Any]) -> list[str]:
+def _loss_lines(report: RunReport) -> list[str]:
     """From which loss to which, and the curve; a line for each training where there are several."""
 
-    def from_to(losses: dict[str, Any]) -> str:
+    def from_to(losses: LossFigures) -> str:
         return f"{loss_figure(losses['first'])} → {loss_figure(losses['last'])}  {losses['curve']}"
 
     several = report.get("trainings") or []
     if not several:
-        return [from_to(report["losses"])]
+        whole_run = report["losses"]
+        return [from_to(whole_run)] if whole_run else []
     lines = []
     for one in several:
         most = f" of {one['max_steps']}" if one["max_steps"] else ""
@@ -69,7 +72,7 @@ def _loss_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _data(data: dict[str, Any]) -> str:
+def _data(data: Any) -> str:
     """What was made of the rows, as data.json has it."""
     try:
         train = data["train"]
@@ -93,8 +96,10 @@ _TIMES = (
 )
 
 
-def _times(times: dict[str, Any]) -> str:
+def _times(said: object) -> str:
     """Where the seconds went, of the statistics in result.json."""
+    found = said if is_object(said) else {}
+    times = {name: value for name in _TIMES if number(value := found.get(name))}
     step = times.get("seconds_per_step_median")
     slow = times.get("seconds_per_step_p95")
     parts = (
@@ -104,5 +109,5 @@ def _times(times: dict[str, Any]) -> str:
     )
     for name, what in (("evaluation_seconds", "evaluating"), ("saving_seconds", "saving")):
         if times.get(name):
-            parts.append(f"{format_duration(float(times[name]))} {what}")
+            parts.append(f"{format_duration(times[name])} {what}")
     return " · ".join(parts)

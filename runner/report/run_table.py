@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from runner.common import durable
 from runner.common.errors import RunnerError
@@ -23,6 +22,7 @@ from runner.runs.metrics import is_loss_line, loss_lines
 from runner.runs.orphans import living_processes
 from runner.runs.outcome import SCHEMA_VERSION, Reason
 from runner.runs.ranks import living_engines
+from runner.runs.record_types import OutcomeRecord, StatusRecord, SupervisorRecord
 from runner.runs.records import (
     moment,
     number,
@@ -84,7 +84,7 @@ class RunSummary:
     damaged: tuple[str, ...] = ()
     """Which of its records can't be read as they should be."""
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """JSON-ready."""
         lists = ("gpus", "living_engines", "living_processes", "damaged")
         return {**asdict(self), **{name: list(getattr(self, name)) for name in lists}}
@@ -95,24 +95,24 @@ def standing_of(folder: RunFolder, now: float) -> RunSummary | None:
     state = state_of(folder)
     if state == GONE:
         return None
-    known: dict[str, Any] = {
-        "run": folder.name,
-        "folder": str(folder.path),
-        "job": folder.path.parent.name,
-        "variant": variant_of(folder),
-        "state": state,
-        "over": is_over(folder, state),
-    }
+    known = RunSummary(
+        run=folder.name,
+        folder=str(folder.path),
+        job=folder.path.parent.name,
+        variant=variant_of(folder),
+        state=state,
+        over=is_over(folder, state),
+    )
     end = read_outcome(folder)
-    known["damaged"] = tuple(record_problems(folder))
+    known = replace(known, damaged=tuple(record_problems(folder)))
     if end is not None:
-        return RunSummary(**known, **_of_end(folder, end))
-    known |= _of_progress(folder)
-    if known["over"]:
+        return _with_end(known, folder, end)
+    known = _with_progress(known, folder)
+    if known.over:
         last, kept = last_sign(folder), kept_in(folder)
         lost = state == Reason.LOST
-        return RunSummary(
-            **known,
+        return replace(
+            known,
             max_steps=status_of(folder).get("planned_steps"),
             since_unix_seconds=supervisor_of(folder).get("started_unix_seconds"),
             last_sign_unix_seconds=last,
@@ -121,7 +121,7 @@ def standing_of(folder: RunFolder, now: float) -> RunSummary | None:
             living_engines=tuple(living_engines(folder)),
             living_processes=tuple(living_processes(folder)) if lost else (),
         )
-    return RunSummary(**known, **_of_start(folder, now), **_of_plan(folder))
+    return _with_plan(_with_start(known, folder, now), folder)
 
 
 def variant_of(folder: RunFolder) -> str:
@@ -139,64 +139,61 @@ def kept_in(folder: RunFolder) -> str | None:
     return f"its stages that are done ({', '.join(done)})" if done else None
 
 
-def _of_end(folder: RunFolder, end: dict[str, Any]) -> dict[str, Any]:
+def _with_end(known: RunSummary, folder: RunFolder, end: OutcomeRecord) -> RunSummary:
     """From the outcome; a newer runner's is read as far as it goes."""
     newer = durable.newer(end, SCHEMA_VERSION)
     if newer is not None:
-        return {"message": end["message"], "newer": newer}
+        return replace(known, message=end["message"], newer=newer)
     kept = None if end["reason"] == Reason.COMPLETED else kept_in(folder)
-    return {
-        "step": end["steps"],
-        "max_steps": end["max_steps"],
-        "loss": end["last_loss"],
-        "memory_bytes": end["peak_bytes"],
-        "budget_bytes": end["budget_bytes"],
-        "since_unix_seconds": end["started_unix_seconds"],
-        "seconds": end["seconds"],
-        "exit_code": end["exit_code"],
-        "message": end["message"],
-        "goes_on_from": kept,
-        "goes_on_by": None if kept is None else going_on(folder),
-    }
+    return replace(
+        known,
+        step=end["steps"],
+        max_steps=end["max_steps"],
+        loss=end["last_loss"],
+        memory_bytes=end["peak_bytes"],
+        budget_bytes=end["budget_bytes"],
+        since_unix_seconds=end["started_unix_seconds"],
+        seconds=end["seconds"],
+        exit_code=end["exit_code"],
+        message=end["message"],
+        goes_on_from=kept,
+        goes_on_by=None if kept is None else going_on(folder),
+    )
 
 
-def _of_progress(folder: RunFolder) -> dict[str, Any]:
+def _with_progress(known: RunSummary, folder: RunFolder) -> RunSummary:
     last = durable.last_jsonl(folder.metrics, having="loss") or {}
-    last = last if is_loss_line(last) else {}
+    if is_loss_line(last):
+        loss = last["loss"]
+        known = replace(known, step=last["step"], loss=loss if number(loss) else None)
     own = (durable.last_jsonl(folder.memory) or {}).get("own_bytes")
-    loss = last.get("loss")
-    return {
-        "step": last.get("step"),
-        "loss": loss if number(loss) else None,
-        "memory_bytes": own if whole(own) else None,
-        **_of_stage(folder),
-    }
+    return _with_stage(replace(known, memory_bytes=own if whole(own) else None), folder)
 
 
-def _of_stage(folder: RunFolder) -> dict[str, Any]:
+def _with_stage(known: RunSummary, folder: RunFolder) -> RunSummary:
     """Where a run of the toolkit stands within its stages; of any other nothing."""
     now = stage_now(folder)
     if now.name is None:
-        return {}
+        return known
     planned = {name: (now.steps or {}).get(name) for name in MGM}
     one = {each.name: each for each in trainings_of(loss_lines(folder.metrics), planned)}.get(
         now.name
     )
     if one is None:
-        return {"stage": now.name}
-    return {"stage": one.name, "stage_step": one.steps, "stage_max_steps": one.max_steps}
+        return replace(known, stage=now.name)
+    return replace(known, stage=one.name, stage_step=one.steps, stage_max_steps=one.max_steps)
 
 
-def _of_start(folder: RunFolder, now: float) -> dict[str, Any]:
+def _with_start(known: RunSummary, folder: RunFolder, now: float) -> RunSummary:
     """How long it has lived, by its process's start time."""
-    record = supervisor_of(folder) or status_of(folder)
+    record: SupervisorRecord | StatusRecord = supervisor_of(folder) or status_of(folder)
     if host_pid(record) is None:
-        return {}
+        return known
     seconds = age_seconds(record["start_ticks"])
-    return {"since_unix_seconds": round(now - seconds, 3), "seconds": round(seconds, 3)}
+    return replace(known, since_unix_seconds=round(now - seconds, 3), seconds=round(seconds, 3))
 
 
-def _of_plan(folder: RunFolder) -> dict[str, Any]:
+def _with_plan(known: RunSummary, folder: RunFolder) -> RunSummary:
     """What it is to come to, and where."""
     from runner.engines.render import read_any_plan
 
@@ -204,13 +201,15 @@ def _of_plan(folder: RunFolder) -> dict[str, Any]:
     try:
         plan = read_any_plan(folder.plan)
     except RunnerError as error:
-        return {"max_steps": said, "newer": error.message if "newer" in error.message else None}
-    return {
-        "max_steps": plan.planned_steps or said,
-        "budget_bytes": plan.budget.limit_bytes,
-        "device": plan.launch.device,
-        "gpus": tuple(plan.launch.gpu_indices),
-    }
+        newer = error.message if "newer" in error.message else None
+        return replace(known, max_steps=said, newer=newer)
+    return replace(
+        known,
+        max_steps=plan.planned_steps or said,
+        budget_bytes=plan.budget.limit_bytes,
+        device=plan.launch.device,
+        gpus=tuple(plan.launch.gpu_indices),
+    )
 
 
 def last_sign(folder: RunFolder) -> float | None:

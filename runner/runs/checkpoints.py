@@ -13,7 +13,6 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable, staged_folder
 
@@ -24,7 +23,7 @@ _HOLLOW_BYTES = 1 << 30
 """What is larger is looked at for holes: a file of petabytes is made in an instant."""
 
 
-def seal(folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+def seal(folder: Path, facts: Mapping[str, object] | None = None) -> None:
     """Flush every file of `folder` to disk and write the seal (path -> size, sha256).
 
     `facts` say what the checkpoint is of (its step, its training, the plan); JSON values.
@@ -45,7 +44,7 @@ def seal(folder: Path, facts: Mapping[str, Any] | None = None) -> None:
     durable.write_json(folder / SEAL, record)
 
 
-def facts_of(folder: Path) -> dict[str, Any]:
+def facts_of(folder: Path) -> dict[str, object]:
     """What `seal` was told of a checkpoint; empty where its seal says nothing of it."""
     record = durable.read_json(folder / SEAL)
     facts = record.get("facts") if isinstance(record, dict) else None
@@ -76,7 +75,7 @@ def damage(folder: Path, *, by_size: bool = False) -> str | None:
     return None
 
 
-def _damage_of(path: Path, facts: Mapping[str, Any], *, by_size: bool) -> str | None:
+def _damage_of(path: Path, facts: Mapping[str, object], *, by_size: bool) -> str | None:
     try:
         with durable.open_record(path) as stream:
             status = os.fstat(stream.fileno())

@@ -1,7 +1,7 @@
 """Read the lines of metrics.jsonl that have a step's loss.
 
-Standard library and runner.common.durable only. The engine writes them, and so may a user's own
-script, in any form: every reader skips other lines in the same way.
+Standard library, runner.common.durable and the records' types only. The engine writes them, and so
+may a user's own script, in any form: every reader skips other lines in the same way.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from runner.common import durable
+from runner.runs.record_types import LossLine
 
 _LARGEST = 2**63
 _LATEST = 253_000_000_000  # unix seconds that a clock can show
 
 
-def is_loss_line(record: Mapping[str, Any]) -> bool:
+def is_loss_line(record: Mapping[str, object]) -> TypeGuard[LossLine]:
     """Whether a record has a step, and a loss that is a number or None (not finite)."""
     step, loss = record.get("step"), record.get("loss")
     return (
@@ -28,7 +29,7 @@ def is_loss_line(record: Mapping[str, Any]) -> bool:
     )
 
 
-def loss_lines(path: Path) -> Iterator[dict[str, Any]]:
+def loss_lines(path: Path) -> Iterator[LossLine]:
     """The records of a metrics.jsonl that say a step's loss; none where there is no file.
 
     A loss that is not a number (JSON has no NaN, but Python writes one) is None.
@@ -39,7 +40,7 @@ def loss_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield record if loss is None or math.isfinite(loss) else {**record, "loss": None}
 
 
-def time_of(record: Mapping[str, Any]) -> float | None:
+def time_of(record: Mapping[str, object]) -> float | None:
     """When a record was written, in unix seconds; None where it doesn't say."""
     when = record.get("time_unix_seconds")
     if not isinstance(when, int | float) or not 0 <= when < _LATEST:

@@ -16,7 +16,7 @@ import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from runner.common import durable
 from runner.common.state_folder import state_folder
@@ -92,7 +92,7 @@ def seal(run: Path, plan: bytes) -> None:
     """
     try:
         own = _digest(_make_key(), plan)
-        record: Any = durable.read_json(run / SEAL)
+        record: object = durable.read_json(run / SEAL)
         earlier = record.get("plans") if isinstance(record, dict) else None
         kept = [each for each in earlier or [] if isinstance(each, str) and each != own]
         durable.write_json(

@@ -1,6 +1,6 @@
 """Outcome: why a run ended and with what figures; the contents of termination.json.
 
-Pure; imports the standard library and the exit codes of runner.common.errors.
+Pure; imports the standard library, the exit codes of runner.common.errors and the records' types.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import signal
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from runner.common import errors
+from runner.runs.record_types import AttemptRecord, FailureRecord, TrainingRecord
 
 SCHEMA_VERSION = 1
 
@@ -59,7 +59,7 @@ class Outcome:
     """What was predicted before the start for the peak; None where nothing was."""
     advice: tuple[str, ...] = ()
     """Changes that would have fitted, the cheapest first, where memory was why it ended."""
-    attempts: tuple[dict[str, Any], ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
     """Attempts that ran out of memory and were recovered from, in order."""
     enforcement: str = "none"
     signals: tuple[SentSignal, ...] = ()
@@ -70,7 +70,7 @@ class Outcome:
     first_loss: float | None = None
     last_loss: float | None = None
     eval_loss: float | None = None
-    trainings: tuple[dict[str, Any], ...] = ()
+    trainings: tuple[TrainingRecord, ...] = ()
     """Of a run with several: name, steps, max_steps, first_loss and last_loss of each."""
     result: str | None = None
     """The folder of the trained weights, in the run's: adapter, or model where all were trained."""
@@ -92,7 +92,7 @@ class Outcome:
             return self.elapsed_seconds
         return max(0.0, self.ended_unix_seconds - self.started_unix_seconds)
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """JSON-ready, schema_version first."""
         record = asdict(self)
         version = record.pop("schema_version")
@@ -107,7 +107,7 @@ class Evidence:
     exit_code: int | None
     """Of launch.sh: 0-255, or negative for a signal, as subprocess reports it; None where it was
     lost with the daemon of its container."""
-    engine_failure: dict[str, Any] | None
+    engine_failure: FailureRecord | None
     """engine/failure.json: {kind, message, step}, where the engine named its own failure."""
     engine_completed: bool
     """The engine said that it reached its last step and saved the adapter."""

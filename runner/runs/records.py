@@ -1,6 +1,7 @@
 """Read a run's records, whole, damaged in any way, or written by a newer runner.
 
-Imports the standard library, runner.common.durable, runner.runs.folder and runner.runs.outcome.
+Imports the standard library, runner.common.durable, and runner.runs' folder, outcome and
+record_types.
 Nothing here raises: a value of the wrong type counts as missing, and problems are returned as text.
 """
 
@@ -11,13 +12,24 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard, cast
 
 from runner.common import durable
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import SCHEMA_VERSION, Outcome, Reason
+from runner.runs.record_types import (
+    AdapterRecord,
+    FailureRecord,
+    MemoryLine,
+    OutcomeRecord,
+    ResultRecord,
+    SourcesRecord,
+    StagesRecord,
+    StatusRecord,
+    SupervisorRecord,
+)
 
-Kind = Callable[[Any], bool]
+Kind = Callable[[object], bool]
 _REASON = re.compile(r"[a-z][a-z_]{0,39}")
 _LARGEST = 2**63  # what a size, a pid or a count can be
 _NOT_ENDS = frozenset(("lost", "gone", "queued", "running", "by_hand", "not_started"))
@@ -25,65 +37,65 @@ _NOT_ENDS = frozenset(("lost", "gone", "queued", "running", "by_hand", "not_star
 _LATEST = 253_000_000_000  # unix seconds in the year 9987, which every C library can print
 
 
-def whole(value: Any) -> TypeGuard[int]:
+def whole(value: object) -> TypeGuard[int]:
     """A count, a size, a pid."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
-def number(value: Any) -> TypeGuard[int | float]:
+def number(value: object) -> TypeGuard[int | float]:
     """A figure that can be computed with."""
     return whole(value) or (
         isinstance(value, float) and math.isfinite(value) and abs(value) < _LARGEST
     )
 
 
-def moment(value: Any) -> bool:
+def moment(value: object) -> TypeGuard[int | float]:
     """Unix seconds."""
     return number(value) and 0 <= value < _LATEST
 
 
-def text(value: Any) -> TypeGuard[str]:
+def text(value: object) -> TypeGuard[str]:
     return isinstance(value, str)
 
 
-def flag(value: Any) -> bool:
+def flag(value: object) -> TypeGuard[bool]:
     return isinstance(value, bool)
 
 
-def status(value: Any) -> bool:
+def status(value: object) -> TypeGuard[int]:
     """What a process can exit with."""
     return whole(value) and 0 <= value <= 255
 
 
-def texts(value: Any) -> bool:
+def texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(map(text, value))
 
 
-def named_texts(value: Any) -> bool:
+def named_texts(value: object) -> TypeGuard[dict[str, str]]:
     """Names to texts."""
     return isinstance(value, dict) and all(map(text, value.values()))
 
 
-def plain(value: Any) -> bool:
+def plain(value: object) -> bool:
     """Names to values that are no objects."""
     return isinstance(value, dict) and all(
         one is None or isinstance(one, str | bool) or number(one) for one in value.values()
     )
 
 
-def counts(value: Any) -> bool:
+def counts(value: object) -> TypeGuard[dict[str, int]]:
     """Names to counts."""
     return isinstance(value, dict) and all(map(whole, value.values()))
 
 
-def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+def is_object(value: object) -> TypeGuard[dict[str, object]]:
     return isinstance(value, dict)
 
 
 def objects(**needed: Kind) -> Kind:
     """A list of objects that have at least these keys; a key may hold null."""
 
-    def fits(value: Any) -> bool:
+    def fits(value: object) -> bool:
         return isinstance(value, list) and all(
             isinstance(one, dict)
             and all(key in one and (one[key] is None or kind(one[key])) for key, kind in kinds)
@@ -161,6 +173,16 @@ MEMORY: Mapping[str, Kind] = {
 }
 """What others than the guard read of a line of memory.jsonl."""
 FAILURE: Mapping[str, Kind] = {"kind": text, "message": text, "step": whole, "exit_code": whole}
+SOURCES: Mapping[str, Kind] = {
+    "job_file": text,
+    "job_sha256": text,
+    "command": texts,
+    "folder": text,
+    "secrets": texts,
+    "sources": named_texts,
+    "reproduces": named_texts,
+}
+STAGES: Mapping[str, Kind] = {"stage": text, "warnings": texts}
 _OF_RESULTS = (
     *("reason", "exit_code", "message", "steps", "max_steps", "first_loss", "last_loss"),
     *("eval_loss", "result", "adapter_sha256", "adapter_bytes", "peak_bytes", "peak_source"),
@@ -173,20 +195,20 @@ _ATTEMPT = objects(
 ADAPTER: Mapping[str, Kind] = {"folder": text, "sha256": text, "size_bytes": whole}
 
 
-def valid_fields(record: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+def valid_fields(record: object, kinds: Mapping[str, Kind]) -> dict[str, object]:
     """Those values of a record that are of their kind; nothing of what is no object."""
     if not isinstance(record, dict):
         return {}
     return {key: record[key] for key, kind in kinds.items() if key in record and kind(record[key])}
 
 
-def object_at(path: Path) -> dict[str, Any]:
+def object_at(path: Path) -> dict[str, object]:
     """The object in a file as it is; empty where there is none, or it is damaged."""
     record = durable.read_json(path)
     return record if isinstance(record, dict) else {}
 
 
-def read_outcome(folder: RunFolder) -> dict[str, Any] | None:
+def read_outcome(folder: RunFolder) -> OutcomeRecord | None:
     """The outcome; None where there is none, or it is damaged so that no reason is known.
 
     Of this runner's own every field is there and of its type. A newer runner's has what is common,
@@ -200,16 +222,17 @@ def read_outcome(folder: RunFolder) -> dict[str, Any] | None:
         return None
     if durable.newer(record, SCHEMA_VERSION) is not None:
         head = {"schema_version": record["schema_version"], "reason": reason}
-        return {**head, "exit_code": 1, "message": None, **valid_fields(record, COMMON)}
+        common = {**head, "exit_code": 1, "message": None, **valid_fields(record, COMMON)}
+        return cast(OutcomeRecord, common)
     bare = Outcome(Reason.FAILED, 1, "").to_record()
-    return {**bare, "reason": reason, **valid_fields(record, END)}
+    return cast(OutcomeRecord, {**bare, "reason": reason, **valid_fields(record, END)})
 
 
-def _is_reason(value: Any) -> TypeGuard[str]:
+def _is_reason(value: object) -> TypeGuard[str]:
     return text(value) and _REASON.fullmatch(value) is not None and value not in _NOT_ENDS
 
 
-def _bundled_end(folder: RunFolder) -> dict[str, Any]:
+def _bundled_end(folder: RunFolder) -> dict[str, object]:
     """An outcome's record from what came in a bundle; empty where its manifest says none.
 
     The manifest has its own names for some of it, and the rest lies in the records beside.
@@ -218,7 +241,7 @@ def _bundled_end(folder: RunFolder) -> dict[str, Any]:
     results, plan = manifest.get("results"), manifest.get("plan")
     if not is_object(results):
         return {}
-    end: dict[str, Any] = {"schema_version": manifest.get("schema_version")}
+    end: dict[str, object] = {"schema_version": manifest.get("schema_version")}
     end |= {name: results[name] for name in _OF_RESULTS if name in results}
     if is_object(plan):
         budget = plan.get("budget")
@@ -233,7 +256,7 @@ def _bundled_end(folder: RunFolder) -> dict[str, Any]:
     return end
 
 
-def _changes(changed: dict[str, Any] | None) -> str:
+def _changes(changed: dict[str, object] | None) -> str:
     """Fields and what became of each, of an attempt that was recovered from."""
     pairs = ((name, value) for name, value in (changed or {}).items() if isinstance(value, list))
     return ", ".join(
@@ -244,14 +267,49 @@ def _changes(changed: dict[str, Any] | None) -> str:
     )
 
 
-def supervisor_of(folder: RunFolder) -> dict[str, Any]:
+def supervisor_of(folder: RunFolder) -> SupervisorRecord:
     """Who supervises; empty where nobody did, or the record is damaged."""
-    return valid_fields(durable.read_json(folder.supervisor), SUPERVISOR)
+    return cast(SupervisorRecord, valid_fields(durable.read_json(folder.supervisor), SUPERVISOR))
 
 
-def status_of(folder: RunFolder, rank: int = 0) -> dict[str, Any]:
+def status_of(folder: RunFolder, rank: int = 0) -> StatusRecord:
     """What a training process said of itself."""
-    return valid_fields(durable.read_json(folder.engine_status(rank)), STATUS)
+    return valid_status(durable.read_json(folder.engine_status(rank)))
+
+
+def valid_status(record: object) -> StatusRecord:
+    """What is valid of the record of a training process."""
+    return cast(StatusRecord, valid_fields(record, STATUS))
+
+
+def valid_result(record: object) -> ResultRecord:
+    """What is valid of engine/result.json, as far as an outcome goes by it."""
+    return cast(ResultRecord, valid_fields(record, RESULT))
+
+
+def valid_adapter(record: object) -> AdapterRecord:
+    """What is valid of the `adapter` in engine/result.json."""
+    return cast(AdapterRecord, valid_fields(record, ADAPTER))
+
+
+def failure_of(folder: RunFolder) -> FailureRecord:
+    """Why the engine gave up; empty where it did not, or the record is damaged."""
+    return cast(FailureRecord, valid_fields(object_at(folder.engine_failure), FAILURE))
+
+
+def sources_of(folder: RunFolder) -> SourcesRecord:
+    """What is valid of sources.json, which lies where anybody may have edited it."""
+    return cast(SourcesRecord, valid_fields(object_at(folder.sources), SOURCES))
+
+
+def stages_of(folder: RunFolder) -> StagesRecord:
+    """What the toolkit's stages say of themselves; empty in a run without stages."""
+    return cast(StagesRecord, valid_fields(object_at(folder.engine_stages), STAGES))
+
+
+def valid_memory_line(record: object) -> MemoryLine:
+    """What is valid of a line of memory.jsonl."""
+    return cast(MemoryLine, valid_fields(record, MEMORY))
 
 
 def started(folder: RunFolder) -> bool:

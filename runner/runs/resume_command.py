@@ -11,7 +11,7 @@ from pathlib import Path
 from runner.runs.find import default_root
 from runner.runs.folder import RunFolder
 from runner.runs.origin import origin_of
-from runner.runs.records import object_at, text, texts, valid_fields
+from runner.runs.records import sources_of
 
 _NOT_AGAIN = ("--fresh", "--resume", "--json")
 
@@ -24,7 +24,7 @@ def going_on(folder: RunFolder) -> str | None:
     """
     if origin_of(folder.path).kind in ("bundle", "user"):
         return None
-    said = valid_fields(object_at(folder.sources), {"command": texts, "folder": text})
+    said = sources_of(folder)
     argv, place = said.get("command", []), said.get("folder")
     if len(argv) < 3 or argv[1] != "train" or "--dry-run" in argv:
         return None

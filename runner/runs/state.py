@@ -12,12 +12,11 @@ from runner.runs.folder import RunFolder
 from runner.runs.outcome import Reason
 from runner.runs.ranks import living_engines
 from runner.runs.records import (
-    RESULT,
     object_at,
     read_outcome,
     started,
     supervisor_of,
-    valid_fields,
+    valid_result,
 )
 
 GONE = "gone"
@@ -66,7 +65,7 @@ def is_over(folder: RunFolder, state: str) -> bool:
 def exit_code_of(folder: RunFolder, state: str) -> int:
     """The exit code of a run that is over; 1 where it left none (lost, or gone)."""
     if state == BY_HAND:
-        return 0 if valid_fields(object_at(folder.engine_result), RESULT).get("completed") else 1
+        return 0 if valid_result(object_at(folder.engine_result)).get("completed") else 1
     end = read_outcome(folder)
     return 1 if end is None else int(end["exit_code"])
 

@@ -1,15 +1,15 @@
 """Each training of a run by itself: its steps and losses, from the run's records.
 
 A run may have several (phases, the stages of a toolkit), whose steps count on in metrics.jsonl.
-Pure; imports runner.runs.records.
+Pure; imports runner.runs.records and record_types.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
+from runner.runs.record_types import LossLine, TrainingRecord
 from runner.runs.records import number
 
 
@@ -24,9 +24,15 @@ class Training:
     first_loss: float | None = None
     last_loss: float | None = None
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> TrainingRecord:
         """JSON-ready."""
-        return asdict(self)
+        return {
+            "name": self.name,
+            "steps": self.steps,
+            "max_steps": self.max_steps,
+            "first_loss": self.first_loss,
+            "last_loss": self.last_loss,
+        }
 
     @property
     def count(self) -> str:
@@ -34,9 +40,7 @@ class Training:
         return f"{self.steps}/{self.max_steps}" if self.max_steps else f"{self.steps}"
 
 
-def trainings_of(
-    lines: Iterable[Mapping[str, Any]], planned: Mapping[str, int | None]
-) -> list[Training]:
+def trainings_of(lines: Iterable[LossLine], planned: Mapping[str, int | None]) -> list[Training]:
     """Each planned training, by the lines of metrics.jsonl, of which those of others don't count.
 
     A line's step counts on from the training before, whose last logged step is taken off.
@@ -58,7 +62,7 @@ def trainings_of(
     return found
 
 
-def in_words(trainings: Iterable[Mapping[str, Any]], figure: Any) -> str:
+def in_words(trainings: Iterable[TrainingRecord], figure: Callable[[float | None], str]) -> str:
     """ "pretrain 39 of 39, loss 6.93 → 4.2 · finetune 3 of 93, loss 4.1 → 4"; "" of none.
 
     `figure` turns a loss into text. What was not begun has no loss.

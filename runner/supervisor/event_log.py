@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from runner.common import durable, terminal
 from runner.machine.readings import Sample
@@ -35,7 +34,7 @@ class EventLog:
         """An event of the kind that the outcome repeats."""
         self.event("warning", text)
 
-    def event(self, kind: str, text: str, **more: Any) -> None:
+    def event(self, kind: str, text: str, **more: object) -> None:
         """One thing that happened, also said in the supervisor's log."""
         terminal.say(f"{time.strftime('%H:%M:%S')} {kind}: {text}")
         if kind == "warning":
@@ -57,7 +56,7 @@ class EventLog:
             self._last_seconds = sample.monotonic_seconds
             self._write(self._memory, sample.to_record())
 
-    def _write(self, writer: durable.JsonlWriter, record: dict[str, Any]) -> None:
+    def _write(self, writer: durable.JsonlWriter, record: Mapping[str, object]) -> None:
         try:
             writer.write(record)
         except OSError:

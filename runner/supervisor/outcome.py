@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from runner.common.terminal import clean_line
 from runner.engines.progress import planned_trainings
@@ -18,7 +17,8 @@ from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import loss_lines
 from runner.runs.outcome import Evidence, Outcome, Reason, judge
-from runner.runs.records import ADAPTER, FAILURE, RESULT, object_at, status_of, valid_fields
+from runner.runs.record_types import LossLine
+from runner.runs.records import failure_of, object_at, status_of, valid_adapter, valid_result
 from runner.runs.trainings import Training, trainings_of
 from runner.supervisor.event_log import EventLog, Peak
 from runner.supervisor.guard import policy
@@ -51,7 +51,7 @@ def reach_verdict(
     """
     engine = engine_of(plan)
     result = object_at(folder.engine_result)
-    said = valid_fields(result, RESULT)
+    said = valid_result(result)
     checkpoint, skipped = checkpoints.newest_whole(folder.checkpoints)
     for line in skipped:
         record.event("warning", line)
@@ -66,7 +66,7 @@ def reach_verdict(
     reason, code, message = judge(
         Evidence(
             exit_code=exit_code,
-            engine_failure=valid_fields(object_at(folder.engine_failure), FAILURE) or None,
+            engine_failure=failure_of(folder) or None,
             engine_phase=status_of(folder).get("phase"),
             engine_completed=bool(said.get("completed")),
             cause=cause.value if cause else None,
@@ -85,7 +85,7 @@ def reach_verdict(
         record.warnings.append(clean_line(line))
     if record.dropped:
         record.warnings.append(f"{record.dropped} lines of the records were lost (disk full?)")
-    adapter = valid_fields(result.get("adapter"), ADAPTER) if reason is Reason.COMPLETED else {}
+    adapter = valid_adapter(result.get("adapter") if reason is Reason.COMPLETED else None)
     predicted = read_prediction(folder.prediction)
     return Outcome(
         reason=reason,
@@ -130,7 +130,7 @@ def _log_reason(folder: RunFolder, plan: Plan, start: int) -> str | None:
     return ": ".join(parts) or None
 
 
-def _offer_torch(peak: Peak, metrics: dict[str, Any]) -> None:
+def _offer_torch(peak: Peak, metrics: LossLine) -> None:
     """A line's figures of torch's allocator: the most within its window of steps.
 
     A user's own script can write anything here.
@@ -138,8 +138,10 @@ def _offer_torch(peak: Peak, metrics: dict[str, Any]) -> None:
     if metrics.get("memory_source") != TORCH_RESERVED:
         return
     step = metrics.get("step")
-    for field, source in (("memory_bytes", TORCH_RESERVED), ("allocated_bytes", TORCH_ALLOCATED)):
-        size = metrics.get(field)
+    for size, source in (
+        (metrics.get("memory_bytes"), TORCH_RESERVED),
+        (metrics.get("allocated_bytes"), TORCH_ALLOCATED),
+    ):
         if isinstance(size, int) and size > 0:
             peak.offer(size, source, step if isinstance(step, int) else None)
 

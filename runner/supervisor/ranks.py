@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable
 from runner.common.process_times import start_ticks
@@ -13,7 +12,8 @@ from runner.common.processes import host_pid
 from runner.common.units import MIB
 from runner.machine.nvml_sampler import Reported
 from runner.runs.folder import RunFolder
-from runner.runs.records import STATUS, valid_fields
+from runner.runs.record_types import StatusRecord
+from runner.runs.records import number, valid_status
 from runner.supervisor.execute import Tree
 
 FRESH_SECONDS = 30.0  # an older figure of the trainer's says nothing about now
@@ -25,24 +25,26 @@ class RankStatuses:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._known: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._known: dict[Path, tuple[int, StatusRecord]] = {}
         self._here: dict[tuple[int, int], int] = {}  # pid and start time as written -> pid here
 
-    def statuses(self) -> list[dict[str, Any]]:
+    def statuses(self) -> list[StatusRecord]:
         """The processes of this start, pids as seen here; older records are told by start time."""
         out = []
         for path in self._folder.engine.glob("rank-*.json"):
             with contextlib.suppress(OSError):
                 changed = path.stat().st_mtime_ns
                 if self._known.get(path, (0, {}))[0] != changed:
-                    self._known[path] = (changed, valid_fields(durable.read_json(path), STATUS))
+                    self._known[path] = (changed, valid_status(durable.read_json(path)))
                 status = self._known[path][1]
                 pid = self._pid_here(status)
                 if pid is not None:
-                    out.append({**status, "pid": pid})
+                    here = status.copy()
+                    here["pid"] = pid
+                    out.append(here)
         return out
 
-    def _pid_here(self, status: dict[str, Any]) -> int | None:
+    def _pid_here(self, status: StatusRecord) -> int | None:
         """The pid on this side; a container's is looked for once, since all processes are asked."""
         key = (status.get("pid", 0), status.get("start_ticks", 0))
         pid = self._here.get(key)
@@ -78,11 +80,11 @@ def reported_bytes(folder: RunFolder, since_unix_seconds: float) -> Reported | N
     last = durable.last_jsonl(folder.metrics)
     if last is None or last.get("memory_source") != "torch_max_reserved":
         return None
-    try:  # a user's own script can write anything here
-        held, said = int(last["memory_bytes"]), float(last.get("time_unix_seconds") or 0)
-        outside = int(last.get("memory_outside_bytes") or 0)
-    except (KeyError, TypeError, ValueError):
+    # a user's own script can write anything here
+    held, said = last.get("memory_bytes"), last.get("time_unix_seconds") or 0
+    outside = last.get("memory_outside_bytes") or 0
+    if not (number(held) and number(said) and number(outside)):
         return None
     if said < since_unix_seconds or abs(time.time() - said) >= FRESH_SECONDS:
         return None
-    return held + max(OVERHEAD_BYTES, outside), said
+    return int(held) + max(OVERHEAD_BYTES, int(outside)), float(said)

@@ -6,12 +6,11 @@ each attempt. The run continues in the folder itself, with a plan that names wha
 
 from __future__ import annotations
 
-from typing import Any
-
 from runner.engines.render import render
 from runner.plans.base import Plan
 from runner.runs.folder import RunFolder, numbers
 from runner.runs.outcome import Outcome
+from runner.runs.record_types import AttemptRecord
 
 
 def put_in_place(folder: RunFolder, plan: Plan, before: Plan, outcome: Outcome) -> int:
@@ -37,7 +36,7 @@ def put_in_place(folder: RunFolder, plan: Plan, before: Plan, outcome: Outcome) 
     return number
 
 
-def attempt_record(number: int, outcome: Outcome, step: str) -> dict[str, Any]:
+def attempt_record(number: int, outcome: Outcome, step: str) -> AttemptRecord:
     """What termination.json says of an attempt that was recovered from."""
     return {
         "attempt": number,

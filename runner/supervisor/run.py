@@ -7,7 +7,6 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from runner.common import terminal
 from runner.common.errors import RefusedError
@@ -20,6 +19,7 @@ from runner.runs import recover as unfinished
 from runner.runs.folder import RunFolder
 from runner.runs.orphans import living_processes
 from runner.runs.outcome import Outcome, Reason
+from runner.runs.record_types import AttemptRecord
 from runner.supervisor import recovery
 from runner.supervisor.advice import advise
 from runner.supervisor.attempt import attempt
@@ -125,7 +125,7 @@ def _attempts(
     `reserve` is given back for what is written at the end.
     """
     deadline = time.monotonic() + plan.timeout_minutes * 60 if plan.timeout_minutes else None
-    earlier: list[dict[str, Any]] = []
+    earlier: list[AttemptRecord] = []
     while True:
         began = time.time()
         try:

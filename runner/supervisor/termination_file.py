@@ -12,7 +12,7 @@ import json
 import os
 from dataclasses import replace
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from runner.common import shared_folder, terminal
 from runner.runs.folder import RunFolder
@@ -61,7 +61,7 @@ class TerminationFile:
             shared_folder.say(text) if record is None else record.warn(text)
         self._moved_aside.clear()
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: dict[str, object]) -> None:
         try:
             self._write_new(record)
             return
@@ -78,7 +78,7 @@ class TerminationFile:
             terminal.say(f"error: termination.json can't be written: {why}")
             terminal.say(json.dumps(record))
 
-    def _write_new(self, record: dict[str, Any]) -> None:
+    def _write_new(self, record: dict[str, object]) -> None:
         """Raises OSError."""
         try:
             self._folder.write_json(self._folder.termination, record)

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -205,7 +204,7 @@ def shipped_records() -> list[Measured]:
     path = Path(__file__).with_name("calibration.json")
     if not path.is_file():
         return []
-    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["records"]
+    entries: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))["records"]
     return [Measured.model_validate(entry) for entry in entries]
 
 

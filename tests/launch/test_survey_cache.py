@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from runner.common.caches import cache_folder
+from runner.common.errors import RefusedError
 from runner.common.output import Output
 from runner.data.cache import seal
 from runner.engines.sft.plan import SftPlan
@@ -33,6 +34,8 @@ class Case:
         self.rows = make_rows(folder / "rows.jsonl")
         self.prepared = cache_folder() / "prepared" / "rows"
         self.asked = 0
+        self.told: dict[str, Any] = {}
+        """What the engine says otherwise."""
         self.memory: Any = {"trainings": []}
         self.while_asked: Callable[[], None] = lambda: None
         monkeypatch.syspath_prepend(str(self.packages))
@@ -42,7 +45,7 @@ class Case:
     def plan(self) -> SftPlan:
         return plan_of(self.model, self.rows)
 
-    def survey(self, plan: SftPlan | None = None, samples: int = 0) -> dict[str, Any]:
+    def survey(self, plan: SftPlan | None = None, samples: int = 0) -> Any:
         return asked.survey(plan or self.plan, Output(as_json=False), samples)
 
     def asks(self, *given: Any) -> bool:
@@ -60,8 +63,18 @@ class Case:
             (self.prepared / "train.parquet").write_bytes(b"rows")
             seal(self.prepared)
         self.while_asked()
-        data = {"prepared_in": str(self.prepared)}
-        return {"number": self.asked, "trainings": [{"data": data}], "memory": self.memory}
+        lengths = ("rows", "eval_rows", "global_batch", "steps_an_epoch", "steps", "saves", "kept")
+        training = {
+            **dict.fromkeys(lengths, 1),
+            "phase": "",
+            "passes": 1.0,
+            "data": {"prepared_in": str(self.prepared)},
+            "lines": [],
+            "parameters": {"trainable": 1, "total": 2, "percent": 50.0},
+            "checkpoint_bytes": 1,
+        }
+        record = {"notes": [], "warnings": [], "trainings": [training], "disk_bytes": 1}
+        return {"number": self.asked, **record, **self.told, "memory": self.memory}
 
 
 @pytest.fixture
@@ -130,6 +143,13 @@ def test_runners_own_code_and_the_cache_count(
     assert survey_cache.own_code(tmp_path / "package") != before
     monkeypatch.setattr(survey_cache, "own_code", lambda _: before)
     assert case.asks()
+
+
+def test_an_answer_that_is_no_survey_is_refused_by_field(case: Case) -> None:
+    case.told = {"disk_bytes": "much"}
+    with pytest.raises(RefusedError, match=r"surveyed: .*, disk_bytes: 'much' is not a whole num"):
+        case.survey()
+    assert not (cache_folder() / survey_cache.FOLDER).exists()
 
 
 def test_a_damaged_entry_is_as_not_there(case: Case) -> None:

@@ -116,15 +116,15 @@ def stage_flags(plan: PlannedMgm, stage: Stage) -> Flags:
     return flags
 
 
-def recorded_flags() -> dict[str, dict[str, Any]]:
+def recorded_flags() -> dict[str, dict[str, object]]:
     """The flags of the toolkit's real parser: name -> type, choices, default (flags.json)."""
     record = json.loads(Path(__file__).with_name("flags.json").read_text(encoding="utf-8"))
-    flags: dict[str, dict[str, Any]] = record["flags"]
+    flags: dict[str, dict[str, object]] = record["flags"]
     return flags
 
 
 def parser_problems(
-    flags: Iterable[tuple[str, str]], recorded: Mapping[str, Mapping[str, Any]]
+    flags: Iterable[tuple[str, str]], recorded: Mapping[str, Mapping[str, object]]
 ) -> list[str]:
     """What the real parser would refuse in `flags`, a line each; [] where it takes them all."""
     problems = []

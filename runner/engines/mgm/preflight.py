@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from runner.common.errors import Problem, RefusedError, SpecError
 from runner.common.output import field as labelled
@@ -39,7 +38,7 @@ class Looked:
     warnings: Sequence[str] = ()
     steps: dict[str, int] = field(default_factory=dict)
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """JSON-ready."""
         return {"looked_at": list(self.lines), "steps": self.steps}
 

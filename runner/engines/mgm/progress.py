@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from runner.runs.folder import RunFolder
-from runner.runs.records import object_at, text, texts, valid_fields, whole
+from runner.runs.records import object_at, stages_of, whole
 
 MGM = ("pretrain", "finetune")
 """The toolkit's trainings, in order."""
@@ -27,7 +27,7 @@ class StageNow:
 def stage_now(folder: RunFolder) -> StageNow:
     """What the stages last said; nothing of it where they said nothing."""
     said = object_at(folder.engine_stages)
-    found = valid_fields(said, {"stage": text, "warnings": texts})
+    found = stages_of(folder)
     steps = said.get("trainings")
     counts = steps if isinstance(steps, dict) else {}
     return StageNow(

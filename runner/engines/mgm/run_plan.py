@@ -6,7 +6,7 @@ runner.engines.mgm.resolve.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ class MgmPlanned(PlanHead):
 class MgmPlan(Plan, MgmPlanned):
     """Everything that decides what a run of the toolkit does; files count by their paths."""
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, object]:
         """What decides the outcome: not which GPU is taken, nor what was substituted twice."""
         record = super().deciding()
         for key in ("gpus", "python", "substitutions"):

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from runner.common.errors import RefusedError, RunnerError
 from runner.engines.mgm.command import parser_problems, recorded_flags, stage_flags
@@ -87,7 +86,7 @@ def stand_in(
     job = mgm_job(loaded)
     own_rows = has_own_rows(plan.mgm)
     native = load(STAND_IN, overrides(job, plan.mgm, own_rows=own_rows))
-    kept: dict[str, Any] = {
+    kept: dict[str, object] = {
         name: getattr(job, name) for name in ("budget", "timeout_minutes", "on_end")
     }
     kept["launch"] = native.job.launch.model_copy(update={"share": job.launch.share})
@@ -116,7 +115,7 @@ def has_own_rows(planned: PlannedMgm) -> bool:
 
 def overrides(job: MgmJob, planned: PlannedMgm, *, own_rows: bool) -> list[str]:
     """What of the job the native stand-in takes, as texts of --set."""
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "launch.on": job.launch.on,
         "launch.device": job.launch.device,
         "launch.num_processes": job.launch.num_processes,

@@ -6,7 +6,7 @@ Imports pydantic and runner.plans.base only. Made by runner.engines.script.resol
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -39,7 +39,7 @@ class ScriptPlanned(PlanHead):
 class ScriptPlan(Plan, ScriptPlanned):
     """Everything that decides what a run of a script does, as far as can be known of one."""
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, object]:
         """What decides the outcome; files count by their hashes, folders by their paths."""
         record = super().deciding()
         for source in (record["script"], *record["inputs"]):

@@ -11,18 +11,20 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from runner.common.own_python import safe_environment
+from runner.common.typed_json import WrongRecord, typed_record
 from runner.common.units import format_bytes
 from runner.common.yaml_text import to_yaml
 from runner.engines.sft.memory.ask import Batch, write_request
+from runner.engines.sft.memory.messages import Change, CheapestAnswer, CheapestAsked
 from runner.engines.sft.plan import SftPlan
 from runner.plans.base import PlannedMount
 from runner.plans.container.mounts import PREPARED
 from runner.plans.engine_command import question
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
+from runner.runs.records import texts
 from runner.vram.calibration import Correction
 from runner.vram.prediction import read_prediction
 
@@ -47,7 +49,7 @@ def advise(
     if limit is None:
         return ()
     prediction = read_prediction(folder.prediction)
-    asked: dict[str, Any] = {"limit_bytes": limit, "count": COUNT, "correction": None}
+    asked: CheapestAsked = {"limit_bytes": limit, "count": COUNT, "correction": None}
     if prediction is not None and outcome.peak_bytes:
         # it took more than was predicted: what is advised is measured by that
         ratio = max(1.0, outcome.peak_bytes / max(1, prediction.process_bytes))
@@ -70,10 +72,10 @@ def advise(
 def _ask(
     plan: SftPlan,
     batches: list[Batch] | None,
-    asked: dict[str, Any],
+    asked: CheapestAsked,
     reads: Sequence[PlannedMount],
     warn: Callable[[str], None],
-) -> list[dict[str, Any]] | None:
+) -> list[Change] | None:
     with tempfile.TemporaryDirectory(prefix="runner-advice-") as name:
         place = Path(name)
         put = question(
@@ -94,7 +96,7 @@ def _ask(
                 check=False,
                 env=safe_environment(),
             )
-            answer = json.loads(done.stdout.splitlines()[-1])
+            answer: object = json.loads(done.stdout.splitlines()[-1])
         except subprocess.TimeoutExpired:
             put.abandon()
             warn(f"what would have fitted was not found in {SECONDS:.0f} s")
@@ -102,14 +104,17 @@ def _ask(
         except (OSError, ValueError, IndexError) as error:
             warn(f"what would have fitted could not be worked out: {error}")
             return None
-    if "error" in answer:
+    if isinstance(answer, dict) and texts(answer.get("error")) and answer["error"]:
         warn(f"what would have fitted: {answer['error'][0]}")
         return None
-    changes: list[dict[str, Any]] = answer["changes"]
-    return changes
+    try:
+        return typed_record(answer, CheapestAnswer, "the engine's answer")["changes"]
+    except WrongRecord as error:
+        warn(f"what would have fitted could not be worked out: {error}")
+        return None
 
 
-def _text(change: dict[str, Any]) -> str:
+def _text(change: Change) -> str:
     sets = " ".join(
         f"--set {name}={value if isinstance(value, str) else to_yaml(value)}"
         for name, value in change["overrides"].items()

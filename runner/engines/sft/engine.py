@@ -34,7 +34,7 @@ from runner.plans.needs import Need
 from runner.plans.placement import Placement
 from runner.runs.folder import RunFolder
 from runner.runs.outcome import Outcome
-from runner.runs.records import ADAPTER, object_at, status_of, valid_fields
+from runner.runs.records import object_at, status_of, valid_adapter
 
 
 class SftEngine(Engine[SftJob, SftPlan]):
@@ -170,10 +170,7 @@ class SftEngine(Engine[SftJob, SftPlan]):
         return None
 
     def result(self, plan: SftPlan, folder: RunFolder) -> str | None:
-        found: str | None = valid_fields(
-            object_at(folder.engine_result).get("adapter"), ADAPTER
-        ).get("folder")
-        return found
+        return valid_adapter(object_at(folder.engine_result).get("adapter")).get("folder")
 
     def step_down(
         self, plan: SftPlan, outcome: Outcome, folder: RunFolder

@@ -69,7 +69,7 @@ def _fetch(wanted: dict[str, Any], quiet: bool) -> dict[str, Any]:
         raise refused or bug(error) from error
 
 
-def _builtin(folder: Path) -> dict[str, Any]:
+def _builtin(folder: Path) -> dict[str, object]:
     from runner.engines.sft.inside import builtin_model as builtin
 
     builtin.fetch(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
@@ -63,7 +63,7 @@ class FitSettings(JobModel):
     )
 
 
-def _overrides(base: type[BaseModel], *left_out: str) -> dict[str, Any]:
+def _overrides(base: type[BaseModel], *left_out: str) -> dict[str, object]:
     """The fields of `base`, each optional: what a phase may say otherwise."""
     return {
         name: (info.annotation | None, Field(None, description=info.description))  # type: ignore[operator]
@@ -157,7 +157,7 @@ class SftSettings(JobHead):
 class SftJob(Job, SftSettings):
     """One fine-tuning job, whole. Anything not said has the default that `runner show` prints."""
 
-    def shown_values(self) -> dict[str, Any]:
+    def shown_values(self) -> dict[str, object]:
         """As `runner show` prints it: a phase says only what differs."""
         phases = [phase.model_dump(mode="json", exclude_unset=True) for phase in self.phases]
         return {**super().shown_values(), "phases": phases}

@@ -91,7 +91,7 @@ class SftPlanned(PlanHead):
 class SftPlan(Plan, SftPlanned):
     """Everything that decides what a run of the native engine does."""
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, object]:
         """What decides the outcome; rows count by hash, of the methods the one taken."""
         record = super().deciding()
         for key in ("evaluation", "tracking", "on_oom", "recovered_from", "template_date"):

@@ -6,7 +6,6 @@ Pure: returns texts, writes nothing. Imports pyyaml, and jinja2 by way of runner
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import yaml
 
@@ -129,7 +128,7 @@ def accelerate_config(plan: SftPlan) -> str:
         # ranks on CPU too: with ACCELERATE_USE_CPU=true the multi-GPU launcher keeps them all,
         # where accelerate's own CPU launcher needs MPI and otherwise starts a single process
         kind = "MULTI_GPU"
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
         "distributed_type": kind,
@@ -156,7 +155,7 @@ def deepspeed_config(plan: SftPlan) -> str:
     There is no "optimizer" block: torch's AdamW is wrapped, so that nothing has to be compiled.
     """
     stage = _ZERO_STAGES[plan.launch.deepspeed]
-    zero: dict[str, Any] = {
+    zero: dict[str, object] = {
         "stage": stage,
         "overlap_comm": plan.launch.device == "cuda",
         "contiguous_gradients": True,

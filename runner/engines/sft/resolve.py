@@ -7,7 +7,7 @@ runner.plans.facts).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from runner.common.errors import RefusedError
 from runner.engines.sft.facts import Facts
@@ -132,7 +132,7 @@ def _training(training: TrainingSettings, variant: Variant, steps: int | None) -
     stages = training.stages
     if variant == "smoke":
         steps = steps or SMOKE_DEFAULT_STEPS
-        changes: dict[str, Any] = {"save_from_step": 1, "early_stopping_patience": None}
+        changes: dict[str, object] = {"save_from_step": 1, "early_stopping_patience": None}
         if steps == 1:
             changes["warmup_ratio"] = 0.0  # the only step would have a learning rate of 0
         if stages:
@@ -196,7 +196,7 @@ def _tracking(tracking: TrackingSettings, variant: Variant) -> TrackingSettings:
     """No server hears of a smoke, and nobody of a dry run, which has no figures."""
     if variant == "train":
         return tracking
-    silent: dict[str, Any] = {"report_to": []} if variant == "dry_run" else {}
+    silent: dict[str, object] = {"report_to": []} if variant == "dry_run" else {}
     return tracking.model_copy(update={"offline": True, **silent})
 
 

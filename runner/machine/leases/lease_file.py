@@ -11,7 +11,6 @@ import math
 import os
 import re
 from dataclasses import asdict
-from typing import Any
 
 from runner.machine.leases.kernel import LARGEST_PID
 from runner.machine.leases.models import Lease
@@ -66,7 +65,7 @@ def decode_claim(content: bytes, uid: int, user: str, now: int) -> Lease | None:
         return None
 
 
-def decode_record(content: bytes, largest: int) -> dict[str, Any] | None:
+def decode_record(content: bytes, largest: int) -> dict[str, object] | None:
     """The JSON object in a file that anybody wrote, or None: no other text, no key twice, no NaN.
 
     Numbers have at most twenty digits.
@@ -91,7 +90,7 @@ def plain(text: str) -> str:
     return shown if len(shown) <= _LONGEST_TEXT else shown[: _LONGEST_TEXT - 1] + "…"
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     record = dict(pairs)
     if len(record) < len(pairs):
         raise ValueError("a key twice")
@@ -108,31 +107,33 @@ def _no_number(name: str) -> None:
     raise ValueError(name)
 
 
-def _whole(value: Any, least: int, most: int) -> int:
+def _whole(value: object, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError("out of range")
     return value
 
 
-def _switch(value: Any) -> bool:
+def _switch(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError("neither true nor false")
     return value
 
 
-def _seconds(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value < 2**40:
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("no number")
+    if not math.isfinite(value) or not 0 <= value < 2**40:
         raise ValueError("out of range")
     return float(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("no text")
     return value
 
 
-def _path(value: Any) -> str:
+def _path(value: object) -> str:
     """An absolute path; one that is no UTF-8 is held by surrogates, as Python does."""
     path = _text(value)
     if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > _LONGEST_PATH:
@@ -140,7 +141,7 @@ def _path(value: Any) -> str:
     return path
 
 
-def _word(value: Any) -> str | None:
+def _word(value: object) -> str | None:
     if value is None:
         return None
     if not _WORD.fullmatch(_text(value)):
@@ -148,7 +149,7 @@ def _word(value: Any) -> str | None:
     return str(value)
 
 
-def _words(value: Any) -> tuple[str, ...]:
+def _words(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > _MOST_CARDS:
         raise ValueError("no list of words")
     found = tuple(word for each in value if (word := _word(each)) is not None)

@@ -40,7 +40,7 @@ class Reader:
         self._content, self._at = content, 0  # as text it could be four times as long
         self._head_bytes, self._head_values = MAX_HEAD_BYTES, MAX_HEAD_VALUES
 
-    def items(self, each_of: str) -> Iterator[tuple[str, Any]]:
+    def items(self, each_of: str) -> Iterator[tuple[str, object]]:
         """Key and value in their order; of the list under `each_of`, its entries one by one.
 
         Raises Malformed where it is no object, a key comes twice, or it holds more than it may.
@@ -72,7 +72,7 @@ class Reader:
         keys.add(key)
         return str(key)
 
-    def _entries(self) -> Iterator[Any]:
+    def _entries(self) -> Iterator[object]:
         self._need("[")
         if self._take("]"):
             return
@@ -82,7 +82,7 @@ class Reader:
                 return
             self._need(",")
 
-    def _entry(self) -> Any:
+    def _entry(self) -> object:
         """An object without objects in it: it ends at the first brace that is in no string."""
         if self._next() != "{":
             self._wrong("a file's record")
@@ -137,7 +137,7 @@ class Reader:
         raise Malformed(f"it is no JSON of an index: expected {expected} at byte {self._at}")
 
 
-def _count(value: Any, most: int) -> int:
+def _count(value: object, most: int) -> int:
     """How many values there are in a value; it stops counting above `most`."""
     count, left = 0, [value]
     while left and count <= most:

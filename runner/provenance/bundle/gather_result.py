@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from runner.common.errors import RefusedError
 from runner.provenance.bundle import members
@@ -53,7 +52,7 @@ def gather_result(gathered: Gathering, folder: RunFolder) -> None:
 
 
 def _result_problem(
-    folder: RunFolder, path: str, within: Path, manifest: Mapping[str, Any]
+    folder: RunFolder, path: str, within: Path, manifest: Mapping[str, object]
 ) -> str | None:
     """Why a file of a result stays here; None where it is one and may go."""
     top = folder.path.resolve() / within.relative_to(folder.path)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -142,7 +142,7 @@ def parse(content: bytes, where: str) -> Index:
     Raises UsageError where it is damaged, of a newer schema_version, or names anything else.
     """
     found: list[Member] = []
-    head: dict[str, Any] = {}
+    head: dict[str, object] = {}
     try:
         reader = bounded.Reader(content)
         for key, value in reader.items(each_of="members"):
@@ -198,7 +198,7 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def _refuse_newer(head: dict[str, Any], where: str) -> None:
+def _refuse_newer(head: dict[str, object], where: str) -> None:
     version = head.get("schema_version")
     if type(version) is int and version > SCHEMA_VERSION:
         raise UsageError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any
 
 from runner.fetch.files import PICKLES
 
@@ -96,7 +95,7 @@ def place_problem(path: str) -> str | None:
 
 
 def unlisted(
-    paths: Iterable[str], models: Mapping[str, str], manifest: Mapping[str, Any]
+    paths: Iterable[str], models: Mapping[str, str], manifest: Mapping[str, object]
 ) -> Iterator[str]:
     """Code and pickles among model files that the manifest does not list as the model's.
 
@@ -126,7 +125,7 @@ def model_places(places: Mapping[str, str]) -> dict[str, str]:
     return {path: what for what, path in places.items() if what in _MODELS}
 
 
-def runs_itself(manifest: Mapping[str, Any]) -> bool:
+def runs_itself(manifest: Mapping[str, object]) -> bool:
     """Whether the plan starts its script as a program of its own."""
     plan = manifest.get("plan")
     return (
@@ -136,13 +135,13 @@ def runs_itself(manifest: Mapping[str, Any]) -> bool:
     )
 
 
-def _listed(manifest: Mapping[str, Any]) -> set[str]:
+def _listed(manifest: Mapping[str, object]) -> set[str]:
     files = manifest.get("files")
     records = files if isinstance(files, list) else []
     named = (each.get("what") for each in records if isinstance(each, dict))
     return {what for what in named if isinstance(what, str)}
 
 
-def _trusts_code(manifest: Mapping[str, Any]) -> bool:
+def _trusts_code(manifest: Mapping[str, object]) -> bool:
     plan = manifest.get("plan")
     return isinstance(plan, dict) and plan.get("trust_remote_code") is True

@@ -19,7 +19,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from runner.common import durable, staged_folder
 from runner.common.errors import RefusedError, UsageError
@@ -194,7 +194,7 @@ def _settle_kinds(index: Index, folder: Path) -> None:
             (folder / script).chmod(0o777 & ~_umask())
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> dict[str, object]:
     """The bundle's own, as it is; empty where it can't be read as an object."""
     try:
         record = json.loads(path.read_bytes())

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from runner.common import durable
 from runner.common.errors import RunnerError
@@ -23,7 +23,8 @@ from runner.common.terminal import clean_line
 from runner.report.monitor.snapshot import RunView, largest
 from runner.runs.folder import RunFolder
 from runner.runs.metrics import time_of
-from runner.runs.records import MEMORY, STATUS, valid_fields
+from runner.runs.record_types import MemoryLine
+from runner.runs.records import valid_memory_line, valid_status
 
 # The guard writes a sample each second; what is older than this says nothing of the present.
 FRESH_SECONDS = 15.0
@@ -69,7 +70,7 @@ class FollowedRun:
         self.pids: frozenset[int] = frozenset()
         self._read: tuple[int, int] | None = None
         self._tail = Tail(folder.memory, newest_bytes=FIRST_READ_BYTES)
-        self._last: dict[str, Any] = {}
+        self._last: MemoryLine = {}
         self._largest: int | None = None
 
     @property
@@ -89,9 +90,9 @@ class FollowedRun:
             self._read = (status.st_mtime_ns, status.st_ino)
             self.planned = planned_memory(self.folder.plan)
 
-    def update(self) -> list[dict[str, Any]]:
+    def update(self) -> list[MemoryLine]:
         """Take in the guard's new samples; returns them."""
-        records = [valid_fields(record, MEMORY) for record in self._tail.read(_LOOK_BYTES)]
+        records = [valid_memory_line(record) for record in self._tail.read(_LOOK_BYTES)]
         if records:
             self._last = records[-1]
         return records
@@ -204,19 +205,19 @@ class HostPids:
     """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Any, ...], int | None] = {}
+        self._found: dict[tuple[object, ...], int | None] = {}
 
-    def of(self, record: Any) -> int | None:
+    def of(self, record: object) -> int | None:
         """As liveness.host_pid, of what a record file held; None for a damaged one."""
-        record = valid_fields(record, STATUS)
-        if not record:
+        status = valid_status(record)
+        if not status:
             return None
-        key = (record.get("pid"), record.get("start_ticks"), record.get("pid_namespace"))
+        key = (status.get("pid"), status.get("start_ticks"), status.get("pid_namespace"))
         if key in self._found:
             pid = self._found[key]
-            alive = pid is not None and start_ticks(pid) == record.get("start_ticks")
+            alive = pid is not None and start_ticks(pid) == status.get("start_ticks")
             return pid if alive else None
-        self._found[key] = host_pid(record)
+        self._found[key] = host_pid(status)
         return self._found[key]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from runner.machine.readings import MigDevice
 
@@ -113,13 +113,13 @@ class Snapshot:
     note: str | None  # why no GPU is shown, where NVML was there to ask
     histories: Mapping[str, History] = field(default_factory=dict)  # by `card_key` and its like
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """The snapshot, ready for JSON; histories are for the eye and left out."""
         record = asdict(self, dict_factory=_without_histories)
         return {"schema_version": SNAPSHOT_SCHEMA_VERSION, **record}
 
 
-def _without_histories(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_histories(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return {key: value for key, value in pairs if key != "histories"}
 
 

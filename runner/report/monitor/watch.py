@@ -168,7 +168,9 @@ class Watch:
                 if at >= self._began_unix_seconds:
                     run.saw(own)
                 for device in record.get("devices") or () if first_look else ():
-                    self._history(card_key(device.get("index"))).add(at, device.get("used_bytes"))
+                    index = device["index"]
+                    if index is not None:
+                        self._history(card_key(index)).add(at, device["used_bytes"])
         self._guards_at = time.monotonic()
         self._views = self._runs.views(time.time())
 

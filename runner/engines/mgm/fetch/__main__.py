@@ -67,7 +67,7 @@ def main() -> int:
     return next((int(record["exit_code"]) for record in told if "error" in record), 0)
 
 
-def from_record(record: dict[str, Any]) -> MgmSource:
+def from_record(record: dict[str, object]) -> MgmSource:
     """A row of the table as it came through JSON."""
     kept: dict[str, Any] = {}
     for field in fields(MgmSource):
@@ -76,7 +76,7 @@ def from_record(record: dict[str, Any]) -> MgmSource:
     return MgmSource(**kept)
 
 
-def failure(error: RunnerError) -> dict[str, Any]:
+def failure(error: RunnerError) -> dict[str, object]:
     """A refusal as the process that asked reads it."""
     return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
@@ -87,7 +87,7 @@ def _one(
     base: Path,
     quiet: bool,
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     began = time.monotonic()
     try:
         record, came = _fetch(source, table, base, quiet, say)
@@ -103,7 +103,7 @@ def _fetch(
     base: Path,
     quiet: bool,
     say: Callable[[str], None],
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, object], int]:
     if record := read_record(source, base):  # by another process, meanwhile
         return record, 0
     if source.kind == "git":
@@ -125,11 +125,11 @@ def _fetch(
 
 def _held_together(
     table: tuple[MgmSource, ...], base: Path, say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """Look for the images that rows name, where both are here; what to add to each answer."""
     from runner.engines.mgm.fetch.rows import missing_images
 
-    answers: dict[str, dict[str, Any]] = {}
+    answers: dict[str, dict[str, object]] = {}
     for archive, rows, record, other in images_to_check(table, base):
         folder = base / archive.target
         say(f"{archive.name}: looking for those that {rows.name} name")

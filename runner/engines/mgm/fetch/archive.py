@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from runner.common.errors import RefusedError
 from runner.common.units import format_bytes
@@ -47,7 +47,7 @@ def fetch_archive(
     *,
     quiet: bool,
     say: Callable[[str], None],
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, object], int]:
     """The record of `source`, now in its place, and the bytes that came over the network.
 
     Raises:

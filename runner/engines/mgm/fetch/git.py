@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from runner.common.errors import RefusedError
 from runner.engines.mgm.fetch.address import REPOSITORY, address, shown
@@ -38,7 +37,7 @@ ATTRIBUTES = "* -filter -text -ident -eol -working-tree-encoding -export-subst\n
 
 def fetch_git(
     source: MgmSource, base: Path, *, say: Callable[[str], None]
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, object], int]:
     """The record of `source`, now in its place, and the bytes that came over the network (packed).
 
     Raises:

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable
 from runner.common.caches import file_sha256
@@ -30,7 +29,7 @@ from runner.plans.sources import INDEX
 
 def fetch_hub(
     source: MgmSource, base: Path, *, quiet: bool, say: Callable[[str], None]
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, object], int]:
     """The record of `source`, now in its place, and the bytes that came over the network.
 
     Every file is hashed in its place once more: it may have lain in the hub's cache for long.

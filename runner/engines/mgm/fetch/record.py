@@ -86,8 +86,8 @@ def new_record(
     sha256: str | None,
     verified: list[str],
     authenticated: bool,
-    **more: Any,
-) -> dict[str, Any]:
+    **more: object,
+) -> dict[str, object]:
     """What is written beside what came.
 
     Args:

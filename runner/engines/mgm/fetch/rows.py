@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from runner.common import durable
 from runner.common.caches import file_sha256
@@ -22,7 +21,7 @@ from runner.engines.mgm.stages.convert import read_array, read_rows
 
 def fetch_file(
     source: MgmSource, base: Path, *, quiet: bool, say: Callable[[str], None]
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, object], int]:
     """The record of `source`, now in its place, and the bytes that came over the network.
 
     A file that lies there without a record (an archive brought it, or a kill came between the two)
@@ -113,13 +112,13 @@ def missing_images(rows: Path, folder: Path) -> tuple[int, list[str]]:
     return len(named), missing
 
 
-def _images(row: dict[str, Any]) -> list[str]:
+def _images(row: dict[str, object]) -> list[str]:
     """Of data-juicer's rows and of LLaVA's; a row may have none."""
     said = row.get("images") or row.get("image") or []
     return [str(name) for name in (said if isinstance(said, list) else [said])]
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[dict[str, object]]:
     with path.open(encoding="utf-8") as stream:
         if path.suffix == ".jsonl":
             yield from read_rows(stream, path.name)

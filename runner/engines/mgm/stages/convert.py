@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TextIO
+from typing import IO, NamedTuple, TextIO
 
 if __package__:
     from .ending import refuse
@@ -41,8 +41,8 @@ class RowError(ValueError):
 class Original(NamedTuple):
     """What a row of the questions' file gives back to a row that has lost it."""
 
-    id: Any
-    question: Any  # the whole first turn
+    id: object
+    question: object  # the whole first turn
     answerer: str  # "from" of the second
 
 
@@ -58,13 +58,13 @@ def answer_of(text: str) -> str:
     return text
 
 
-def named_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def named_row(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
     """A row with its id, text and images under these names, of the keys that `columns` says."""
     named = {key: value for key, value in row.items() if key not in columns}
     return named | {name: row[key] for name, key in columns.items() if key in row}
 
 
-def convert_row(row: Mapping[str, Any], original: Original) -> dict[str, Any]:
+def convert_row(row: Mapping[str, object], original: Original) -> dict[str, object]:
     """One LLaVA row. Raises RowError where it has more than one image or lacks its text."""
     text, images = row.get("text"), row.get("images") or []
     if not isinstance(text, str):
@@ -74,7 +74,7 @@ def convert_row(row: Mapping[str, Any], original: Original) -> dict[str, Any]:
     distinct = set(images)
     if len(distinct) > 1:
         raise RowError(f"id {row.get('id')!r}: {len(distinct)} different images, at most one fits")
-    converted: dict[str, Any] = {
+    converted: dict[str, object] = {
         "id": original.id,
         "conversations": [
             original.question,
@@ -86,7 +86,7 @@ def convert_row(row: Mapping[str, Any], original: Original) -> dict[str, Any]:
     return converted
 
 
-def default_original(row: Mapping[str, Any], question: str) -> Original:
+def default_original(row: Mapping[str, object], question: str) -> Original:
     """What stands in for a questions' file: the same question for every row."""
     asked = f"{IMAGE_MARK}\n{question}" if row.get("images") else question
     return Original(row["id"], {"from": "human", "value": asked}, "gpt")
@@ -94,7 +94,7 @@ def default_original(row: Mapping[str, Any], question: str) -> Original:
 
 def read_rows(
     stream: TextIO, name: str, columns: Mapping[str, str] | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """The rows of a JSONL file. Raises RowError with file and line for what is no row."""
     columns = columns or {}
     for number, line in enumerate(stream, 1):
@@ -109,7 +109,7 @@ def read_rows(
         yield named_row(row, columns) if columns else row
 
 
-def read_array(stream: TextIO, name: str) -> Iterator[dict[str, Any]]:
+def read_array(stream: TextIO, name: str) -> Iterator[dict[str, object]]:
     """The objects of a JSON array, one in memory at a time. Raises RowError for anything else."""
     decoder, buffer, position, ended = json.JSONDecoder(), "", 0, False
 
@@ -154,7 +154,7 @@ def read_array(stream: TextIO, name: str) -> Iterator[dict[str, Any]]:
 
 
 def read_originals(
-    elements: Iterable[Mapping[str, Any]], wanted: set[str], name: str
+    elements: Iterable[Mapping[str, object]], wanted: set[str], name: str
 ) -> dict[str, Original]:
     """Id as text -> what the last row with that id has. Raises RowError for a row without turns."""
     found: dict[str, Original] = {}
@@ -176,7 +176,7 @@ def read_originals(
     return found
 
 
-def write_array(rows: Iterable[Mapping[str, Any]], stream: IO[str]) -> int:
+def write_array(rows: Iterable[Mapping[str, object]], stream: IO[str]) -> int:
     """Rows written, in the bytes that json.dump gives for their list."""
     count = 0
     stream.write("[")
@@ -205,7 +205,7 @@ def convert(
         with questions.open(encoding="utf-8") as stream:
             originals = read_originals(read_array(stream, str(questions)), wanted, str(questions))
 
-    def converted(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def converted(rows: Iterable[dict[str, object]]) -> Iterator[dict[str, object]]:
         for row in rows:
             if originals is None:
                 yield convert_row(row, default_original(row, default_question))

@@ -18,7 +18,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 if __package__:
     from .ending import refuse
@@ -85,7 +84,7 @@ def answer_count(answers: Path) -> int:
         return sum("text" in json.loads(line) for line in stream if line.strip())
 
 
-def tell(output: Path, record: dict[str, Any]) -> None:
+def tell(output: Path, record: dict[str, object]) -> None:
     """infer.json: whether it was run, and what came of it."""
     write_whole(output / "infer.json", json.dumps(record, indent=1) + "\n")
 
@@ -100,7 +99,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     given = parser.parse_args()
-    record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "benchmark": given.benchmark}
+    record: dict[str, object] = {"schema_version": SCHEMA_VERSION, "benchmark": given.benchmark}
     reason = why_not(given.benchmark, given.questions, given.images, given.device)
     if reason is not None:
         print(f"infer: {given.benchmark}: not run: {reason}")

@@ -13,7 +13,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 if __package__:
     from .ending import refuse
@@ -21,7 +24,7 @@ else:  # in a run folder the scripts lie beside each other
     from ending import refuse  # type: ignore[import-not-found, no-redef]
 
 
-def differing(loaded: Any, folder: Path) -> tuple[int, list[str]]:
+def differing(loaded: torch.nn.Module, folder: Path) -> tuple[int, list[str]]:
     """How many tensors the files have, and which the loaded model has not got as they are."""
     from safetensors import safe_open
 

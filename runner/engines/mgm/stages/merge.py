@@ -19,7 +19,10 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 if __package__:
     from .ending import refuse
@@ -83,7 +86,7 @@ def scaling(adapter_config: Mapping[str, Any]) -> float:
     return float(adapter_config["lora_alpha"]) / int(adapter_config["r"])
 
 
-def merged_config(saved: Mapping[str, Any]) -> dict[str, Any]:
+def merged_config(saved: Mapping[str, object]) -> dict[str, object]:
     """The run's config.json for the merged model: its class named, nothing quantized."""
     if saved.get("model_type") != "mgm_gemma":
         raise MergeError(f"config.json: model_type {saved.get('model_type')!r}, not mgm_gemma")
@@ -100,7 +103,7 @@ def shard_name(number: int, count: int) -> str:
 # effects ----------------------------------------------------------------------------------------
 
 
-def read_shard(path: Path) -> dict[str, Any]:
+def read_shard(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a weights file; pickles are read as tensors only."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -121,9 +124,9 @@ def base_shards(base: Path) -> list[Path]:
 
 
 def add_lora(
-    tensors: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
     pairs: dict[str, tuple[str, str]],
-    adapter: Mapping[str, Any],
+    adapter: Mapping[str, torch.Tensor],
     factor: float,
 ) -> Iterator[str]:
     """Add the update of each pair whose weight is in `tensors`; yields the weights changed."""
@@ -137,7 +140,7 @@ def add_lora(
         yield weight
 
 
-def merge(base: Path, adapter_folder: Path, output: Path) -> dict[str, Any]:
+def merge(base: Path, adapter_folder: Path, output: Path) -> dict[str, int]:
     """Write the merged model; returns its figures. Raises MergeError, OSError."""
     from safetensors.torch import save_file
 

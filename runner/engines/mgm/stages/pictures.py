@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 if __package__:
     from .finding import Finding
@@ -57,7 +60,7 @@ def spread(items: Sequence[str], count: int | str) -> Sequence[str]:
     return [items[number * len(items) // int(count)] for number in range(int(count))]
 
 
-def flaw_of(image: Any) -> str | None:
+def flaw_of(image: Image.Image) -> str | None:
     """Why the loader would not show an opened image as it is; None where it does.
 
     Numbers beyond 8 bits are clipped at 255, not scaled (Pillow#3011): a 16-bit picture is white.
@@ -72,13 +75,18 @@ def flaw_of(image: Any) -> str | None:
     )
 
 
-def remarks_of(image: Any) -> list[str]:
+def _least_opacity(image: Image.Image) -> float:
+    low = image.convert("RGBA").getchannel("A").getextrema()[0]
+    return low if isinstance(low, int | float) else low[0]
+
+
+def remarks_of(image: Image.Image) -> list[str]:
     """In which ways an image is trained otherwise than viewers show it; keys of _REMARKS."""
     told = []
     if image.getexif().get(_ORIENTATION, 1) not in (0, 1):
         told.append("turned")
     alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    if alpha and image.convert("RGBA").getextrema()[3][0] < 255:
+    if alpha and _least_opacity(image) < 255:
         told.append("transparent")
     if getattr(image, "n_frames", 1) > 1:
         told.append("animated")

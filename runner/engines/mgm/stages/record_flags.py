@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 # Of the machine or the moment, not of the parser.
 _VARYING = ("--logging_dir", "--local_rank")
@@ -30,9 +29,9 @@ def parser_actions() -> Iterable[argparse.Action]:
     return parser._actions
 
 
-def flag_record(action: argparse.Action) -> dict[str, Any]:
+def flag_record(action: argparse.Action) -> dict[str, object]:
     """What a flag takes: its type's name, choices, how many values and its default."""
-    record: dict[str, Any] = {"type": type_name(action)}
+    record: dict[str, object] = {"type": type_name(action)}
     if action.choices is not None:
         record["choices"] = sorted(str(choice) for choice in action.choices)
     if action.nargs is not None:
@@ -54,7 +53,7 @@ def type_name(action: argparse.Action) -> str:
     return name or "str"
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """A default as JSON can hold it."""
     if isinstance(value, Enum):
         return value.value
@@ -65,7 +64,7 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def as_text(head: dict[str, Any], flags: dict[str, dict[str, Any]]) -> str:
+def as_text(head: dict[str, object], flags: dict[str, dict[str, object]]) -> str:
     """One JSON document with a line for each flag, so that two versions compare by line."""
     lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
     rows = [f"  {json.dumps(name)}: {json.dumps(flags[name])}" for name in sorted(flags)]

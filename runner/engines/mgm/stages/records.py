@@ -10,7 +10,6 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 if __package__:
     from .whole import write_whole
@@ -32,16 +31,16 @@ class Metrics:
         """Start, or go on after `done` steps: what was logged beyond them is trained again."""
         lines = _lines(self._path)
         earlier = [line for line in lines if line.get("phase") != self._phase]
-        self._before = max((int(line["step"]) for line in earlier), default=0)
+        self._before = max((_step(line) for line in earlier), default=0)
         kept = [
             line
             for line in lines
-            if line.get("phase") != self._phase or int(line["step"]) <= self._before + done
+            if line.get("phase") != self._phase or _step(line) <= self._before + done
         ]
         if len(kept) < len(lines):
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def add(self, step: int, loss: float, **more: Any) -> None:
+    def add(self, step: int, loss: float, **more: object) -> None:
         """One logged step, counted within this training."""
         line = {
             "schema_version": 1,
@@ -76,7 +75,7 @@ def clear_failure(run: Path = RUN) -> None:
         (run / "engine" / "failure.json").unlink(missing_ok=True)
 
 
-def tell_stage(run: Path = RUN, **changes: Any) -> None:
+def tell_stage(run: Path = RUN, **changes: object) -> None:
     """Put `changes` into engine/stages.json, by which it is seen from outside how far a run is.
 
     Its keys: stage (the one that runs), trainings (name -> optimizer steps), saves (whether a stop
@@ -90,7 +89,9 @@ def tell_stage(run: Path = RUN, **changes: Any) -> None:
     if not isinstance(record, dict):
         record = {}
     if "trainings" in changes:
-        changes["trainings"] = {**record.get("trainings", {}), **changes["trainings"]}
+        told = changes["trainings"]
+        known = record.get("trainings", {})
+        changes["trainings"] = {**known, **told} if isinstance(told, dict) else known
     if "stage" in changes:
         changes.setdefault("saves", False)
     try:
@@ -100,7 +101,15 @@ def tell_stage(run: Path = RUN, **changes: Any) -> None:
         print(f"the stage can't be recorded: {error}", flush=True)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _step(line: dict[str, object]) -> int:
+    """Of a line that a training has written. Raises ValueError where it says none."""
+    step = line.get("step")
+    if not isinstance(step, int):
+        raise ValueError(f"a line without a step: {line}")
+    return step
+
+
+def _lines(path: Path) -> list[dict[str, object]]:
     """The whole lines of a JSONL file; one in mid-write, of a killed process, is left out."""
     if not path.exists():
         return []

@@ -16,9 +16,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 if __package__:
     from .records import tell_stage
@@ -43,7 +42,7 @@ def stage_key(run: Path, name: str, inputs: Sequence[Path], command: Sequence[st
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
-def fingerprint(path: Path) -> Any:
+def fingerprint(path: Path) -> object:
     """What an input is, as far as a change of it matters; None where it is absent."""
     if path.is_dir():
         return [[str(each.relative_to(path)), *_seen(each)] for each in _files(path)]
@@ -68,9 +67,9 @@ def _seen(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def outputs_now(run: Path, outputs: Sequence[Path]) -> dict[str, list[list[Any]] | int | None]:
+def outputs_now(run: Path, outputs: Sequence[Path]) -> dict[str, list[list[object]] | int | None]:
     """Sizes of a stage's outputs, by their path in the run folder; None where one is absent."""
-    found: dict[str, list[list[Any]] | int | None] = {}
+    found: dict[str, list[list[object]] | int | None] = {}
     for path in outputs:
         name = str(path).replace(str(run), _IN_RUN)
         if path.is_dir():
@@ -82,7 +81,7 @@ def outputs_now(run: Path, outputs: Sequence[Path]) -> dict[str, list[list[Any]]
     return found
 
 
-def why_to_run(marker: Any, key: str, outputs: dict[str, Any]) -> str | None:
+def why_to_run(marker: object, key: str, outputs: Mapping[str, object]) -> str | None:
     """Why a stage has to run, or None where it is done and unchanged."""
     if not isinstance(marker, dict) or marker.get("schema_version") != SCHEMA_VERSION:
         return "not run yet"
@@ -97,7 +96,7 @@ def marker_path(run: Path, name: str) -> Path:
     return run / "stages" / f"{name}.json"
 
 
-def read_marker(path: Path) -> Any:
+def read_marker(path: Path) -> object:
     """The marker, or None where there is none or it is damaged: then the stage runs again."""
     try:
         return json.loads(path.read_text("utf-8"))

@@ -26,7 +26,11 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 if __package__:
     from .ending import failure_of
@@ -100,7 +104,13 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
     class Watch(TrainerCallback):
         rate: float | None = None  # that the step is made with
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        def on_train_begin(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            **rest: object,
+        ) -> None:
             requests.training = True
             if state.is_world_process_zero:
                 metrics.begin(state.global_step)
@@ -109,12 +119,24 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
             if state.global_step:
                 print(f"train: resumes from step {state.global_step}", flush=True)
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        def on_step_begin(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            lr_scheduler: LRScheduler | None = None,
+            **rest: object,
+        ) -> None:
             # transformers logs a step after the scheduler's, with the next one's rate
-            scheduler = rest.get("lr_scheduler")
-            self.rate = None if scheduler is None else float(scheduler.get_last_lr()[0])
+            self.rate = None if lr_scheduler is None else float(lr_scheduler.get_last_lr()[0])
 
-        def on_substep_end(self, args: Any, state: Any, control: Any, **rest: Any) -> Any:
+        def on_substep_end(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            **rest: object,
+        ) -> TrainerControl:
             # A step may be 128 batches, longer than a stop's grace. What this one summed up is
             # dropped; it is done again. Ranks can't agree between steps, so several wait.
             if requests.stop and args.world_size == 1:
@@ -125,7 +147,13 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
                 control.should_training_stop = True
             return control
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> Any:
+        def on_step_end(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            **rest: object,
+        ) -> TrainerControl:
             if asked_on_any_rank(requests.stop):
                 requests.stop = True
                 control.should_save = resumable
@@ -135,13 +163,20 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
                 control.should_save = True
             return control
 
-        def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        def on_log(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            logs: dict[str, float] | None = None,
+            **rest: object,
+        ) -> None:
             entry = state.log_history[-1] if state.log_history else {}
             # a tensor (the gradient norm, of newer DeepSpeeds) can't go into trainer_state.json
             entry.update(
                 {key: value.item() for key, value in entry.items() if hasattr(value, "item")}
             )
-            loss = (rest.get("logs") or {}).get("loss")
+            loss = (logs or {}).get("loss")
             if loss is None:
                 return
             if state.is_world_process_zero:
@@ -159,7 +194,13 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
                 fail("non_finite_loss", told, run)
                 raise SystemExit(f"train: step {state.global_step}: {reason}; the run failed")
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        def on_train_end(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            **rest: object,
+        ) -> None:
             if requests.stop:  # before upstream writes its results as if this were the end
                 saved = "a checkpoint is saved" if resumable else "nothing is kept to resume from"
                 print(f"train: stopped at step {state.global_step}; {saved}", flush=True)
@@ -168,10 +209,20 @@ def callback(requests: Requests, vocabulary: int, resumable: bool, phase: str, r
     return Watch
 
 
-def strict_rows(dataset: Any) -> None:
+class _LazyRows(Protocol):
+    """The toolkit's dataset: its rows as they were read, and a sample made of one."""
+
+    list_data_dict: list[dict[str, object]]
+
+    def _sample_item(self, number: int) -> object: ...
+
+    def __getitem__(self, number: int) -> object: ...
+
+
+def strict_rows(dataset: type[_LazyRows]) -> None:
     """Make a dataset class raise for a row that can't be read, naming it (trap 13)."""
 
-    def take(self: Any, number: int) -> Any:
+    def take(self: _LazyRows, number: int) -> object:
         try:
             return self._sample_item(number)
         except Exception as error:
@@ -180,7 +231,7 @@ def strict_rows(dataset: Any) -> None:
                 f"row {number}, id {row.get('id')!r}, image {row.get('image')!r}: {error}"
             ) from error
 
-    dataset.__getitem__ = take
+    dataset.__getitem__ = take  # type: ignore[method-assign]
 
 
 def seed(number: int) -> None:
@@ -199,7 +250,7 @@ def cuda_to_cpu() -> None:
 
     original = torch.nn.Module.to
 
-    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def to(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
         if kwargs.get("device") == "cuda":
             kwargs["device"] = "cpu"
         return original(self, *args, **kwargs)

@@ -17,7 +17,6 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 if __package__:
     from .records import fail
@@ -55,7 +54,7 @@ def absurd_losses(losses: Sequence[tuple[int, float]], vocabulary: int) -> str |
     return None
 
 
-def logged_losses(history: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
+def logged_losses(history: Iterable[Mapping[str, float]]) -> list[tuple[int, float]]:
     """(step, loss) of trainer_state.json's log_history."""
     return [
         (int(entry["step"]), float(entry["loss"]))

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from runner.common import terminal
 from runner.common.errors import Problem, RunnerError, SpecError, bug
@@ -30,6 +30,7 @@ from runner.engines.sft.inside.train.schedule import (
 )
 from runner.engines.sft.memory.ask import Batch
 from runner.engines.sft.plan import SftPlan
+from runner.engines.sft.survey_record import RowsReport, Survey
 from runner.engines.sft.unused_packages import leave_out_unused
 from runner.jobs.training import TrainingSettings, beyond_the_end
 
@@ -113,7 +114,7 @@ def checkpoint_bytes(plan: SftPlan, trainable: int, total: int, tokenizer_bytes:
     return int(weights + trainable * state) + tokenizer_bytes + RECORDS_BYTES
 
 
-def survey(plan: SftPlan, samples: int) -> dict[str, Any]:
+def survey(plan: SftPlan, samples: int) -> Survey:
     """The document that `main` prints.
 
     Raises RunnerError as the run itself would, before it starts.
@@ -135,7 +136,13 @@ def survey(plan: SftPlan, samples: int) -> dict[str, Any]:
     from runner.engines.sft.inside.rows import prepare_rows
 
     batches: list[Batch] = []
-    record: dict[str, Any] = {"notes": [], "warnings": [], "trainings": []}
+    record: Survey = {
+        "notes": [],
+        "warnings": [],
+        "trainings": [],
+        "memory": None,
+        "disk_bytes": 0,
+    }
     problems: list[Problem] = []
     written = 0
     for number, part in enumerate(plan.trainings, start=1):
@@ -158,8 +165,16 @@ def survey(plan: SftPlan, samples: int) -> dict[str, Any]:
         record["warnings"] += [line for line in near if line not in record["warnings"]] + unlikely
         record["trainings"].append(
             {
-                **asdict(length),
-                "data": rows.report(),
+                "phase": length.phase,
+                "rows": length.rows,
+                "eval_rows": length.eval_rows,
+                "global_batch": length.global_batch,
+                "steps_an_epoch": length.steps_an_epoch,
+                "steps": length.steps,
+                "passes": length.passes,
+                "saves": length.saves,
+                "kept": length.kept,
+                "data": cast(RowsReport, rows.report()),
                 "lines": rows.lines(),
                 "parameters": {
                     "trainable": count.trainable,
@@ -179,7 +194,7 @@ def survey(plan: SftPlan, samples: int) -> dict[str, Any]:
     return record
 
 
-def _memory(plan: SftPlan, batches: list[Batch], notes: list[str]) -> dict[str, Any] | None:
+def _memory(plan: SftPlan, batches: list[Batch], notes: list[str]) -> dict[str, object] | None:
     """The plan's predicted memory (runner.vram.prediction), or None and a note."""
     from runner.common.packages import package_version
     from runner.engines.sft.inside.memory.predict import predict
@@ -212,6 +227,7 @@ def main() -> int:
     if plan.model.folder is not None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     code = 0
+    record: Mapping[str, object]
     try:
         record = survey(plan, int(sys.argv[2]))
     except RunnerError as error:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from runner.common import durable
 from runner.common.caches import cache_folder
+from runner.engines.sft.memory.messages import Question, Request
 from runner.engines.sft.plan import SftPlan
 from runner.plans.plan_file import plan_yaml
 from runner.vram.calibration import (
@@ -47,7 +48,7 @@ class Batch:
 
 def key(plan: SftPlan, batches: Sequence[Batch], versions: dict[str, str | None]) -> str:
     """Equal for plans that take the same memory."""
-    parts: list[Any] = [VERSION, versions, _configs(plan)]
+    parts: list[object] = [VERSION, versions, _configs(plan)]
     fields = {"model", "vision", "trust_remote_code", "method", "lora", "quantization", "prefix"}
     parts.append(plan.model_dump(mode="json", include=fields | {"precision"}))
     launch = {"device", "num_processes", "deepspeed", "offload"}
@@ -71,7 +72,7 @@ def plan_key(plan: SftPlan, versions: dict[str, str | None]) -> str:
     return _hash(["plan", VERSION, versions, plan.hash, _configs(plan)])
 
 
-def _hash(parts: list[Any]) -> str:
+def _hash(parts: list[object]) -> str:
     canonical = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
@@ -123,13 +124,13 @@ def keep(name: str, prediction: Prediction) -> None:
     keep_record(name, prediction.model_dump(mode="json"))
 
 
-def kept_record(name: str) -> dict[str, Any] | None:
+def kept_record(name: str) -> dict[str, object] | None:
     """What is kept under a name, whatever it is; None where there is nothing, or it is damaged."""
     record = durable.read_json(_place(name))
     return record if isinstance(record, dict) else None
 
 
-def keep_record(name: str, record: dict[str, Any]) -> None:
+def keep_record(name: str, record: Mapping[str, object]) -> None:
     """Keep a record under a name."""
     path = _place(name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +166,7 @@ def corrected(
 
 
 def write_request(
-    folder: Path, plan: SftPlan, batches: Sequence[Batch] | None = None, **asked: Any
+    folder: Path, plan: SftPlan, batches: Sequence[Batch] | None = None, **asked: Unpack[Question]
 ) -> list[str]:
     """Module and argument that put a question to the predicting process; written into `folder`.
 
@@ -176,9 +177,13 @@ def write_request(
     """
     plan_path, path = folder / "plan.yaml", folder / "request.json"
     plan_path.write_text(plan_yaml(plan), encoding="utf-8")
-    record = {
+    record: Request = {
         "plan": str(plan_path),
-        "batches": None if batches is None else [asdict(one) for one in batches],
+        "batches": None
+        if batches is None
+        else [
+            {"tokens": one.tokens, "images": one.images, "because": one.because} for one in batches
+        ],
         **asked,
     }
     path.write_text(json.dumps(record), encoding="utf-8")

@@ -8,7 +8,6 @@ or the adapter changes the result, and is for those that the job allows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from runner.engines.sft.plan import SftPlan
 from runner.jobs.method import LoraSettings
@@ -105,9 +104,9 @@ def with_choice(plan: SftPlan, choice: Choice) -> SftPlan:
     return plan.model_copy(update={"training": training, "launch": launch})
 
 
-def overrides(before: Choice, after: Choice, prefix: str = "") -> dict[str, Any]:
+def overrides(before: Choice, after: Choice, prefix: str = "") -> dict[str, object]:
     """Dotted field of the job -> value, of what differs. `prefix`: "phases.0." in a phase."""
-    out: dict[str, Any] = {}
+    out: dict[str, object] = {}
     field = f"{prefix}training."
     if after.rows != before.rows:
         out[f"{field}per_device_train_batch_size"] = after.rows
@@ -147,7 +146,7 @@ def step_down(plan: SftPlan) -> tuple[TrainingSettings, str] | None:
     if rows > 1:
         fewer = next(one for one in batch_splits(rows * accumulation) if one <= max(1, rows // 2))
         more = rows * accumulation // fewer
-        changes: dict[str, Any] = {
+        changes: dict[str, object] = {
             "per_device_train_batch_size": fewer,
             "gradient_accumulation_steps": more,
         }
@@ -173,7 +172,7 @@ class Base:
     """As in fit.allow; empty for the job's own."""
     text: str
     changes: str
-    overrides: dict[str, Any]
+    overrides: dict[str, object]
 
 
 def bases(plan: SftPlan, models: list[str]) -> list[Base]:
@@ -224,7 +223,7 @@ def bases(plan: SftPlan, models: list[str]) -> list[Base]:
 
 def with_base(plan: SftPlan, base: Base) -> SftPlan:
     """The plan with a base's changes but a smaller model, which has to be planned anew."""
-    changes: dict[str, Any] = {}
+    changes: dict[str, object] = {}
     lora, quantization = plan.lora, plan.quantization
     for field, value in base.overrides.items():
         match field:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
+from runner.common.typed_json import WrongRecord, typed_record
 from runner.engines.sft.inside.memory.footprint import ASSUMED, footprint
 from runner.engines.sft.inside.memory.process import held, packages_of
 from runner.engines.sft.inside.memory.step import trace
@@ -35,6 +37,20 @@ class Point:
 
     bytes: int
     time: float
+
+
+class _Traced(TypedDict):
+    """What is kept of a shallow trace: bytes of the process, operations."""
+
+    bytes: float
+    flops: float
+
+
+def _kept(name: str) -> _Traced | None:
+    try:
+        return typed_record(kept_record(name), _Traced, name)
+    except WrongRecord:
+        return None
 
 
 class Surface:
@@ -109,13 +125,13 @@ class Surface:
         images = self._batch.images // max(1, self._plan.training.per_device_train_batch_size)
         batch = replace(self._batch, images=images * rows)
         name = f"{key(part, [batch], self._versions)}-{depth}-layers"
-        record = kept_record(name)
+        record = _kept(name)
         if record is None:
             self._tell(f"{choice.text}: {depth} layers")
             traced = trace(part, batch.tokens, images=batch.images, layers=depth)
             record = {"bytes": held(part, traced, self._own).process_bytes, "flops": traced.flops}
             keep_record(name, record)
-        return float(record["bytes"]), float(record["flops"])
+        return record["bytes"], record["flops"]
 
     @property
     def _effective(self) -> int:

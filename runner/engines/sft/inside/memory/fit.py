@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from runner.common import terminal
 from runner.engines.sft.inside.memory.cost_model import Surface, least_recomputation
@@ -25,6 +24,14 @@ from runner.engines.sft.memory.ladder import (
     overrides,
     with_base,
     with_choice,
+)
+from runner.engines.sft.memory.messages import (
+    CheapestAsked,
+    FitAnswer,
+    FitAsked,
+    FittedTraining,
+    FoundChange,
+    LadderOption,
 )
 from runner.engines.sft.plan import PlannedModel, SftPlan
 from runner.vram.calibration import Correction, apply
@@ -55,7 +62,7 @@ class Option:
         """What of the result it changes; empty where nothing but the order of rounding."""
         return "; ".join(part for part in (self.base.changes, self.choice.changes) if part)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> LadderOption:
         text = self.choice.text if not self.base.name else f"{self.base.text}: {self.choice.text}"
         return {
             "text": text,
@@ -73,20 +80,22 @@ def fit(
     plan: SftPlan,
     batches: Sequence[Batch],
     versions: dict[str, str | None],
-    asked: dict[str, Any],
-) -> dict[str, Any]:
+    asked: FitAsked,
+) -> FitAnswer:
     """The ladder of a plan under a budget, and what was chosen: the JSON that `runner fit` gets.
 
     `asked`: budget_bytes; allow and models, of the job's `fit`; correction, or None. Where nothing
     fits, no option is chosen.
     """
     limit = int(asked["budget_bytes"])
-    found = Correction.model_validate(asked["correction"]) if asked.get("correction") else None
-    out: list[dict[str, Any]] = []
-    chosen_all: dict[str, Any] = {}
+    found = Correction.model_validate(asked["correction"]) if asked["correction"] else None
+    out: list[FittedTraining] = []
+    chosen_all: dict[str, object] = {}
     for number, (part, batch) in enumerate(zip(plan.trainings, batches, strict=True)):
         prefix = f"phases.{number}." if plan.earlier else ""
-        one = _Search(part, batch, versions, limit, asked, found).run()
+        one = _Search(
+            part, batch, versions, limit, found, allow=asked["allow"], models=asked["models"]
+        ).run()
         changes = dict(one.chosen.base.overrides) if one.chosen else {}
         if one.chosen:
             changes |= overrides(one.now, one.chosen.choice, prefix)
@@ -114,12 +123,14 @@ class _Search:
         batch: Batch,
         versions: dict[str, str | None],
         limit: int,
-        asked: dict[str, Any],
         correction: Correction | None,
+        *,
+        allow: Sequence[str] = (),
+        models: Sequence[str] = (),
     ) -> None:
         self._plan, self._batch, self._versions, self._limit = plan, batch, versions, limit
-        self._allow = list(asked.get("allow") or [])
-        self._models = list(asked.get("models") or [])
+        self._allow = list(allow)
+        self._models = list(models)
         self._correction = correction
         self.rungs: list[Option] = []
         self.chosen: Option | None = None
@@ -278,17 +289,18 @@ def _worth_showing(rungs: Sequence[Option]) -> list[Option]:
 
 
 def cheapest(
-    plan: SftPlan, batches: Sequence[Batch], versions: dict[str, str | None], asked: dict[str, Any]
-) -> list[dict[str, Any]]:
+    plan: SftPlan, batches: Sequence[Batch], versions: dict[str, str | None], asked: CheapestAsked
+) -> list[FoundChange]:
     """The cheapest changes that would have fitted, for a run that ran out of memory.
 
     `asked`: limit_bytes, count, and a correction or None. What keeps the result comes first.
     """
-    given = asked.get("correction")
+    given = asked["correction"]
     found = Correction.model_validate(given) if given else None
-    limit, out = int(asked["limit_bytes"]), []
+    limit = asked["limit_bytes"]
+    out: list[FoundChange] = []
     for part, batch in zip(plan.trainings, batches, strict=True):
-        search = _Search(part, batch, versions, limit, {}, found).run()
+        search = _Search(part, batch, versions, limit, found).run()
         fitting = [one for one in search.rungs[1:] if one.fits]
         for rung in sorted(fitting, key=lambda one: (bool(one.changes), one.time)):
             changes = {**rung.base.overrides, **overrides(search.now, rung.choice)}

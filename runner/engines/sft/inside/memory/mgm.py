@@ -8,10 +8,11 @@ mining, the optimizer. The sizes of its parts are those of the published MGM-2B.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from runner.engines.sft.inside.memory.predict import TRACED_SHARE
 from runner.engines.sft.inside.memory.step import trace
+from runner.engines.sft.memory.messages import StageAsked
 from runner.engines.sft.plan import SftPlan
 from runner.vram.context import CONTEXT_BYTES, CONTEXT_SPREAD, WORKSPACE_BYTES
 from runner.vram.prediction import CONTEXT, HostMemory, Prediction, TrainingMemory
@@ -108,6 +109,6 @@ def _predict(plan: SftPlan, stage: Stage) -> tuple[TrainingMemory, list[str], in
     return memory, skeleton.notes, skeleton.weight_bytes + 2 * CONVNEXT_WEIGHTS
 
 
-def answer(plan: SftPlan, asked: list[dict[str, Any]]) -> dict[str, Any]:
+def answer(plan: SftPlan, asked: list[StageAsked]) -> dict[str, object]:
     """The JSON of `predict_stages`."""
     return predict_stages(plan, [Stage(**one) for one in asked]).model_dump(mode="json")

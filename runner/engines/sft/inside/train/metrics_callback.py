@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -20,6 +21,7 @@ from runner.engines.sft.inside.train.trackers import Trackers
 from runner.engines.sft.plan import SftPlan
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
+from runner.runs.records import number, whole
 
 METRICS_SCHEMA_VERSION = 1
 
@@ -91,20 +93,22 @@ class MetricsCallback(TrainerCallback):
     def _go_on(self, step: int) -> None:
         """Take up the figures where the lines that are kept leave them."""
         for line in durable.read_jsonl(self._folder.metrics):
-            if int(line.get("step", 0)) > step:
+            if _step_of(line) > step:
                 continue
-            self._tokens_before = int(line.get("tokens") or self._tokens_before)
+            self._tokens_before = _count(line.get("tokens")) or self._tokens_before
             if line.get("phase", "") != self._plan.phase:
                 continue
             if "loss" in line:
-                self.last_loss = line["loss"]
+                loss = line["loss"]
+                self.last_loss = loss if number(loss) else None
                 self.first_loss = self.last_loss if self.first_loss is None else self.first_loss
             if "eval_loss" in line:
-                self.eval_loss = line["eval_loss"]
-                self._evaluated.add(int(line["step"]))
+                eval_loss = line["eval_loss"]
+                self.eval_loss = eval_loss if number(eval_loss) else None
+                self._evaluated.add(_step_of(line))
         # exact, where lines are further apart than checkpoints
         sealed = checkpoints.facts_of(self._folder.checkpoints / checkpoints.name_of(step))
-        self._tokens_before = int(sealed.get("tokens") or self._tokens_before)
+        self._tokens_before = _count(sealed.get("tokens")) or self._tokens_before
         self.tokens = self._tokens_before
 
     def on_step_begin(
@@ -247,13 +251,21 @@ def _fullest(*sizes: int, device: str = "cuda") -> tuple[int, ...]:
     return tuple(int(size) for size in told.tolist())
 
 
+def _step_of(line: Mapping[str, object]) -> int:
+    return _count(line.get("step"))
+
+
+def _count(value: object) -> int:
+    return value if whole(value) else 0
+
+
 def keep_metrics_until(folder: RunFolder, step: int) -> None:
     """Before a resume: drop the lines of steps that are trained again; a copy stays in logs/.
 
     `step` counts all optimizer steps of the run, as the lines do.
     """
     records = list(durable.read_jsonl(folder.metrics))
-    kept = [record for record in records if int(record.get("step", 0)) <= step]
+    kept = [record for record in records if _step_of(record) <= step]
     if len(kept) == len(records):
         return
     number = 1 + len(list(folder.logs.glob("metrics-before-resume-*.jsonl")))

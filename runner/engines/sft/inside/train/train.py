@@ -21,6 +21,7 @@ from runner.engines.sft.inside.oom import start_record
 from runner.engines.sft.plan import SftPlan
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
+from runner.runs.records import valid_result
 
 if TYPE_CHECKING:
     from runner.engines.sft.inside.train.result import Marks
@@ -96,10 +97,11 @@ def _train_all(run: Run, trackers: Any, checkpoint: Path | None, *, resume: bool
         last = number == len(trainings)
         done = durable.read_json(folder.phase(part.phase) / "result.json") if not last else None
         if done and resume:
-            before += int(done["steps"])
+            done_steps = valid_result(done)["steps"]
+            before += done_steps
             projector = folder.phase(part.phase) / PROJECTOR_FILE
             if run.first:
-                _say(f"{part.phase} was done before ({done['steps']} steps)")
+                _say(f"{part.phase} was done before ({done_steps} steps)")
             continue
         within = checkpoint if checkpoint and checkpoints.step_of(checkpoint) > before else None
         resumed_step = checkpoints.step_of(within) if within else before
