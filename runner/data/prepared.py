@@ -5,6 +5,7 @@ Imports the standard library; pyarrow and duckdb when rows or hashes are read. M
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -123,18 +124,21 @@ class Prepared:
     def split_hashes(self) -> dict[Split, str]:
         """sha256 over the sorted row hashes of each split that has rows: which rows went where.
 
-        It is the same wherever the rows lie, and whatever pyarrow wrote them. Read where it was
-        kept, worked out for rows prepared by an earlier version.
+        It is the same wherever the rows lie, and whatever pyarrow wrote them. Kept as the rows are
+        prepared; of rows that an earlier version prepared, as it is asked for first.
         """
         try:
             kept: dict[Split, str] = json.loads((self.folder / SPLIT_HASHES).read_text("utf-8"))
         except FileNotFoundError:
-            return self._hash_splits()
+            kept = self.keep_split_hashes()
         return kept
 
-    def keep_split_hashes(self) -> None:
-        """Write what `split_hashes` then reads; part of preparing the rows."""
-        durable.write_json(self.folder / SPLIT_HASHES, self._hash_splits())
+    def keep_split_hashes(self) -> dict[Split, str]:
+        """Work out what `split_hashes` then reads, and write it where that can be done."""
+        found = self._hash_splits()
+        with contextlib.suppress(OSError):  # full, or a container's read-only cache: asked anew
+            durable.write_json(self.folder / SPLIT_HASHES, found)
+        return found
 
     def _hash_splits(self) -> dict[Split, str]:
         import duckdb

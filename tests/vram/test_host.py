@@ -18,9 +18,14 @@ from runner.engines.sft.inside.memory import footprint as measuring
 from runner.engines.sft.inside.memory import predict as predicting
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint, footprint
 from runner.engines.sft.inside.memory.predict import predict
-from runner.engines.sft.inside.memory.process import held, packages_of
+from runner.engines.sft.inside.memory.process import TOKENIZER, held, packages_of
 from runner.engines.sft.memory.ask import ASSUMED_NOTE, Batch, predicted
-from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_formats
+from runner.engines.sft.memory.weights import (
+    maps_weights,
+    shares_weights,
+    stored_formats,
+    tokenizer_bytes,
+)
 from runner.launch import check as checking
 from runner.launch import plan as planning
 from runner.vram.allocator import LIBC_MAPPED_BYTES, LIBC_SHARE, libc_holds
@@ -71,6 +76,40 @@ def test_each_process_has_its_own_and_libraries_are_there_once(ranks: int) -> No
     assert found.parts[LIBRARIES] == found.overhead_bytes
     assert sum(found.parts.values()) == found.process_bytes
     assert found.parts["activations"] == ranks * 60 * MIB
+
+
+def test_each_process_has_its_tokenizer(tmp_path: Path) -> None:
+    plan = cpu_plan(2)
+    here = plan.model_copy(
+        update={"model": plan.model.model_copy(update={"folder": str(tmp_path)})}
+    )
+    without = held(here, traced(), OWN)
+    assert TOKENIZER not in without.parts
+    (tmp_path / "tokenizer.json").write_bytes(b" " * MIB)
+    found = held(here, traced(), OWN)
+    assert found.parts[TOKENIZER] == 2 * 16 * MIB
+    assert found.process_bytes - without.process_bytes == 2 * 16 * MIB
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "minimind2_small"])
+def test_a_real_tokenizer_holds_about_what_is_predicted(shared: Path, name: str) -> None:
+    """In a process of its own, with its vocabulary given out once."""
+    folder = shared / "tokenizers" / name
+    code = (
+        "import sys; from transformers import AutoTokenizer\n"
+        "from runner.engines.sft.inside.memory.footprint import own_memory\n"
+        "AutoTokenizer.from_pretrained(sys.argv[1])\n"  # what loading any one imports
+        "before = own_memory()[0]; made = AutoTokenizer.from_pretrained(sys.argv[2])\n"
+        "made.get_vocab(); print(own_memory()[0] - before)"
+    )
+    other = shared / "models" / "stories260k"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(other), str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) == pytest.approx(tokenizer_bytes(str(folder)), rel=0.25, abs=4 * MIB)
 
 
 def write_weights(folder: Path, *formats: str) -> None:

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.engines.sft.inside.memory.footprint import ASSUMED, Footprint
-from runner.engines.sft.memory.weights import maps_weights, shares_weights, stored_bytes
+from runner.engines.sft.memory.weights import (
+    maps_weights,
+    shares_weights,
+    stored_bytes,
+    tokenizer_bytes,
+)
 from runner.engines.sft.plan import SftPlan
 from runner.engines.sft.unused_packages import used_packages
 from runner.vram.context import CONTEXT_BYTES, CONTEXT_SPREAD, WORKSPACE_BYTES
@@ -23,6 +28,7 @@ FREE_BLOCKS, SAVED, CHECKPOINT = (
     *("libc's free blocks", "the result, read again"),
     "pages of the checkpoint",
 )
+TOKENIZER = "the tokenizer"
 APART = "peaks of the ranks that don't meet"
 FREE_SHARE = 0.2
 """Of the tensors, the most that free blocks come to: beyond, large blocks find room among them."""
@@ -113,6 +119,7 @@ def _on_host(plan: SftPlan, traced: Traced, footprint: Footprint) -> Held:
     parts[FREE_BLOCKS] = int(ranks * max(0, min(most_free, traced.libc.peak_bytes - step)))
     if plan.method == "full":  # its checksum is taken of the files, whose pages then count
         parts[SAVED] = max(0, skeleton.weight_bytes - traced.libc.mapped_bytes)
+    parts[TOKENIZER] = ranks * tokenizer_bytes(plan.model.folder)
     apart = (ranks - 1) * traced.libc.mapped_bytes
     if apart:
         parts[APART] = -int(APART_SHARE * apart)
