@@ -42,6 +42,7 @@ from runner.vram.prediction import Prediction
 
 MODULE = "runner.engines.sft.inside.prepare_smokes"
 ANSWERS = "answers.jsonl"
+_LATER = "what it did not come to is made in each job's turn"
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,17 @@ def prepare_smokes(jobs: Sequence[LoadedJob], max_steps: int | None, out: Output
     out.say(
         field("preparing", f"{stand_ins} stand-in(s) and {predictions} prediction(s) of memory")
     )
-    with tempfile.TemporaryDirectory(prefix="runner-ask-") as name:
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="runner-ask-") as name:
             code = _ask(needed, Path(name))
-        except KeyboardInterrupt:
-            sys.exit(EXIT_INTERRUPTED)
-        _keep_predictions(needed, Path(name))
+            _keep_predictions(needed, Path(name))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        out.say(field("preparing", f"failed ({error}): {_LATER}"))
+        return
     if code:
-        out.say(
-            field(
-                "preparing",
-                f"ended with {code}: what it did not come to is made in each job's turn",
-            )
-        )
+        out.say(field("preparing", f"ended with {code}: {_LATER}"))
 
 
 def _needed(jobs: Sequence[LoadedJob], max_steps: int) -> Iterator[Needed]:
@@ -149,7 +148,8 @@ def _ask(needed: Sequence[Needed], folder: Path) -> int:
             start_new_session=True,
         )
     try:
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ChildProcessError):  # a caller who ignores SIGCHLD
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     finally:
         # before it is waited for: until then its number is no other's
         with contextlib.suppress(ProcessLookupError):

@@ -128,6 +128,23 @@ def test_an_answer_that_is_none_is_not_kept(
     assert [kept(key) for key in keys(*jobs)] == [None, None]
 
 
+def test_a_disk_that_takes_no_request_leaves_all_to_each_job(
+    job: Callable[..., LoadedJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    asked = Asked(tmp_path, monkeypatch, "")
+    jobs = [job("one"), job("two")]
+    monkeypatch.setattr(Path, "write_text", full)
+    preparing.prepare_smokes(jobs, 2, Output(as_json=False))
+    assert asked.requests == []
+    assert "No space left on device): what it did not come to" in capsys.readouterr().err
+
+
 def test_nothing_is_started_where_nothing_is_shared(
     job: Callable[..., LoadedJob],
     tmp_path: Path,
