@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,18 @@ from runner.engines.sft.inside.imports import without_collection
 from runner.engines.sft.memory.ask import ASSUME_VARIABLE, keep_record, kept_record
 from runner.engines.sft.unused_packages import SPARED, leave_out
 
-VERSION = 3
+VERSION = 4
+TRAINER = (
+    "runner.engines.registry",
+    "runner.engines.sft.inside.__main__",
+    "runner.engines.sft.inside.model.limits",
+    "runner.engines.sft.inside.rows",
+    "runner.engines.sft.inside.train.result",
+    "runner.engines.sft.inside.train.signals",
+    "runner.engines.sft.inside.train.train",
+    "runner.engines.sft.inside.train.trainer",
+)
+"""What a trainer imports of runner's own, all jobs' and plans' types among it: the stack by it."""
 LAUNCHER = "--launcher"
 MIB = 1 << 20
 LIMIT_SECONDS = 300
@@ -50,10 +62,9 @@ class Footprint:
         return self.launcher_bytes + ranks * self.trainer_bytes + self.mapped_bytes
 
 
-ASSUMED = Footprint(150 * MIB, 322 * MIB, 199 * MIB, measured=False)
-"""Where it can't be measured: what benchmarks/host_memory.py found with torch 2.13 for CPUs,
-transformers 5.23, trl 1.16 and deepspeed 0.19 on Linux x86-64, less the 123 MiB of a trainer's own
-and 16 of mapped pages that were measured to go with what a plan does not use."""
+ASSUMED = Footprint(160 * MIB, 338 * MIB, 153 * MIB, measured=False)
+"""Where it can't be measured: what this module found with torch 2.13 for CPUs, transformers 5.23,
+trl 1.16 and nothing beside them on Linux x86-64."""
 
 
 def footprint(packages: tuple[str, ...], versions: Mapping[str, str | None]) -> Footprint:
@@ -150,6 +161,24 @@ def _train_nothing() -> None:
     optimizer.step()
 
 
+def _read_nothing() -> None:
+    """One row as rows are read: what Arrow, Parquet and tokenizers load to do so."""
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+
+    rows = pyarrow.table({"input_ids": [[0] * 16], "messages": ["{}"]})
+    with tempfile.TemporaryDirectory() as folder:
+        parquet, arrow = Path(folder) / "rows.parquet", Path(folder) / "rows.arrow"
+        pyarrow.parquet.write_table(rows, parquet)
+        pyarrow.parquet.read_table(parquet).to_pylist()
+        with arrow.open("wb") as sink, pyarrow.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        Dataset.from_file(str(arrow))[0]
+    Tokenizer(models.BPE({"a": 0}, [])).encode("a")
+
+
 def _hold(modules: Iterable[str]) -> tuple[int, int] | None:
     """This process's own memory once it has imported `modules`, those that are installed."""
     for module in modules:
@@ -180,7 +209,8 @@ def main(packages: list[str]) -> int:
     launcher = _launcher(packages)
     leave_out(set(SPARED) - set(packages))  # as a training does
     with without_collection():
-        _hold(["runner.engines.sft.inside.train.trainer", *packages])
+        _hold([*TRAINER, *packages])
+    _read_nothing()
     _train_nothing()
     trainer = own_memory()
     if launcher is None or trainer is None:
