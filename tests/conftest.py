@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,16 @@ hypothesis.settings.load_profile("any machine")
 
 WEIGHTS = {"slow": 50, "e2e": 50, "container": 15}
 """Of a test with such a mark, against any other: about its seconds against theirs."""
+
+
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Of `-n logical`: one more than there are cores, where nobody has said how many.
+
+    Tests of runs and containers wait for a quarter of their time, which another worker's use.
+    """
+    cores = yield
+    return cores if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") else cores + 1
 
 
 @pytest.hookimpl(optionalhook=True)

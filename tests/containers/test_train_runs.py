@@ -136,17 +136,16 @@ def test_two_processes_meet_without_a_network(house: Bench) -> None:
     assert "rank 0 met" in said and "rank 1 met" in said
 
 
-def test_auto_takes_the_image_and_says_so(
-    house: Bench, small_job: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_takes_the_image_and_says_so(house: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a survey in the image says is the run's above."""
     monkeypatch.setenv("RUNNER_ON", "auto")
-    done = house.place.call("check", *small_job)
-    assert done.code == 0, done.err
-    assert "docker, image runner-train" in done.out
-    # the same line without the survey
+    place = settle_place(load_job("demo-identity").job)
+    assert place.container is not None and place.container.image.name == house.image
+    assert "docker, image runner-train" in place.line
     monkeypatch.setenv("RUNNER_ON", "local")
-    line = settle_place(load_job("demo-identity").job).line
-    assert "this machine" in line and "RUNNER_ON=local" in line
+    place = settle_place(load_job("demo-identity").job)
+    assert place.container is None
+    assert "this machine" in place.line and "RUNNER_ON=local" in place.line
 
 
 def test_what_fetches_in_the_image_gets_the_token_and_leaves_it_nowhere(

@@ -292,6 +292,21 @@ def test_a_sharded_run_goes_on_to_the_same_bits(sharded: RunFolder, tmp_path: Pa
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("sharded", STAGES, indirect=True)
+def test_the_ranks_of_a_sharded_run_train_one_adapter(sharded: RunFolder, shared: Path) -> None:
+    """Whole, though ZeRO-3 shards it; of ZeRO-2 tests/runs/test_kills.py says so."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    ranks = sorted(path.name for path in sharded.engine.glob("rank-*.json"))
+    assert ranks == ["rank-0.json", "rank-1.json"]
+    base = transformers.AutoModelForCausalLM.from_pretrained(str(shared / "models" / "stories260k"))
+    model = peft.PeftModel.from_pretrained(base, str(sharded.adapter))
+    shapes = {tuple(p.shape) for n, p in model.named_parameters() if "q_proj.lora_B" in n}
+    assert shapes == {(64, 4)}
+    assert all(bool(p.any()) for n, p in model.named_parameters() if "lora_B" in n)
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize(("sharded", "what"), POISONED, indirect=["sharded"])
 def test_a_file_of_a_sharded_checkpoint_runs_nothing(
     sharded: RunFolder, tmp_path: Path, canary: Path, what: str

@@ -130,6 +130,19 @@ def test_what_starts_a_module_gets_a_fork_and_all_else_a_process(program: str) -
 
 
 @pytest.mark.parametrize(
+    ("package", "is_forked"), [("forked_program", True), ("forked", False), ("other", False)]
+)
+def test_modules_of_the_packages_that_are_named_are_forked(
+    program: str, package: str, is_forked: bool
+) -> None:
+    with forks_for_modules(package):
+        said = subprocess.run(
+            [sys.executable, "-m", program, "facts"], capture_output=True, input=b""
+        )
+    assert (json.loads(said.stdout)["torch"] if said.returncode == 0 else False) == is_forked
+
+
+@pytest.mark.parametrize(
     ("argv", "command"),
     [
         ([sys.executable, "-m", "a.b", "-m", "x"], ["a.b", "-m", "x"]),

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import pytest_xdist_auto_num_workers
 from tests.support.command import REPOSITORY
 from tests.support.groups import group_of
 
@@ -25,6 +28,20 @@ def test_one(number):
 
 def test_a_group_is_a_file() -> None:
     assert group_of("tests/a/test_b.py::Test::test_c[x::y@z]") == "tests/a/test_b.py"
+
+
+@pytest.mark.parametrize(("asked", "workers"), [(None, 3), ("2", 2)])
+def test_there_is_a_worker_more_than_cores_unless_somebody_says_how_many(
+    asked: str | None, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
+    if asked:
+        monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", asked)
+    hook = pytest_xdist_auto_num_workers()
+    next(hook)
+    with pytest.raises(StopIteration) as end:
+        hook.send(2)  # what xdist counts of cores, or was told
+    assert end.value.value == workers
 
 
 def test_a_file_goes_to_one_worker(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -121,13 +122,17 @@ def run_ranks(module: str, *arguments: str, ranks: int) -> list[Ended]:
 
 
 @contextlib.contextmanager
-def forks_for_modules() -> Iterator[None]:
+def forks_for_modules(*packages: str) -> Iterator[None]:
     """Within it whatever starts `python -m MODULE` through subprocess gets a fork of this process.
 
     Other programs, and Python's other ways (-c, a file), start as ever.
+
+    Args:
+        packages: those that modules are forked of; all where none is named.
     """
+    forking = type("ForkedPopen", (ForkedPopen,), {"packages": packages})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess, "Popen", ForkedPopen)
+        patch.setattr(subprocess, "Popen", forking)
         yield
 
 
@@ -147,6 +152,12 @@ def module_of(argv: Any) -> list[str] | None:
 class ForkedPopen(subprocess.Popen):  # type: ignore[type-arg]
     """subprocess.Popen, but a module of this very Python runs in a fork; all else is as ever."""
 
+    packages: tuple[str, ...] = ()
+    """Those that modules are forked of; none: all."""
+
+    def _is_forked(self, module: str) -> bool:
+        return not self.packages or any(f"{module}.".startswith(f"{p}.") for p in self.packages)
+
     def _execute_child(
         self,
         args: Any,
@@ -162,7 +173,7 @@ class ForkedPopen(subprocess.Popen):  # type: ignore[type-arg]
         *rest: Any,
     ) -> None:
         command = None if shell or executable else module_of(args)
-        if command is None:
+        if command is None or not self._is_forked(command[0]):
             given = (args, executable, preexec_fn, close_fds, pass_fds, cwd, env)
             super()._execute_child(*given, startupinfo, creationflags, shell, *rest)  # type: ignore[misc]
             return
@@ -199,6 +210,7 @@ def _be(
         if environment is not None:
             os.environ.clear()
             os.environ.update(environment)
+            tempfile.tempdir = None  # by its own TMPDIR
         if folder is not None:
             os.chdir(folder)
         if preexec is not None:
@@ -221,6 +233,8 @@ def _be(
 
 def _run(module: str) -> int:
     """The exit code of a module run as a program."""
+    if not hasattr(sys.modules.get(module), "__path__"):
+        sys.modules.pop(module, None)  # of which runpy would warn
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:

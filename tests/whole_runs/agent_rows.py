@@ -147,7 +147,7 @@ model: model
 method: lora
 lora: {r: 4, lora_alpha: 8, target_modules: all-linear}
 data: {train: rows.jsonl, test: test.jsonl}
-training: {max_steps: 5, max_length: 512, per_device_train_batch_size: 2, learning_rate: 1.0e-2}
+training: {max_steps: 2, max_length: 512, per_device_train_batch_size: 2, learning_rate: 1.0e-2}
 evaluation: {task: exact_match, max_new_tokens: 8}
 budget: {host_memory: 6GiB}
 launch: {device: cpu}

@@ -370,6 +370,11 @@ def judge(run: RunFolder, wanted: Trained, temporary: Path) -> Iterator[str]:
     if not isinstance(end, dict) or end["reason"] != "completed":
         yield f"it ended otherwise: {end and end['message']}\n{_log_end(run)}"
         return
+    yield from differences(run, wanted, temporary)
+
+
+def differences(run: RunFolder, wanted: Trained, temporary: Path) -> Iterator[str]:
+    """What a run that is over has trained otherwise than an undisturbed one, or has left."""
     found = trained(run)
     for what in ("adapter", "losses", "evaluations"):
         if getattr(found, what) != getattr(wanted, what):

@@ -24,13 +24,14 @@ DEMO_MODEL = cache_folder() / "models" / "smollm2-135m-instruct"
 
 @pytest.mark.e2e
 def test_a_smoke_without_weights_or_rows_uses_stand_ins_and_says_so(
-    place: Workplace, tmp_path: Path
+    stub_place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    os.environ["RUNNER_CACHE"] = str(tmp_path / "cache")
-    try:
-        done = place.call("smoke", "commonsense-two-stage", "--max-steps", "3", "--json")
-    finally:
-        del os.environ["RUNNER_CACHE"]
+    """The real engine; what surveys and launches it is real in the run of test_train.py,
+    and in the smokes of all jobs of `./just soak`.
+    """
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
+    place = replace(stub_place, stub={"STUB_REAL_ENGINE": "1"})
+    done = place.call("smoke", "commonsense-two-stage", "--max-steps", "3", "--json")
     assert done.code == 0, done.err
     assert done.json["passed"] is True
     (record,) = done.json["jobs"]

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.plans.test_launchers import OUTSIDE
+from tests.support.engine_forks import call_here, preloaded
 from tests.support.workplace import Workplace, lines, termination
 
 
@@ -114,31 +114,12 @@ def test_report_and_chat_read_a_finished_run(finished_run: Path) -> None:
     record = place.call("report", finished_run.name[:15], "--json").json
     assert record["state"] == "completed"
     assert record["data"]["train"]["end_of_turn"]["trained"] is True
-    answer = place.call("chat", "@last", "-p", "Who are you?", "--json", "--max-new-tokens", "8")
+    with preloaded():
+        asked = ("-p", "Who are you?", "--json", "--max-new-tokens", "8")
+        answer = call_here(place.folder, "chat", "@last", *asked)
     assert answer.code == 0
     assert answer.json["prompt"] == "Who are you?"
     assert isinstance(answer.json["answer"], str)
     monitor = place.call("monitor", "@last", "--once", "--json")
     assert monitor.code == 0
     assert monitor.json["run"]["name"].endswith(finished_run.name)
-
-
-@pytest.mark.e2e
-def test_two_processes_train_one_adapter(
-    stub_place: Workplace, small_job: list[str], stories: Path
-) -> None:
-    """ZeRO-3; with ZeRO-2 tests/whole_runs/test_kills.py does so and is disturbed."""
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    place = replace(stub_place, stub={"STUB_REAL_ENGINE": "1"})
-    sets = ("launch.num_processes=2", "launch.deepspeed=zero3", "training.max_steps=3")
-    done = place.call("train", *small_job, *(part for text in sets for part in ("--set", text)))
-    assert done.code == 0, done.err
-    run = place.last
-    ranks = sorted(path.name for path in (run / "engine").glob("rank-*.json"))
-    assert ranks == ["rank-0.json", "rank-1.json"]
-    base = transformers.AutoModelForCausalLM.from_pretrained(str(stories))
-    model = peft.PeftModel.from_pretrained(base, str(run / "adapter"))
-    shapes = {tuple(p.shape) for n, p in model.named_parameters() if "q_proj.lora_B" in n}
-    assert shapes == {(64, 4)}
-    assert all(bool(p.any()) for n, p in model.named_parameters() if "lora_B" in n)

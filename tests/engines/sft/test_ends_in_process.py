@@ -1,4 +1,6 @@
-"""What of a run's end is the engine's: an impossible loss, half the rows, a checkpoint's size."""
+"""What of a run's end is the engine's: an impossible loss, a dry run, half the rows, a checkpoint's
+size.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,23 @@ def test_an_impossible_loss_ends_training(inputs: tuple[Path, Path], tmp_path: P
         run(plan, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()
     assert not (tmp_path / "run" / "engine" / "result.json").exists()
+
+
+def test_a_dry_run_sends_one_batch_through_the_model_and_trains_nothing(
+    inputs: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """That it goes the whole way from the command to its verdict is held by
+    tests/runs/test_jobs.py.
+    """
+    plan = plan_of(*inputs).model_copy(update={"variant": "dry_run"})
+    ended = run(plan, tmp_path / "run")
+    assert ended.code == 0 and ended.losses == []
+    told = capfd.readouterr()
+    assert "one batch went through the model, loss" in told.out + told.err
+    result = durable.read_json(ended.folder.engine_result)
+    assert (result["completed"], result["dry_run"], result["steps"]) == (True, True, 0)
+    assert not ended.folder.adapter.exists()
+    assert checkpoints.listed(ended.folder.checkpoints) == []
 
 
 def test_half_the_rows_at_once_go_on_at_the_losses_of_all(

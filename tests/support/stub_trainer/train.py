@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.common import durable, staged_folder, terminal
+from runner.common.process_times import start_ticks
 from runner.engines.sft.inside.control import STOPPED_EXIT_CODE, Control
 from runner.engines.sft.inside.train.loss_check import NonFiniteLoss
 from runner.engines.sft.inside.train.schedule import learning_rate_at, saves_at
@@ -94,11 +95,20 @@ def train(plan: SftPlan, folder: RunFolder, control: Control, *, resume: bool) -
 
 
 def _follow_first(folder: RunFolder, control: Control) -> int:
-    """Another rank: it ends with the first."""
+    """Another rank: it ends with the first.
+
+    Raises ConnectionError where that is killed.
+    """
     control.enter("training", interruptible=False)
+    began = False
     while True:
         first = durable.read_json(folder.engine_status(0)) or {}
-        if first.get("phase") in ("completed", "stopped"):
+        lives = bool(first) and start_ticks(first["pid"]) == first["start_ticks"]
+        began = began or lives
+        is_over = first.get("phase") in ("completed", "stopped")
+        if not (lives or is_over) and (began or control.stop_requested):
+            raise ConnectionError("the first rank is gone")
+        if is_over:
             control.enter(first["phase"], interruptible=False)
             return 0 if first["phase"] == "completed" else STOPPED_EXIT_CODE
         time.sleep(0.02)
