@@ -12,7 +12,6 @@ from types import NoneType, UnionType
 from typing import (
     Any,
     Literal,
-    TypeAlias,
     TypeVar,
     Union,
     cast,
@@ -22,8 +21,6 @@ from typing import (
     is_typeddict,
 )
 
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
-"""A value that can be any JSON."""
 R = TypeVar("R")
 
 
