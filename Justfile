@@ -22,14 +22,9 @@ test *args: lint
 test-quick *args: setup
     .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not slow and not e2e and not container and not soak" "$@"
 
-# Long repetitions: hostile files by the ten thousand, all jobs and the demo by the command line, two hundred kills; arguments go to pytest
+# Long repetitions, about an hour, two lanes side by side: kills, hostile files, all jobs, published models; arguments name parts
 soak *args: setup
-    RUNNER_SOAK=1 .venv/bin/python -m pytest -q tests/security tests/provenance tests/supervisor/test_policy_model.py tests/jobs/test_job_files.py "$@"
-    RUNNER_SOAK=1 .venv/bin/python -m pytest -q -m soak --ignore tests/security --ignore tests/provenance "$@"
-    .venv/bin/python -m tests.whole_runs.kills 100 --stub
-    .venv/bin/python -m tests.whole_runs.kills 100
-    .venv/bin/python -m tests.whole_runs.kills 4 --processes 2
-    .venv/bin/python -m tests.whole_runs.kills 4 --processes 2 --deepspeed zero2
+    .venv/bin/python -m tests.support.soak "$@"
 
 # Formatting, lint, shell scripts, imports between rooms and types, changing nothing
 lint: setup
