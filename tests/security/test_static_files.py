@@ -56,6 +56,7 @@ WRITERS = {
     "common/durable.py": "it is what the others write with",
     "engines/sft/inside/train/best.py": INSIDE,
     "engines/sft/inside/builtin_model.py": CACHE,
+    "engines/sft/inside/memory/footprint.py": TEMPORARY,
     "engines/sft/inside/prepare_rows.py": NAMED,
     "data/cache.py": CACHE,
     "data/image_files.py": CACHE,
