@@ -7,6 +7,7 @@ to end it now. `runner attach` shows the same view of a run that was started els
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -212,7 +213,8 @@ def follow(
             view.look(ended=code is not None)
             if code is not None:
                 break
-            time.sleep(POLL_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                supervisor.wait(POLL_SECONDS)
         except KeyboardInterrupt:
             asked += 1
             view.clear()
