@@ -32,11 +32,19 @@ def require_modules(wanted: list[str], available: list[str], model: Any) -> None
     A module of that name which takes no adapter is named for what it is.
     """
     missing = [name for name in wanted if name.rsplit(".", 1)[-1] not in available]
+    head = _output_head(model)
+    offered = [name for name in available if head is None or name != head.rsplit(".", 1)[-1]]
     for name in missing:
         if why := _no_layer_because(name, model):
-            raise _wrong_target(model, name, why, _choose(available))
+            raise _wrong_target(model, name, why, _choose(offered))
     if missing:
-        raise _no_such_layer(model, missing, available)
+        raise _no_such_layer(model, missing, offered)
+
+
+def _output_head(model: Any) -> str | None:
+    """The name of the layer that makes the logits, which takes no adapter; None where none does."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def _no_layer_because(target: str, model: Any) -> str | None:
@@ -102,9 +110,8 @@ def require_targets(wanted: list[str], model: Any) -> None:
         if not hits(target):  # its last part is there, under another parent
             last = target.rsplit(".", 1)[-1]
             raise _no_such_layer(model, [target], hits(last))
-    head = model.get_output_embeddings()
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-    name = next((name for name, module in model.named_modules() if module is head), None)
+    name = _output_head(model)
     if name is not None and any(name in hits(target) for target in wanted):
         why = "the output head takes no adapter, since TRL computes the loss from its weight alone"
         if tied:
