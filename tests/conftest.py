@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support.command import REPOSITORY, Answer, run_cli
+from tests.support.command import SHARED, Answer, run_cli
 from tests.support.soaking import IS_SOAK
 
 # fixtures of several folders; each is made once, wherever it is asked for
@@ -83,10 +83,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data, models and tokenizers; skips where it is not here."""
-    folder = Path(os.environ.get("RUNNER_SHARED", REPOSITORY.parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no shared material at {folder} (RUNNER_SHARED names another place)")
-    return folder
+    if not SHARED.is_dir():
+        pytest.skip(f"no shared material at {SHARED} (RUNNER_SHARED names another place)")
+    return SHARED
 
 
 @pytest.fixture

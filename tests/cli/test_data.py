@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.command import REPOSITORY
+
 pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
 
 Command = Callable[..., Any]
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 JOB = """
 model: builtin:smollm2-135m-instruct
 data:

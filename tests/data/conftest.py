@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,24 +11,16 @@ from typing import Any
 import pytest
 
 from runner.common.caches import cache_folder
+from tests.support.command import SHARED
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 USERS_CACHE = cache_folder()
 """As it is before a test has one of its own, where the demo model would be made anew."""
-SHARED = Path(os.environ.get("RUNNER_SHARED", REPOSITORY.parent / "shared"))
 
 CHATML = (
     "{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip(f"no shared material at {SHARED} (RUNNER_SHARED names another place)")
-    return SHARED
 
 
 _LOADED: dict[str, Any] = {}

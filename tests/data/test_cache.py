@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.data.cache import MANIFEST, is_whole, make_once
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.command import REPOSITORY
 
 
 def fill(folder: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +10,7 @@ from hypothesis import strategies as st
 
 from runner.data.keys import KEY_BYTES, draw_numbers, normalised, row_keys
 from runner.data.messages import Message
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.command import REPOSITORY
 
 
 def chat(*contents: str) -> list[Message]:

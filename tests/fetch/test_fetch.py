@@ -21,9 +21,9 @@ from runner.fetch.files import RemoteFile, data_files, needed, weights
 from runner.fetch.progress import FileProgress
 from runner.fetch.refusals import said
 from runner.plans.sources import fetched_rows, find_model
+from tests.support.command import REPOSITORY
 from tests.testbed.hub import RIGHT_TOKEN, FakeHub, Repository, serve, surroundings
 
-ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
 PATIENCE_SECONDS = 600.0
 """How long what will come is waited for, on whatever machine."""
@@ -80,7 +80,7 @@ def start(*wanted: dict[str, Any]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
+        cwd=REPOSITORY,
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps({"quiet": False, "wanted": wanted}))

@@ -22,7 +22,7 @@ from runner.jobs.load import LoadedJob
 from runner.launch import prepare_smokes as preparing
 from runner.launch.calibrate import ENOUGH_SMALL
 from runner.launch.vram import versions_at
-from tests.conftest import REPOSITORY
+from tests.support.command import REPOSITORY
 from tests.support.forked import forks_for_modules
 
 JOB = """model: org/{name}

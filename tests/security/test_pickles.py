@@ -25,12 +25,12 @@ from runner.engines.inputs import relocated
 from runner.runs import checkpoints
 from runner.runs.folder import RunFolder
 from tests.engines.sft.in_process import Interruptions, make_rows, plan_of, run
+from tests.support.command import REPOSITORY
 from tests.support.preloaded import preloaded
 from tests.support.soaking import examples
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Runs:
@@ -186,7 +186,7 @@ def test_every_load_of_a_process_builds_tensors_alone_whatever_a_library_asks_fo
         "import sys, torch\nfrom runner.common.tensors_only import load_tensors_only\n"
         "load_tensors_only()\ntorch.load(sys.argv[1], weights_only=False)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     environment.pop(tensors_only.FORCED, None)
     if said is not None:
         environment[tensors_only.FORBIDDEN] = said
@@ -202,7 +202,7 @@ def test_every_load_of_a_process_builds_tensors_alone_whatever_a_library_asks_fo
 
 
 def launch(folder: RunFolder, *arguments: str) -> tuple[int, str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         ["bash", str(folder.path / "launch.sh"), *arguments],
         env=environment,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-MODULES = sorted((ROOT / "runner").rglob("*.py"))
+from tests.support.command import REPOSITORY
+
+MODULES = sorted((REPOSITORY / "runner").rglob("*.py"))
 
 PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 SHELLS = {
@@ -192,7 +193,7 @@ RULES: list[tuple[Callable[[ast.AST], Found], list[str]]] = [
 def test_no_module_of_runner(rule: Callable[[ast.AST], Found]) -> None:
     assert len(MODULES) > 200
     found = [
-        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:80]}"  # type: ignore[attr-defined]
+        f"{path.relative_to(REPOSITORY)}:{node.lineno}: {ast.unparse(node)[:80]}"  # type: ignore[attr-defined]
         for path in MODULES
         for node in rule(ast.parse(path.read_text(encoding="utf-8")))
     ]
@@ -240,18 +241,20 @@ UPSTREAM = "runner/engines/mgm/stages"
 def entry_points() -> list[Path]:
     """Modules of the engine that are started as a process."""
     places = [
-        path for name in ("engines", "fetch") for path in (ROOT / "runner" / name).rglob("*.py")
+        path
+        for name in ("engines", "fetch")
+        for path in (REPOSITORY / "runner" / name).rglob("*.py")
     ]
     return sorted(
         path
         for path in places
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
-        and not path.is_relative_to(ROOT / UPSTREAM)
-        and str(path.relative_to(ROOT)) not in OTHERS
+        and not path.is_relative_to(REPOSITORY / UPSTREAM)
+        and str(path.relative_to(REPOSITORY)) not in OTHERS
     )
 
 
-@pytest.mark.parametrize("path", entry_points(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", entry_points(), ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_each_process_of_the_engine_begins_by_forbidding_pickles(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     main = next(
@@ -272,6 +275,6 @@ def test_there_are_such_processes() -> None:
 
 
 def test_the_training_processes_have_it_from_the_launch_script_too() -> None:
-    text = (ROOT / "shell" / "launch.sh.j2").read_text(encoding="utf-8")
+    text = (REPOSITORY / "shell" / "launch.sh.j2").read_text(encoding="utf-8")
     assert "export TORCH_FORCE_WEIGHTS_ONLY_LOAD=1" in text
     assert "unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in text

@@ -1,4 +1,4 @@
-"""The `runner` command, called in this process; and where the repository lies.
+"""The `runner` command, called in this process; where the repository and the shared material lie.
 
 May import the standard library; runner when called.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("RUNNER_SHARED", REPOSITORY.parent / "shared"))
+"""Real data, models and tokenizers; not everywhere."""
 
 
 @dataclass(frozen=True)

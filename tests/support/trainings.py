@@ -5,16 +5,13 @@ May import pytest and tests.support.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.support.command import REPOSITORY
+from tests.support.command import SHARED
 from tests.support.shared_runs import made_once
 from tests.support.workplace import Workplace
-
-SHARED = Path(os.environ.get("RUNNER_SHARED", REPOSITORY.parent / "shared"))
 
 
 @pytest.fixture(scope="session")

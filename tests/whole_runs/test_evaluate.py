@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from sklearn import metrics as sklearn
 
+from tests.support.command import SHARED
 from tests.support.engine_forks import call_here, preloaded, train_here
-from tests.support.trainings import SHARED
 from tests.support.workplace import Finished, Workplace, lines
 
 pytestmark = pytest.mark.e2e

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from runner.jobs.load import list_jobs
 from runner.runs import checkpoints
-from tests.support.trainings import SHARED
+from tests.support.command import SHARED
 from tests.support.workplace import Workplace, lines, processes_of, termination, wait_gone
 
 SEVEN = {

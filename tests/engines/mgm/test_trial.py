@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.support.command import REPOSITORY
 
 
 def test_another_loss_than_the_pages_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     import mgm_trial
 
-    page = (ROOT / "docs/mgm.md").read_text()
+    page = (REPOSITORY / "docs/mgm.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| losses of ")]
     assert len(rows) == 2
     assert mgm_trial.differences(rows, page) == []
@@ -31,7 +30,7 @@ def test_the_real_toolkit_trains_merges_and_loads_on_a_cpu() -> None:
     toolkit = os.environ.get("MGM_TOOLKIT")
     if not toolkit:
         pytest.skip("MGM_TOOLKIT does not name the toolkit's folder (docs/mgm.md)")
-    script, page = ROOT / "benchmarks/mgm_trial.sh", ROOT / "docs/mgm.md"
+    script, page = REPOSITORY / "benchmarks/mgm_trial.sh", REPOSITORY / "docs/mgm.md"
     work = os.environ.get("MGM_TRIAL", "/tmp/mgm-trial")
     done = subprocess.run(
         ["bash", script, toolkit, work, "--compare", page],
